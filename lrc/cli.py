@@ -1,0 +1,195 @@
+"""The command line: one function a verb, tyro makes flags and help of it, errors become exit codes."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import tyro
+
+from lrc.errors import LrcError
+
+Positional = tyro.conf.Positional
+PROGRAM = "lrc"
+
+
+def demo_verb(
+    overrides: Positional[tuple[str, ...]] = (), /, *, overwrite: bool = False, dry_run: bool = False
+) -> None:
+    """Clone the embedded 135 M teacher to half its width on this CPU, score it and show a report.
+
+    Args:
+        overrides: Changes to the demo's recipe, section.key=value.
+        overwrite: Delete an earlier demo first (default: go on where it was).
+        dry_run: Fetch teacher and text, check everything, then stop.
+    """
+    from lrc.verbs.demo import demo
+
+    demo(overrides, overwrite=overwrite, dry_run=dry_run)
+
+
+def train_verb(
+    recipe: Positional[Path],
+    overrides: Positional[tuple[str, ...]] = (),
+    /,
+    *,
+    resume: str | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Train a student's projections.
+
+    Args:
+        recipe: YAML file; see configs/recipes and docs/formats.md.
+        overrides: Changes, section.key=value.
+        resume: "auto" for the newest checkpoint of the run, or a checkpoint folder.
+        overwrite: Delete an earlier training of this run first.
+        dry_run: Check recipe, teacher and data, then stop.
+    """
+    from lrc.config import load_recipe
+    from lrc.verbs.train import train
+
+    train(load_recipe(recipe, overrides), resume=resume, overwrite=overwrite, dry_run=dry_run)
+
+
+def convert_verb(
+    checkpoint: Positional[Path],
+    out: Positional[Path],
+    /,
+    *,
+    teacher: str | None = None,
+    dtype: str = "teacher",
+    max_shard_bytes: int = 5_000_000_000,
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Merge a checkpoint into a plain Hugging Face folder and prove that it is the same model.
+
+    Args:
+        checkpoint: checkpoint-N folder or its model.safetensors.
+        out: Folder of the student.
+        teacher: Where the teacher lies now, if not where it was trained.
+        dtype: teacher (as stored), float32, bfloat16 or float16.
+        max_shard_bytes: Largest weights file.
+        trust_remote_code: Run code that comes with the teacher.
+        overwrite: Replace the folder.
+        dry_run: Check everything, write nothing.
+    """
+    from lrc.verbs.convert import convert
+
+    convert(
+        checkpoint,
+        out,
+        teacher=teacher,
+        dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+        trust_remote_code=trust_remote_code,
+        overwrite=overwrite,
+        dry_run=dry_run,
+    )
+    print(out)
+
+
+def evaluate_verb(
+    model: Positional[str],
+    /,
+    *,
+    held_out: str,
+    out: Path,
+    teacher: str | None = None,
+    tokens: int = 16_384,
+    sequence_length: int = 512,
+    samples: int = 4,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Score a model folder on held-out text, beside its teacher if one is named.
+
+    Args:
+        model: Folder or hub id.
+        held_out: JSON lines with text or input_ids: file, folder or glob ("embedded:held-out": the demo's).
+        out: Folder that results.json is written to.
+        teacher: Folder or hub id to compare with.
+        tokens: Held-out tokens.
+        sequence_length: Window of the scored text.
+        samples: Prompts continued by both models.
+        overwrite: Replace earlier results.
+        dry_run: Check everything, write nothing.
+    """
+    from lrc.config import EvaluateConfig
+    from lrc.report.terminal import print_scorecard
+    from lrc.verbs.evaluate import evaluate
+
+    settings = EvaluateConfig(tokens=tokens, sequence_length=sequence_length, samples=samples)
+    results = evaluate(
+        model, out=out, held_out=held_out, teacher=teacher, settings=settings, overwrite=overwrite, dry_run=dry_run
+    )
+    if not dry_run:
+        print_scorecard(results)
+
+
+def report_verb(run: Positional[Path], /) -> None:
+    """Make one HTML page of everything that a run's verbs wrote.
+
+    Args:
+        run: The run folder.
+    """
+    from lrc.verbs.report import report
+
+    print(report(run))
+
+
+def chat_verb(
+    model: Positional[str],
+    /,
+    *,
+    prompt: str | None = None,
+    max_new_tokens: int = 200,
+    temperature: float = 0.0,
+    system: str | None = None,
+) -> None:
+    """Talk with a model folder.
+
+    Args:
+        model: Folder or hub id.
+        prompt: Answer this and end; without it a conversation starts.
+        max_new_tokens: Longest answer.
+        temperature: 0 is greedy.
+        system: System message.
+    """
+    from lrc.verbs.chat import chat
+
+    chat(model, prompt=prompt, max_new_tokens=max_new_tokens, temperature=temperature, system=system)
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "demo": demo_verb,
+    "train": train_verb,
+    "convert": convert_verb,
+    "evaluate": evaluate_verb,
+    "report": report_verb,
+    "chat": chat_verb,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; returns 0, 1 (failed) or 2 (bad input). `LRC_DEBUG=1` shows tracebacks of explained errors too."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(VERBS, prog=PROGRAM, args=arguments, description=_DESCRIPTION)
+    except LrcError as error:
+        if os.environ.get("LRC_DEBUG"):
+            traceback.print_exc()
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+_DESCRIPTION = "Low-Rank Clone: turn a big open-weight language model into a small one."
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""LM and KL losses straight from hidden states, in float32, a chunk of positions at a time.
+
+A `[tokens, vocabulary]` tensor never exists: each chunk's logits are formed for both models, reduced to the two
+losses, turned into the gradient, and dropped. The gradient is formed in the forward pass, so backward only scales it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORED_LABEL = -100
+CHUNK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadWeights:
+    """What the two heads' losses are worth in the objective, and how logits are made.
+
+    The objective's head part is `lm * LM_sum + kl * KL_sum`, sums over labelled positions in nats.
+    """
+
+    lm: float
+    kl: float
+    temperature: float = 1.0
+    softcap: float | None = None
+    """Logits are `softcap * tanh(x / softcap)` (Gemma); None: plain."""
+
+
+def head_losses(
+    student: Tensor,
+    teacher: Tensor,
+    student_head: Tensor,
+    teacher_head: Tensor,
+    labels: Tensor,
+    *,
+    weights: HeadWeights,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the head's part of the objective and its two losses.
+
+    LM is the student's cross entropy; KL is KL(teacher || student) of softmax(logits / T) over the vocabulary
+    (paper, equation 6), not multiplied by `T^2`. Positions with label -100 count nowhere.
+
+    Args:
+        student: `[positions, d_S]` hidden states after the student's last norm.
+        teacher: `[positions, d_T]`, no gradient.
+        student_head: `[vocabulary, d_S]` merged head.
+        teacher_head: `[vocabulary, d_T]`, no gradient.
+        labels: `[positions]` next token of each position, or -100.
+        weights: Weights, temperature, soft-cap.
+        chunk: Positions a chunk; None takes about 64 MiB of logits.
+
+    Returns:
+        `lm * LM_sum + kl * KL_sum`, a scalar with gradient to `student` and `student_head`; then LM and KL of each
+        position, `[positions]`, without gradient and 0 where the label is -100. All in float32 (float64 for float64
+        inputs).
+    """
+    if chunk is None:
+        chunk = max(1, CHUNK_BYTES // (4 * student_head.shape[0]))
+    result: tuple[Tensor, Tensor, Tensor] = _HeadLosses.apply(
+        student, student_head, teacher, teacher_head, labels, weights, chunk
+    )
+    return result
+
+
+def softcapped(logits: Tensor, softcap: float | None) -> Tensor:
+    """Return `softcap * tanh(logits / softcap)`, or the logits unchanged."""
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+class _HeadLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        student_head: Tensor,
+        teacher: Tensor,
+        teacher_head: Tensor,
+        labels: Tensor,
+        weights: HeadWeights,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        exact = torch.float64 if student.dtype == torch.float64 else torch.float32
+        head_s, head_t = student_head.to(exact), teacher_head.to(exact)
+        lm = torch.zeros(student.shape[0], dtype=exact, device=student.device)
+        kl = torch.zeros_like(lm)
+        needs_hidden, needs_head = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        grad_hidden = torch.zeros(student.shape, dtype=exact, device=student.device) if needs_hidden else None
+        grad_head = torch.zeros(head_s.shape, dtype=exact, device=student.device) if needs_head else None
+        for start in range(0, student.shape[0], chunk):
+            rows = slice(start, start + chunk)
+            hidden = student[rows].to(exact)
+            logits = softcapped(hidden @ head_s.T, weights.softcap)
+            teacher_logits = softcapped(teacher[rows].to(exact) @ head_t.T, weights.softcap)
+            needs_grad = needs_hidden or needs_head
+            lm[rows], kl[rows], grad = _chunk_losses(logits, teacher_logits, labels[rows], weights, needs_grad)
+            if grad is not None and weights.softcap is not None:
+                grad *= 1 - (logits / weights.softcap).square()
+            if grad is not None and grad_hidden is not None:
+                grad_hidden[rows] = grad @ head_s
+            if grad is not None and grad_head is not None:
+                grad_head.addmm_(grad.T, hidden)
+        ctx.save_for_backward(
+            None if grad_hidden is None else grad_hidden.to(student.dtype),
+            None if grad_head is None else grad_head.to(student_head.dtype),
+        )
+        ctx.mark_non_differentiable(lm, kl)
+        return weights.lm * lm.sum() + weights.kl * kl.sum(), lm, kl
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_head = ctx.saved_tensors
+        scale = grads[0]
+        return (
+            None if grad_hidden is None else grad_hidden * scale.to(grad_hidden.dtype),
+            None if grad_head is None else grad_head * scale.to(grad_head.dtype),
+            *[None] * 5,
+        )
+
+
+def _chunk_losses(
+    logits: Tensor, teacher_logits: Tensor, labels: Tensor, weights: HeadWeights, needs_grad: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One chunk's LM and KL, `[chunk]`, and the objective's gradient with respect to `logits`."""
+    temperature = weights.temperature
+    valid = labels != IGNORED_LABEL
+    targets = labels.where(valid, 0)
+    mask = valid.to(logits.dtype)
+    log_p = torch.log_softmax(logits, -1)
+    lm = -log_p.gather(-1, targets[:, None])[:, 0] * mask
+    log_q = log_p if temperature == 1 else torch.log_softmax(logits / temperature, -1)
+    teacher_log_q = torch.log_softmax(teacher_logits / temperature, -1)
+    teacher_q = teacher_log_q.exp()
+    kl = (teacher_q * (teacher_log_q - log_q)).sum(-1) * mask
+    if not needs_grad:
+        return lm, kl, None
+    grad = teacher_q.neg_().add_(log_q.exp()).mul_(weights.kl / temperature)
+    if weights.lm:
+        grad.add_(log_p.exp(), alpha=weights.lm)
+        grad.scatter_add_(-1, targets[:, None], torch.full_like(mask, -weights.lm)[:, None])
+    return lm, kl, grad.mul_(mask[:, None])

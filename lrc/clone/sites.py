@@ -1,0 +1,91 @@
+"""Sites: the words for what is projected, who shares a projection, and where student and teacher are compared.
+
+Everything here is plain data. `models/discovery.py` fills it in for an architecture; `models/pair.py` trains it.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["reader", "writer"]
+StageKind = Literal["attn", "mlp"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectedTensor:
+    """One teacher tensor that is merged with a projection."""
+
+    name: str
+    """Parameter name in the stock model, for example `model.layers.0.self_attn.q_proj.weight`."""
+    role: Role
+    axis: int
+    """The axis that is as wide as the residual stream."""
+
+    @property
+    def module(self) -> str:
+        """Name of the module that owns the tensor."""
+        return self.name.rpartition(".")[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One read-compute-write of a layer: the readers that share an input and the writers that answer.
+
+    All names are module names relative to the layer.
+    """
+
+    kind: StageKind
+    readers: tuple[str, ...]
+    writers: tuple[str, ...]
+    norm: str | None
+    """The norm that makes the readers' input; its own input is the residual stream."""
+    post_norm: str | None
+    """The norm on a writer's output before it joins the residual stream (Gemma 3), if any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """Which readers share a projection (published flags `use_all_attn`, `use_in_out_mlp`, `tie_word_emb_proj`)."""
+
+    attention_projections: Literal["all", "io"] = "all"
+    ffn_projections: Literal["all", "io"] = "all"
+    tie_embedding_projection: bool = False
+
+    def shares_input(self, kind: StageKind) -> bool:
+        """Whether the readers of such a stage share one projection (`io`)."""
+        return (self.attention_projections if kind == "attn" else self.ffn_projections) == "io"
+
+
+def projection_of(module: str, stage: Stage, variant: Variant) -> str:
+    """Name the projection of a reader or writer module, relative to its layer.
+
+    Args:
+        module: A member of `stage.readers` or `stage.writers`.
+        stage: The stage that the module belongs to.
+        variant: `io` stages have one projection for all their readers, named after the readers' parent.
+    """
+    if module in stage.readers and variant.shares_input(stage.kind):
+        return f"{module.rpartition('.')[0]}.input"
+    return module
+
+
+def clone_terms(stage: Stage, variant: Variant) -> dict[str, str]:
+    """List a stage's clone terms: term name -> the module (relative to the layer) it is measured at.
+
+    `all` stages compare each reader's output, `io` stages the lifted input (measured at the first reader); every
+    stage compares its writers' outputs. One writer gives `attn-out` / `mlp-out`; a second one adds its own name.
+    """
+    terms = {}
+    if variant.shares_input(stage.kind):
+        terms[f"{stage.kind}-in"] = stage.readers[0]
+    else:
+        for reader in stage.readers:
+            terms[f"{stage.kind}-{short_name(reader)}"] = reader
+    for position, writer in enumerate(stage.writers):
+        suffix = "out" if position == 0 else f"out-{short_name(writer)}"
+        terms[f"{stage.kind}-{suffix}"] = writer
+    return terms
+
+
+def short_name(module: str) -> str:
+    """`self_attn.q_proj` -> `q`."""
+    return module.rpartition(".")[2].removesuffix("_proj")

@@ -1,0 +1,314 @@
+"""The recipe: one YAML file, one typed tree of frozen dataclasses, a section a verb.
+
+`load_recipe` reads the file, applies `key=value` overrides, checks each field's type and then the whole
+(`validate`). Every verb gets the resulting `Recipe`; nothing else in the package parses YAML.
+"""
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import (
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from lrc.errors import ConfigError
+
+ProjectionSharing = Literal["all", "io"]
+StartMethod = Literal["random", "channel", "pca", "calibrated"]
+ComputeDtype = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """Shape of the student and of its projections."""
+
+    hidden_size: int = MISSING
+    """Width `d_S` of the student's residual stream; the teacher's is `d_T` and must be larger."""
+    attention_projections: ProjectionSharing = "all"
+    """`all`: one projection for each of q, k, v. `io`: q, k, v share one (METHOD.md section 2)."""
+    ffn_projections: ProjectionSharing = "all"
+    """`all`: one projection for each of gate, up. `io`: they share one."""
+    tie_embedding_projection: bool = False
+    """Embedding and head share one projection; the student's head is tied if the teacher's is too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """Start values of the projections and norm gains."""
+
+    method: StartMethod = "calibrated"
+    """`random`: N(0, 0.02), published. `channel`: RED. `pca`: top principal directions. `calibrated`: closed form."""
+    tokens: int = 65_536
+    """Calibration tokens, taken from the front of the training data (`random` needs none)."""
+    outlier_channels: int = 0
+    """Channels of the teacher's stream kept as identity columns of the basis, those with the largest mean square."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """total = lm_weight * LM + kl_weight * KL + clone_weight * sum of the clone terms (METHOD.md section 2)."""
+
+    temperature: float = 1.0
+    """Softmax temperature `T` of the KL term."""
+    kl_reduction: Literal["token_mean", "published"] = "token_mean"
+    """`token_mean`: mean over positions times `T^2`. `published`: sum over positions / sequences, no `T^2`."""
+    lm_weight: float = 0.0
+    """Weight of the next-token cross entropy (published: 1)."""
+    kl_weight: float = 1.0
+    """Weight of KL(teacher || student) (published: 1)."""
+    clone_weight: float = 0.2
+    """Weight `alpha` of the summed clone terms (published: 0.2 to 0.5, on raw errors)."""
+    clone_error: Literal["relative", "raw"] = "relative"
+    """`relative`: squared error over the teacher's mean square, per position. `raw`: mean squared error, published."""
+    clone_reduction: Literal["mean", "sum"] = "mean"
+    """Over layers and clone points: `mean`, or `sum` as published."""
+    attention_output_space: Literal["student", "teacher"] = "student"
+    """Where attention outputs are compared: `student` (paper) or `teacher`, before the projection (published code)."""
+    without: tuple[str, ...] = ()
+    """Clone terms left out, for example `attn-q` or `mlp-out`; `all` leaves out every one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What the run reads: JSON lines with `input_ids`, or with `text`, tokenised by the teacher's tokenizer."""
+
+    train: str = MISSING
+    """File, folder or glob of training rows."""
+    held_out: str | None = None
+    """File, folder or glob of held-out rows; None: no held-out measures during training."""
+    sequence_length: int = 512
+    """Positions a training sequence has; longer rows are cut, shorter ones padded."""
+    held_out_tokens: int = 8_192
+    """Tokens of `held_out` scored at the start and during training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The distillation loop."""
+
+    max_steps: int = MISSING
+    """Optimiser steps."""
+    batch_size: int = 4
+    """Sequences of one micro-batch on one process."""
+    gradient_accumulation_steps: int = 1
+    """Micro-batches of one optimiser step."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of the projections and gains (published: 1e-4 and 6.7e-5)."""
+    schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
+    """After warm-up: linear or cosine decay to 0, warmup-stable-decay, or constant."""
+    warmup_ratio: float = 0.005
+    """Share of the steps that the learning rate rises over (published: 0.005)."""
+    decay_ratio: float = 0.2
+    """Share of the steps at the end that `wsd` decays over."""
+    beta1: float = 0.9
+    """AdamW's first-moment decay (published: 0.9)."""
+    beta2: float = 0.999
+    """AdamW's second-moment decay (published: 0.999)."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay (published: 0)."""
+    max_grad_norm: float = 1.0
+    """Gradient norm that larger ones are scaled down to (published: 1)."""
+    log_steps: int = 10
+    """Optimiser steps between two lines of `metrics.jsonl`."""
+    save_steps: int = 500
+    """Optimiser steps between two checkpoints; the last step always writes one."""
+    save_total_limit: int | None = 2
+    """Checkpoints kept, the newest; None: all."""
+    evaluate_steps: int | None = None
+    """Optimiser steps between two held-out measures; None: quarters of the run."""
+    seed: int = 0
+    """Seeds the random start and the order of the data."""
+    compute_dtype: ComputeDtype = "auto"
+    """Dtype of both models' forward; trained tensors stay float32. `auto`: bfloat16 where it is the faster, measured."""
+    activation_checkpointing: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; `auto` takes a GPU if there is one."""
+    trackers: tuple[str, ...] = ()
+    """Accelerate trackers beside `metrics.jsonl`: tensorboard, wandb, trackio."""
+    tags: tuple[str, ...] = ()
+    """Labels handed to the trackers."""
+    log_data_classes: bool = False
+    """Log the LM loss of each data class (published flag `check_data_cls_loss`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """The exported student."""
+
+    dtype: Literal["teacher", "float32", "bfloat16", "float16"] = "teacher"
+    """Dtype of the exported weights; `teacher`: as the teacher's folder has them."""
+    max_shard_bytes: int = 5_000_000_000
+    """Largest safetensors file written, in bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """The scorecard."""
+
+    tokens: int = 16_384
+    """Held-out tokens scored."""
+    sequence_length: int = 512
+    """Window of the scored text; windows do not overlap."""
+    samples: int = 4
+    """Prompts that both models continue greedily."""
+    sample_tokens: int = 40
+    """New tokens of each continuation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything one run needs, from teacher to report."""
+
+    run: str = MISSING
+    """The run folder; each verb writes its own folder below it."""
+    teacher: str = MISSING
+    """Folder or hub id of the teacher; `embedded:smollm2-135m-instruct` is the one that `lrc demo` fetches."""
+    trust_remote_code: bool = False
+    """Let transformers run code that comes with the teacher."""
+    student: StudentConfig = field(default_factory=StudentConfig)
+    start: StartConfig = field(default_factory=StartConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    convert: ConvertConfig = field(default_factory=ConvertConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe file, apply overrides and check the result.
+
+    Args:
+        path: The YAML file.
+        overrides: `section.key=value` strings, later ones win.
+
+    Raises:
+        ConfigError: The file is missing or not YAML, a key is unknown (the nearest name is given), a value has
+            the wrong type, a required key is missing, or values contradict each other.
+    """
+    if not path.is_file():
+        raise ConfigError(f"The recipe must be a YAML file, but {path} is not one. Look in configs/recipes.")
+    try:
+        values = OmegaConf.load(path)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"The recipe {path} can't be read as YAML: {error}") from error
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"An override must look like section.key=value, found {override!r}.")
+    return _resolve([values, OmegaConf.from_dotlist(list(overrides))], origin=str(path))
+
+
+def recipe_from_dict(values: dict[str, Any], *, origin: str) -> Recipe:
+    """Build and check a recipe from nested plain values; `origin` names their source in errors."""
+    return _resolve([OmegaConf.create(values)], origin=origin)
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as nested plain values that `recipe_from_dict` takes back (tuples become lists)."""
+    plain: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(recipe), resolve=True)  # type: ignore[assignment]
+    return plain
+
+
+def _resolve(layers: list[Any], *, origin: str) -> Recipe:
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Recipe), *layers)
+        recipe = OmegaConf.to_object(merged)
+    except ConfigKeyError as error:
+        raise ConfigError(_unknown_key_message(error, origin)) from error
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{origin}: the required key {error.full_key!r} is missing.") from error
+    except ValidationError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{origin}: {error.full_key}: {reason}") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{origin}: {str(error).splitlines()[0]}") from error
+    assert isinstance(recipe, Recipe)
+    validate(recipe, origin=origin)
+    return recipe
+
+
+def _unknown_key_message(error: ConfigKeyError, origin: str) -> str:
+    known = _known_keys(Recipe)
+    unknown = str(error.full_key)
+    leaf = unknown.rsplit(".", 1)[-1]
+    by_leaf = {key: key.rsplit(".", 1)[-1] for key in known}
+    near = difflib.get_close_matches(unknown, known, n=1) or [
+        key for key, name in by_leaf.items() if name in difflib.get_close_matches(leaf, by_leaf.values(), n=1)
+    ]
+    hint = f" Did you mean {near[0]!r}?" if near else f" Known keys: {', '.join(sorted(known))}."
+    return f"{origin}: unknown key {unknown!r}.{hint}"
+
+
+def _known_keys(section: Any, prefix: str = "") -> list[str]:
+    keys = []
+    for entry in dataclasses.fields(section):
+        name = f"{prefix}{entry.name}"
+        keys.append(name)
+        if dataclasses.is_dataclass(entry.type):
+            keys += _known_keys(entry.type, f"{name}.")
+    return keys
+
+
+def validate(recipe: Recipe, *, origin: str) -> None:
+    """Check what the types can't say, and report every problem at once.
+
+    Raises:
+        ConfigError: With one line a problem.
+    """
+    positive = {
+        "student.hidden_size": recipe.student.hidden_size,
+        "data.sequence_length": recipe.data.sequence_length,
+        "data.held_out_tokens": recipe.data.held_out_tokens,
+        "start.tokens": recipe.start.tokens,
+        "objective.temperature": recipe.objective.temperature,
+        "train.max_steps": recipe.train.max_steps,
+        "train.batch_size": recipe.train.batch_size,
+        "train.gradient_accumulation_steps": recipe.train.gradient_accumulation_steps,
+        "train.learning_rate": recipe.train.learning_rate,
+        "train.max_grad_norm": recipe.train.max_grad_norm,
+        "train.log_steps": recipe.train.log_steps,
+        "train.save_steps": recipe.train.save_steps,
+        "train.save_total_limit": recipe.train.save_total_limit,
+        "train.evaluate_steps": recipe.train.evaluate_steps,
+        "convert.max_shard_bytes": recipe.convert.max_shard_bytes,
+        "evaluate.tokens": recipe.evaluate.tokens,
+        "evaluate.sequence_length": recipe.evaluate.sequence_length,
+    }
+    not_negative = {
+        "objective.lm_weight": recipe.objective.lm_weight,
+        "objective.kl_weight": recipe.objective.kl_weight,
+        "objective.clone_weight": recipe.objective.clone_weight,
+        "start.outlier_channels": recipe.start.outlier_channels,
+        "train.weight_decay": recipe.train.weight_decay,
+        "evaluate.samples": recipe.evaluate.samples,
+    }
+    shares = {"train.warmup_ratio": recipe.train.warmup_ratio, "train.decay_ratio": recipe.train.decay_ratio}
+    problems = [
+        f"{key} must be a finite number above 0, found {value}"
+        for key, value in positive.items()
+        if value is not None and not (value > 0 and math.isfinite(value))
+    ]
+    problems += [
+        f"{key} must be a finite number of at least 0, found {value}"
+        for key, value in not_negative.items()
+        if not (value >= 0 and math.isfinite(value))
+    ]
+    problems += [f"{key} must lie in 0..1, found {value}" for key, value in shares.items() if not 0 <= value <= 1]
+    if recipe.objective.lm_weight == recipe.objective.kl_weight == recipe.objective.clone_weight == 0:
+        problems.append("objective: at least one of lm_weight, kl_weight, clone_weight must be above 0")
+    if recipe.start.outlier_channels > recipe.student.hidden_size:
+        problems.append(
+            f"start.outlier_channels must be at most student.hidden_size = {recipe.student.hidden_size}, "
+            f"found {recipe.start.outlier_channels}"
+        )
+    if problems:
+        raise ConfigError(f"{origin}: " + "; ".join(problems) + ".")

@@ -1,0 +1,1 @@
+"""Rows of text or token ids, turned into the batches that training and scoring read."""

@@ -1,0 +1,99 @@
+"""JSON lines on disk, read by number: an index of line starts, one parsed row at a time, errors that name the line.
+
+The published format is one `{"input_ids": [...], "data_cls": "general"}` a line; rows with `text` serve as raw text.
+"""
+
+import glob
+import json
+import mmap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lrc.errors import DataError
+
+
+def resolve_files(source: str) -> list[Path]:
+    """List the JSONL files that a file name, folder or glob stands for, sorted.
+
+    Raises:
+        DataError: There is none.
+    """
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(path.glob("*.jsonl"))
+    elif path.is_file():
+        files = [path]
+    else:
+        files = sorted(Path(name) for name in glob.glob(source, recursive=True))
+    if not files:
+        raise DataError(f"Data must be a .jsonl file, a folder of them or a glob, but {source!r} matches no file.")
+    return files
+
+
+class JsonLines:
+    """Rows of one or more JSONL files by number; only the line starts are held in memory."""
+
+    def __init__(self, source: str) -> None:
+        """Index the files of `source`.
+
+        Raises:
+            DataError: No file, an empty file, an empty line, or a last line that was cut off.
+        """
+        self.files = resolve_files(source)
+        self._starts = [_line_starts(path) for path in self.files]
+        self._first = np.cumsum([0, *(len(starts) - 1 for starts in self._starts)])
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def where(self, row: int) -> str:
+        """Name a row for an error: `file:line`, lines from 1."""
+        file = int(np.searchsorted(self._first, row, side="right")) - 1
+        return f"{self.files[file]}:{row - int(self._first[file]) + 1}"
+
+    def read(self, row: int) -> dict[str, Any]:
+        """Parse one row.
+
+        Raises:
+            DataError: The line is not a JSON object.
+        """
+        file = int(np.searchsorted(self._first, row, side="right")) - 1
+        inner = row - int(self._first[file])
+        start, end = self._starts[file][inner : inner + 2]
+        with self.files[file].open("rb") as handle:
+            handle.seek(start)
+            line = handle.read(end - start)
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{self.where(row)}: the line must be a JSON object, but it is not: {error}.") from error
+        if not isinstance(value, dict):
+            raise DataError(f"{self.where(row)}: the line must be a JSON object, found {type(value).__name__}.")
+        return value
+
+
+def _line_starts(path: Path) -> np.ndarray:
+    """Byte offset of each line and of the end of the file; checks for empty and cut lines on the way."""
+    size = path.stat().st_size
+    if size == 0:
+        raise DataError(f"{path} is empty. It must hold one JSON object a line.")
+    with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        pieces = []
+        step = 1 << 26
+        for begin in range(0, size, step):
+            block = np.frombuffer(view[begin : begin + step], dtype=np.uint8)
+            pieces.append(np.flatnonzero(block == 0x0A) + begin + 1)
+        ends = np.concatenate(pieces)
+        if not len(ends) or ends[-1] != size:
+            ends = np.append(ends, size)
+        starts = np.concatenate([[0], ends])
+        lengths = np.diff(starts)
+        for line in np.flatnonzero(lengths <= 2):
+            if not view[starts[line] : starts[line + 1]].strip():
+                raise DataError(f"{path}:{line + 1}: empty line. Every line must hold one JSON object.")
+        last = view[starts[-2] : size].strip()
+        if not last.endswith(b"}"):
+            raise DataError(f"{path}:{len(lengths)}: the last line was cut off. Write the file anew.")
+    return starts.astype(np.int64)

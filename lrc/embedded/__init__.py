@@ -1,0 +1,1 @@
+"""The demo's teacher and text, each taken once from a Python package into the user's cache."""

@@ -1,0 +1,100 @@
+"""How near a student's next-token distributions are to its teacher's: one formula for training, start and scorecard."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lrc.clone.head import CHUNK_BYTES, IGNORED_LABEL, softcapped
+from lrc.models.pair_model import PairModel
+
+
+@dataclass
+class Agreement:
+    """Sums over labelled positions; the properties are means. Natural logs, temperature 1, float32 logits."""
+
+    positions: int = 0
+    kl_sum: float = 0.0
+    cross_entropy_sum: float = 0.0
+    teacher_cross_entropy_sum: float = 0.0
+    top1_hits: int = 0
+    top5_hits: int = 0
+
+    @property
+    def kl(self) -> float:
+        """Mean KL(teacher || student), nats."""
+        return self.kl_sum / max(1, self.positions)
+
+    @property
+    def cross_entropy(self) -> float:
+        """Mean cross entropy of the student, nats."""
+        return self.cross_entropy_sum / max(1, self.positions)
+
+    @property
+    def teacher_cross_entropy(self) -> float:
+        """Mean cross entropy of the teacher, nats."""
+        return self.teacher_cross_entropy_sum / max(1, self.positions)
+
+    @property
+    def top1_agreement(self) -> float:
+        """Share of positions where both models' first choice is the same token."""
+        return self.top1_hits / max(1, self.positions)
+
+    @property
+    def top5_agreement(self) -> float:
+        """Share of positions where the teacher's first choice is among the student's first five."""
+        return self.top5_hits / max(1, self.positions)
+
+    def add(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> None:
+        """Add positions: logits `[positions, vocabulary]`, labels `[positions]` with -100 for none."""
+        keep = labels != IGNORED_LABEL
+        student, teacher, labels = student_logits[keep].float(), teacher_logits[keep].float(), labels[keep]
+        log_p, log_t = torch.log_softmax(student, -1), torch.log_softmax(teacher, -1)
+        best = teacher.argmax(-1, keepdim=True)
+        few = min(5, student.shape[-1])
+        self.positions += labels.numel()
+        self.kl_sum += float((log_t.exp() * (log_t - log_p)).sum())
+        self.cross_entropy_sum -= float(log_p.gather(-1, labels[:, None]).sum())
+        self.teacher_cross_entropy_sum -= float(log_t.gather(-1, labels[:, None]).sum())
+        self.top1_hits += int((student.argmax(-1, keepdim=True) == best).sum())
+        self.top5_hits += int((student.topk(few, -1).indices == best).any(-1).sum())
+
+    def summary(self) -> dict[str, float | int]:
+        """Return the means as they stand in `metrics.jsonl` and `start.json`."""
+        return {
+            "kl": self.kl,
+            "cross_entropy": self.cross_entropy,
+            "teacher_cross_entropy": self.teacher_cross_entropy,
+            "top1_agreement": self.top1_agreement,
+            "top5_agreement": self.top5_agreement,
+            "positions": self.positions,
+        }
+
+
+@torch.no_grad()
+def measure_pair(pair: PairModel, batches: Iterable[tuple[Tensor, Tensor]]) -> Agreement:
+    """Compare both models of a pair on held-out text.
+
+    Args:
+        pair: The pair, on any device.
+        batches: (ids, labels) `[batch, seq]` each; labels are the next tokens, -100 where there is none.
+    """
+    agreement = Agreement()
+    student_head, teacher_head = (head.float() for head in pair.heads())
+    chunk = max(1, CHUNK_BYTES // (4 * student_head.shape[0]))
+    device = student_head.device
+    for ids, labels in batches:
+        student, teacher, _ = pair.hidden_states(ids.to(device), None)
+        for student_rows, teacher_rows, label_rows in zip(
+            student.flatten(0, 1).split(chunk),
+            teacher.flatten(0, 1).split(chunk),
+            labels.to(device).flatten().split(chunk),
+            strict=True,
+        ):
+            agreement.add(
+                softcapped(student_rows.float() @ student_head.T, pair.softcap),
+                softcapped(teacher_rows.float() @ teacher_head.T, pair.softcap),
+                label_rows,
+            )
+    return agreement

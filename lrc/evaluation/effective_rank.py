@@ -1,0 +1,43 @@
+"""Effective rank of the residual stream after each layer: what collapses when a student is poor (RED)."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrc.clone.initialise import effective_rank
+from lrc.models.pair_model import PairModel
+
+
+@contextmanager
+def stream_ranks(layers: Iterable[nn.Module]) -> Iterator[list[float]]:
+    """Watch layers' outputs while the block runs; its list holds the effective ranks afterwards.
+
+    States are divided by their root mean square first, so that a few huge tokens do not decide.
+    """
+    sums: dict[int, Tensor] = {}
+    handles = []
+    for index, layer in enumerate(layers):
+
+        def add(_: nn.Module, args: Any, output: Any, index: int = index) -> None:
+            states = (output[0] if isinstance(output, tuple) else output).detach().flatten(0, -2).float()
+            states = states * states.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
+            sums[index] = sums.get(index, 0) + (states.T @ states).double()
+
+        handles.append(layer.register_forward_hook(add))
+    ranks: list[float] = []
+    try:
+        yield ranks
+    finally:
+        for handle in handles:
+            handle.remove()
+    ranks.extend(float(effective_rank(sums[index])) for index in sorted(sums))
+
+
+@contextmanager
+def pair_stream_ranks(pair: PairModel) -> Iterator[list[float]]:
+    """Watch the student's stream of a pair."""
+    with torch.no_grad(), stream_ranks(pair.layers) as ranks:
+        yield ranks

@@ -1,0 +1,146 @@
+"""The scorecard: one model, or student and teacher side by side, on held-out text and on the clock."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrc.clone.head import IGNORED_LABEL
+from lrc.evaluation.agreement import Agreement
+from lrc.evaluation.effective_rank import stream_ranks
+from lrc.models.discovery import discover
+from lrc.models.folder import weight_files
+
+PROMPTS = (
+    "The capital of France is",
+    "Water boils when it is heated because",
+    "The Roman Empire was",
+    "A good way to learn a new language is",
+    "The heart pumps blood",
+    "In the year 1969,",
+)
+TIMED_TOKENS = 256
+DECODED_TOKENS = 24
+
+
+@torch.no_grad()
+def score_text(
+    student: nn.Module, teacher: nn.Module | None, windows: list[tuple[Tensor, Tensor]], progress: Callable[[int, int], None]
+) -> tuple[Agreement, dict[str, list[float] | None]]:
+    """Run both models over the held-out windows once.
+
+    Args:
+        student: Stock causal LM.
+        teacher: Stock causal LM, or None: the student is compared with itself.
+        windows: (ids, labels) `[1, seq]` each.
+        progress: Called with (windows done, windows).
+
+    Returns:
+        The agreement, and the effective rank of each model's stream after each layer.
+    """
+    agreement = Agreement()
+    with stream_ranks(_layers(student)) as student_ranks, stream_ranks(_layers(teacher)) as teacher_ranks:
+        for done, (ids, labels) in enumerate(windows):
+            student_logits = student(input_ids=ids, use_cache=False).logits[0]
+            teacher_logits = student_logits if teacher is None else teacher(input_ids=ids, use_cache=False).logits[0]
+            agreement.add(student_logits, teacher_logits, labels[0])
+            progress(done + 1, len(windows))
+    return agreement, {"student": student_ranks, "teacher": teacher_ranks if teacher is not None else None}
+
+
+def _layers(model: nn.Module | None) -> list[nn.Module]:
+    if model is None:
+        return []
+    architecture = discover(model.config)
+    return list(model.get_submodule(architecture.layers).children())
+
+
+def text_windows(blocks: list[Tensor], special_ids: set[int]) -> list[tuple[Tensor, Tensor]]:
+    """Shift labels and leave special tokens out of them, so that bits per byte counts text alone."""
+    windows = []
+    for ids in blocks:
+        labels = torch.full_like(ids, IGNORED_LABEL)
+        labels[:, :-1] = ids[:, 1:]
+        for special in special_ids:
+            labels[labels == special] = IGNORED_LABEL
+        windows.append((ids, labels))
+    return windows
+
+
+def text_bytes(windows: list[tuple[Tensor, Tensor]], tokenizer: Any) -> int:
+    """Count the UTF-8 bytes of the labelled tokens' text."""
+    kept = [labels[labels != IGNORED_LABEL].tolist() for _, labels in windows]
+    return sum(len(text.encode()) for text in tokenizer.batch_decode(kept, skip_special_tokens=True))
+
+
+def card(model: nn.Module, folder: Path, *, name: str, cross_entropy: float, positions: int, num_bytes: int) -> dict[str, Any]:
+    """Make one model's column of the scorecard.
+
+    Args:
+        model: The stock model, for size and speed.
+        folder: Its folder, for the file size.
+        name: What to call it.
+        cross_entropy: Mean nats per labelled token.
+        positions: Labelled tokens.
+        num_bytes: Bytes of text that these tokens stand for.
+    """
+    prefill, decode = _speed(model)
+    return {
+        "name": name,
+        "cross_entropy": cross_entropy,
+        "perplexity": math.exp(min(cross_entropy, 700.0)),
+        "bits_per_byte": cross_entropy * positions / math.log(2) / max(1, num_bytes),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "file_size_bytes": sum(path.stat().st_size for path in weight_files(folder)),
+        "prefill_tokens_per_second": prefill,
+        "decode_tokens_per_second": decode,
+    }
+
+
+@torch.no_grad()
+def _speed(model: nn.Module) -> tuple[float, float]:
+    """Tokens a second of a prefill of 256 tokens and of greedy decoding after it; medians of three."""
+    device = next(model.parameters()).device
+    ids = torch.arange(TIMED_TOKENS, device=device)[None] % model.config.vocab_size
+    prefill, decode = [], []
+    for _ in range(3):
+        began = time.perf_counter()
+        output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        _wait(device)
+        prefill.append(TIMED_TOKENS / (time.perf_counter() - began))
+        began = time.perf_counter()
+        for _ in range(DECODED_TOKENS):
+            token = output.logits[:, -1].argmax(-1, keepdim=True)
+            output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+        _wait(device)
+        decode.append(DECODED_TOKENS / (time.perf_counter() - began))
+    return statistics.median(prefill), statistics.median(decode)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@torch.no_grad()
+def continuations(model: Any, tokenizer: Any, *, count: int, new_tokens: int) -> list[tuple[str, str]]:
+    """Continue the first `count` prompts greedily; returns (prompt, continuation) pairs."""
+    pairs = []
+    device = next(model.parameters()).device
+    for prompt in PROMPTS[:count]:
+        inputs = tokenizer(prompt, return_tensors="pt")
+        ids = inputs["input_ids"].to(device)
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0,
+        )
+        pairs.append((prompt, tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)))
+    return pairs

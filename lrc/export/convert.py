@@ -1,0 +1,187 @@
+"""Convert: a checkpoint and its teacher become a plain Hugging Face folder, tensor by tensor, shard by shard."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lrc.config import StudentConfig
+from lrc.errors import CheckpointError, ConfigError
+from lrc.models.checkpoint import TRAINED_TENSORS, from_original, is_original, read_facts, variant_of
+from lrc.models.discovery import discover
+from lrc.models.folder import WEIGHTS_INDEX, ModelTensors, resolve_folder, weights_hash
+from lrc.models.merge_plan import MergePlan, check_trained, merge_plan, student_tensor
+from lrc.models.student import student_config
+from lrc.models.teacher import load_config
+
+COPIED = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A checkpoint made ready to merge."""
+
+    teacher_folder: Path
+    student: StudentConfig
+    config: Any
+    """The student's transformers config."""
+    plan: MergePlan
+    embedding: str
+    """Name of the embedding's tensor."""
+    trained: dict[str, Tensor]
+    notes: tuple[str, ...]
+
+
+def read_source(
+    checkpoint: Path,
+    *,
+    teacher: str | None,
+    student: StudentConfig | None,
+    locate: Callable[[str], str] = str,
+    trust_remote_code: bool = False,
+) -> Source:
+    """Read a checkpoint and everything that it needs, and check that all of it fits together.
+
+    Args:
+        checkpoint: Checkpoint folder or safetensors file.
+        teacher: Teacher to use; None: the one that `lrc_config.json` names.
+        student: Sizes and variant; None: those of `lrc_config.json`.
+        locate: Turns a teacher's name into a folder or hub id (the embedded teacher).
+        trust_remote_code: As in the recipe.
+
+    Raises:
+        ConfigError: `teacher` or `student` contradicts the checkpoint, or is missing where the checkpoint does not say.
+        CheckpointError: The checkpoint is damaged, or belongs to another teacher.
+    """
+    weights = checkpoint / TRAINED_TENSORS if checkpoint.is_dir() else checkpoint
+    if not weights.is_file():
+        raise CheckpointError(f"A checkpoint must be a folder with {TRAINED_TENSORS} or that file; {weights} is not there.")
+    facts = read_facts(weights.parent)
+    if facts is None and (teacher is None or student is None):
+        raise ConfigError(
+            f"{weights.parent} has no lrc_config.json (a checkpoint of the original code?), so teacher, hidden size "
+            "and the attention, ffn and tie settings must be given."
+        )
+    stored = StudentConfig(**facts["student"]) if facts else None
+    if stored is not None and student is not None and student != stored:
+        raise ConfigError(_contradiction(student, stored, weights.parent))
+    chosen = stored or student
+    assert chosen is not None
+    teacher_folder = resolve_folder(locate(teacher or facts["teacher"]))  # type: ignore[index]
+    if facts is not None and weights_hash(teacher_folder) != facts["teacher_hash"]:
+        raise CheckpointError(
+            f"The checkpoint {weights.parent} was trained with the teacher {facts['teacher']}, whose weights are not "
+            f"those in {teacher_folder}. Name the teacher that it was trained with."
+        )
+    teacher_config = load_config(str(teacher_folder), trust_remote_code=trust_remote_code)
+    architecture, variant = discover(teacher_config), variant_of(chosen)
+    tied = architecture.is_tied and variant.tie_embedding_projection
+    config = student_config(teacher_config, chosen.hidden_size, tied=tied)
+    plan = merge_plan(architecture, variant)
+    try:
+        tensors = load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{weights} can't be read as safetensors: {error}. Convert another checkpoint.") from error
+    notes: tuple[str, ...] = ()
+    if is_original(set(tensors)):
+        tensors, ignored = from_original(tensors, variant)
+        if ignored:
+            notes = (f"{len(ignored)} training-only tensors of the original code were ignored ({ignored[0]}, ...).",)
+    check_trained(plan, tensors, architecture.hidden_size, chosen.hidden_size)
+    return Source(
+        teacher_folder=teacher_folder,
+        student=chosen,
+        config=config,
+        plan=plan,
+        embedding=architecture.embedding,
+        trained=tensors,
+        notes=notes,
+    )
+
+
+def _contradiction(given: StudentConfig, stored: StudentConfig, folder: Path) -> str:
+    differ = [
+        f"{name} is {getattr(stored, name)} in lrc_config.json but {value} was given"
+        for name, value in vars(given).items()
+        if value != getattr(stored, name)
+    ]
+    return f"The flags contradict the checkpoint {folder}: {'; '.join(differ)}. Leave them out: the checkpoint knows."
+
+
+def write_student(
+    source: Source,
+    draft: Path,
+    *,
+    dtype: str,
+    max_shard_bytes: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Merge every tensor and write config, shards, tokenizer and generation config into a folder.
+
+    At most one shard and one teacher tensor are in memory.
+
+    Args:
+        source: The checkpoint and its teacher.
+        draft: An empty folder.
+        dtype: `teacher`, or the name of a float dtype.
+        max_shard_bytes: Largest file.
+        progress: Called with (tensors done, tensors).
+    """
+    teacher = ModelTensors(source.teacher_folder)
+    stored = teacher.dtype() if dtype == "teacher" else DTYPES[dtype]
+    shapes = {name: _student_meta(source, teacher, name, stored) for name in source.plan.names}
+    shards = split_torch_state_dict_into_shards(shapes, max_shard_size=max_shard_bytes)
+    done = 0
+    for file_name, names in shards.filename_to_tensors.items():
+        shard = {}
+        for name in names:
+            merged = student_tensor(source.plan, name, _teacher_tensor(source, teacher, name), source.trained)
+            shard[name] = merged.to(stored).contiguous()
+            done += 1
+            progress(done, len(shapes))
+        save_file(shard, draft / file_name, metadata={"format": "pt"})
+        (draft / file_name).chmod(0o644)
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        (draft / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    source.config.dtype = stored
+    source.config.architectures = load_config(str(source.teacher_folder)).architectures
+    source.config.save_pretrained(draft)
+    for file_name in COPIED:
+        if (source.teacher_folder / file_name).is_file():
+            shutil.copyfile(source.teacher_folder / file_name, draft / file_name)
+
+
+def _teacher_tensor(source: Source, teacher: ModelTensors, name: str) -> Tensor:
+    if name in teacher:
+        return teacher.read(name)
+    return teacher.read(source.embedding)  # a tied head is stored once, under the embedding's name
+
+
+def _student_meta(source: Source, teacher: ModelTensors, name: str, dtype: torch.dtype) -> Tensor:
+    shape, _ = teacher.shape_and_dtype(name if name in teacher else source.embedding)
+    if name in source.plan.merges:
+        shape[source.plan.merges[name][1]] = source.student.hidden_size
+    elif name in source.plan.gains:
+        shape = [source.student.hidden_size]
+    return torch.empty(shape, dtype=dtype, device="meta")

@@ -1,0 +1,41 @@
+"""Where and in what dtype to compute: what the recipe says, or what is the faster here."""
+
+import time
+
+import torch
+
+from lrc.errors import ConfigError
+
+
+def choose_device(wanted: str) -> torch.device:
+    """Return the device; `auto` takes a GPU if there is one.
+
+    Raises:
+        ConfigError: `cuda` is asked for on a machine without.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device is cuda, but torch sees no GPU here. Use auto or cpu.")
+    use_gpu = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """Return the compute dtype; `auto` takes bfloat16 where its matrix product is the faster (measured on a CPU)."""
+    if wanted == "float32":
+        return torch.float32
+    if wanted == "bfloat16":
+        return torch.bfloat16
+    if device.type != "cpu":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    seconds = {dtype: _product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    return min(seconds, key=lambda dtype: seconds[dtype])
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    left, right = torch.ones(128, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+    times = []
+    for _ in range(4):
+        began = time.perf_counter()
+        left @ right
+        times.append(time.perf_counter() - began)
+    return min(times)

@@ -1,0 +1,123 @@
+"""Model folders: where one lies, what identifies its weights, and its tensors read one at a time."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lrc.errors import CheckpointError
+from lrc.models.teacher import check_source
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+
+
+def resolve_folder(source: str) -> Path:
+    """Return the local folder of a model: itself, or the hub's snapshot (downloaded if it is not there yet).
+
+    Raises:
+        ConfigError: The source is neither a model folder nor a hub id.
+        CheckpointError: The hub does not answer, or the weights are not safetensors.
+    """
+    check_source(source)
+    folder = Path(source)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
+        except Exception as error:  # hub errors have no common base
+            raise CheckpointError(f"{source} can't be fetched from the hub: {error}") from error
+    if not (folder / WEIGHTS).is_file() and not (folder / WEIGHTS_INDEX).is_file():
+        raise CheckpointError(f"{folder} must hold {WEIGHTS} or {WEIGHTS_INDEX}, but has neither.")
+    return folder
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the safetensors files of a model folder, sorted.
+
+    Raises:
+        CheckpointError: The index is damaged or names a file that is not there.
+    """
+    index = folder / WEIGHTS_INDEX
+    if not index.is_file():
+        return [folder / WEIGHTS]
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not a weights index: {error}") from error
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{index} names {missing[0]}, which is not in {folder}.")
+    return [folder / name for name in names]
+
+
+class ModelTensors:
+    """Tensors of a safetensors model folder by name, read from disk when asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the folder's files.
+
+        Raises:
+            CheckpointError: A file is not safetensors.
+        """
+        self._handles: dict[str, Any] = {}
+        for path in weight_files(folder):
+            try:
+                handle = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{path} can't be read as safetensors: {error}") from error
+            for name in handle.keys():  # noqa: SIM118  (a safetensors handle is no dict)
+                self._handles[name] = handle
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._handles
+
+    def names(self) -> list[str]:
+        """All tensor names."""
+        return list(self._handles)
+
+    def read(self, name: str) -> Tensor:
+        """Read one tensor in the dtype it is stored in."""
+        tensor: Tensor = self._handles[name].get_tensor(name)
+        return tensor
+
+    def shape_and_dtype(self, name: str) -> tuple[list[int], str]:
+        """Return a tensor's shape and stored dtype without reading it."""
+        piece = self._handles[name].get_slice(name)
+        return list(piece.get_shape()), str(piece.get_dtype())
+
+    def head(self, name: str, values: int) -> bytes:
+        """Read the first values along the first axis as bytes, without the rest of the tensor."""
+        piece = self._handles[name].get_slice(name)
+        shape = piece.get_shape()
+        first = piece[:1] if shape else self.read(name)[None]
+        flat: Tensor = first.flatten()[:values].contiguous().view(torch.uint8)
+        return bytes(flat.numpy().tobytes())
+
+    def dtype(self) -> torch.dtype:
+        """Return the dtype of the first floating tensor."""
+        names = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+        for name in self._handles:
+            stored = self.shape_and_dtype(name)[1]
+            if stored in names:
+                return names[stored]
+        raise CheckpointError("The model's weights must be 16, 32 or 64 bit floats; none of its tensors is.")
+
+
+def weights_hash(folder: Path) -> str:
+    """Identify a model's weights: sha256 over every tensor's name, shape, dtype and first 64 values.
+
+    The whole file is not read, so a teacher of any size is identified in moments; another fine-tune of the same
+    architecture differs in the values, another architecture in the names and shapes.
+    """
+    tensors = ModelTensors(folder)
+    digest = hashlib.sha256()
+    for name in sorted(tensors.names()):
+        digest.update(name.encode())
+        digest.update(str(tensors.shape_and_dtype(name)).encode())
+        digest.update(tensors.head(name, 64))
+    return digest.hexdigest()

@@ -1,0 +1,208 @@
+"""The pair model: teacher and student whole, from token ids to the objective. Training sees nothing else."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lrc.clone.head import HeadWeights, head_losses
+from lrc.clone.sites import Variant, clone_terms
+from lrc.config import ObjectiveConfig
+from lrc.errors import ConfigError
+from lrc.models.discovery import Architecture, discover
+from lrc.models.facts import logit_softcap
+from lrc.models.pair import Lockstep, PairEmbedding, PairLayer, PairNorm
+from lrc.models.part import ProjectedPart, part_plan
+from lrc.models.student import empty_student, student_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCounts:
+    """What one optimiser step holds over all micro-batches and ranks; the denominators of its means."""
+
+    labels: int
+    """Positions with a next token to predict."""
+    positions: int
+    """Positions that are not padding."""
+    sequences: int
+
+
+class PairLosses(NamedTuple):
+    """One micro-batch's share of the step's objective, and sums to log (no gradient)."""
+
+    objective: Tensor
+    """Scalar; the shares of all micro-batches and ranks add up to the step's objective."""
+    lm: Tensor
+    """`[batch]` cross entropy summed over each sequence's labels, nats."""
+    kl: Tensor
+    """Scalar, KL(teacher || student) at the objective's temperature summed over labels, nats, no `T^2`."""
+    clone: Tensor
+    """`[layers, terms]` clone errors summed over valid positions."""
+
+
+class PairModel(nn.Module):
+    """A frozen teacher and the student made of it; its parameters that need gradients are the trained tensors."""
+
+    def __init__(self, teacher: nn.Module, *, hidden_size: int, variant: Variant, objective: ObjectiveConfig) -> None:
+        """Build the pair; projections and gains are zero until `models/start.py` fills them.
+
+        Args:
+            teacher: Stock causal LM in the compute dtype, frozen.
+            hidden_size: `d_S`.
+            variant: Which readers share a projection.
+            objective: Weights and forms of the losses.
+
+        Raises:
+            ConfigError: The architecture or size can't be cloned, or a clone term to leave out is unknown.
+        """
+        super().__init__()
+        config: Any = teacher.config
+        self.architecture = discover(config)
+        self.variant = variant
+        self.objective = objective
+        tied = self.architecture.is_tied and variant.tie_embedding_projection
+        self.student_config = student_config(config, hidden_size, tied=tied)
+        self.softcap = logit_softcap(config)
+        self.term_names = _term_names(self.architecture, variant, objective)
+        self.lockstep = Lockstep()
+        self.base, self.head = self._assemble(teacher, hidden_size)
+
+    def _assemble(self, teacher: nn.Module, hidden_size: int) -> tuple[nn.Module, ProjectedPart]:
+        """Put pairs in place of the stock student's embedding, layers and last norm; make the head's part."""
+        architecture = self.architecture
+        skeleton = empty_student(self.student_config)
+        device = next(teacher.parameters()).device
+
+        def pieces(name: str) -> tuple[Any, ...]:
+            plan = part_plan(architecture, self.variant, hidden_size, f"{name}.")
+            return teacher.get_submodule(name), skeleton.get_submodule(name), f"{name}.", plan
+
+        embedding, head = (name.rpartition(".")[0] for name in (architecture.embedding, architecture.head))
+        head_part = ProjectedPart(*pieces(head))
+        for name, part in (
+            (embedding, PairEmbedding(*pieces(embedding), self.lockstep)),
+            (architecture.norm, PairNorm(*pieces(architecture.norm), self.lockstep)),
+        ):
+            skeleton.set_submodule(name, part)
+        for index, stages in enumerate(architecture.stages):
+            name = f"{architecture.layers}.{index}"
+            layer = PairLayer(
+                *pieces(name), stages, self.variant, self.term_names, self.objective, self.lockstep
+            )
+            skeleton.set_submodule(name, layer)
+        if self.variant.tie_embedding_projection:
+            source = skeleton.get_submodule(embedding)
+            assert isinstance(source, ProjectedPart)
+            head_part.projections = source.projections
+        base = skeleton.get_submodule(architecture.base)
+        for _, buffers in ((module, module._buffers) for module in base.modules()):
+            buffers.update({key: None if value is None else value.to(device) for key, value in buffers.items()})
+        return base, head_part
+
+    @property
+    def layers(self) -> list[PairLayer]:
+        """The layers in order."""
+        inner = self.architecture.layers.removeprefix(f"{self.architecture.base}.")
+        return list(self.base.get_submodule(inner))  # type: ignore[arg-type]
+
+    def parts(self) -> Iterator[ProjectedPart]:
+        """Go through every projected part: embedding, layers, last norm, head."""
+        for module in self.base.modules():
+            if isinstance(module, ProjectedPart):
+                yield module
+        yield self.head
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """List all trained tensors by checkpoint name; a projection that two parts share is listed once."""
+        found: dict[str, nn.Parameter] = {}
+        seen: set[int] = set()
+        for part in self.parts():
+            for name, parameter in part.trained().items():
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    found[name] = parameter
+        return found
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Recompute layers in the backward pass, or keep their activations."""
+        for layer in self.layers:
+            layer.checkpointing = enabled
+
+    def hidden_states(self, input_ids: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Run both models up to the head.
+
+        Padding must be on the right: causal attention then keeps it from every valid position, without a mask.
+
+        Args:
+            input_ids: `[batch, seq]`.
+            valid: `[batch, seq]` positions that count in clone terms; None measures none.
+
+        Returns:
+            Student `[batch, seq, d_S]`, teacher `[batch, seq, d_T]`, clone sums `[layers, terms]` or None.
+        """
+        self.lockstep.valid = valid if self.term_names else None
+        self.lockstep.terms = []
+        student = self.base(input_ids=input_ids, use_cache=False).last_hidden_state
+        teacher, terms = self.lockstep.teacher_stream, self.lockstep.terms
+        self.lockstep.teacher_stream, self.lockstep.terms = None, []
+        assert teacher is not None
+        return student, teacher, torch.stack(terms) if terms else None
+
+    def heads(self) -> tuple[Tensor, Tensor]:
+        """Return the student's merged head `[vocabulary, d_S]` and the teacher's `[vocabulary, d_T]`."""
+        return self.head.student_tensors()["weight"], self.head.teacher.weight  # type: ignore[return-value]
+
+    def forward(self, input_ids: Tensor, labels: Tensor, valid: Tensor, counts: StepCounts) -> PairLosses:
+        """Compute one micro-batch's share of the objective (METHOD.md section 2).
+
+        Args:
+            input_ids: `[batch, seq]`, padded on the right.
+            labels: `[batch, seq]`, the token after each position, or -100.
+            valid: `[batch, seq]` bool, False for padding.
+            counts: The whole step's counts.
+        """
+        objective = self.objective
+        student, teacher, terms = self.hidden_states(input_ids, valid if self.training else None)
+        student_head, teacher_head = self.heads()
+        weights = HeadWeights(
+            lm=objective.lm_weight / max(1, counts.labels),
+            kl=objective.kl_weight * self._kl_scale(counts),
+            temperature=objective.temperature,
+            softcap=self.softcap,
+        )
+        total, lm, kl = head_losses(
+            student.flatten(0, 1),
+            teacher.flatten(0, 1),
+            student_head,
+            teacher_head,
+            labels.flatten(),
+            weights=weights,
+        )
+        if terms is None:
+            terms = torch.zeros(len(self.layers), 0, device=total.device)
+        elif objective.clone_weight > 0:
+            share = objective.clone_weight / max(1, counts.positions)
+            if objective.clone_reduction == "mean":
+                share /= terms.numel()
+            total = total + share * terms.sum()
+        return PairLosses(total, lm.view_as(labels).sum(-1), kl.sum(), terms.detach())
+
+    def _kl_scale(self, counts: StepCounts) -> float:
+        if self.objective.kl_reduction == "published":
+            return 1 / max(1, counts.sequences)
+        return self.objective.temperature**2 / max(1, counts.labels)
+
+
+def _term_names(architecture: Architecture, variant: Variant, objective: ObjectiveConfig) -> tuple[str, ...]:
+    names = dict.fromkeys(
+        term for stages in architecture.stages for stage in stages for term in clone_terms(stage, variant)
+    )
+    unknown = set(objective.without) - set(names) - {"all"}
+    if unknown:
+        raise ConfigError(
+            f"objective.without names clone terms that this student lacks: {', '.join(sorted(unknown))}. "
+            f"It has {', '.join(names)}."
+        )
+    return () if "all" in objective.without else tuple(name for name in names if name not in objective.without)

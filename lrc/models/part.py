@@ -1,0 +1,106 @@
+"""A projected part: one teacher module, the student's empty twin, and the trained tensors between them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lrc.clone.merge import merge
+from lrc.clone.sites import Stage, Variant, projection_of
+from lrc.models.discovery import Architecture
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartPlan:
+    """What is projected in one part; names relative to it."""
+
+    d_teacher: int
+    d_student: int
+    merges: dict[str, tuple[str, int]]
+    """Tensor name -> (projection name, hidden axis)."""
+    gains: tuple[str, ...]
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """Projection names, each once."""
+        return tuple(dict.fromkeys(projection for projection, _ in self.merges.values()))
+
+
+class ProjectedPart(nn.Module):
+    """A teacher module, the student's empty twin, and the trained tensors that turn one into the other."""
+
+    def __init__(self, teacher: nn.Module, student: nn.Module, prefix: str, plan: PartPlan) -> None:
+        super().__init__()
+        self.teacher = teacher
+        # in a tuple, so that the twin's parameters (on the meta device) are nobody's parameters: a tensor that the
+        # merge forgets has no values to fall back on
+        self._twin = (student,)
+        self.prefix = prefix
+        self.plan = plan
+        device = next(teacher.parameters()).device
+        self.projections = nn.ParameterDict(
+            {
+                _key(name): nn.Parameter(torch.zeros(plan.d_teacher, plan.d_student, device=device))
+                for name in plan.projections
+            }
+        )
+        self.gains = nn.ParameterDict(
+            {_key(name): nn.Parameter(torch.zeros(plan.d_student, device=device)) for name in plan.gains}
+        )
+
+    @property
+    def twin(self) -> nn.Module:
+        """The student's stock module, without weights."""
+        return self._twin[0]
+
+    def projection(self, name: str, dtype: torch.dtype) -> Tensor:
+        """Return the projection `name`, `[d_T, d_S]`, in the compute dtype."""
+        result: Tensor = self.projections[_key(name)].to(dtype)
+        return result
+
+    def student_tensors(self) -> dict[str, Tensor]:
+        """Evaluate every tensor of the twin: merged, trained or inherited; names relative to the part."""
+        teacher = dict(self.teacher.named_parameters())
+        dtype = next(iter(teacher.values())).dtype
+        projections = {name: self.projection(name, dtype) for name in self.plan.projections}
+        tensors: dict[str, Tensor] = dict(self.twin.named_buffers())
+        for name, _ in self.twin.named_parameters():
+            if name in self.plan.merges:
+                projection, axis = self.plan.merges[name]
+                tensors[name] = merge(teacher[name], projections[projection], axis)
+            elif name in self.plan.gains:
+                tensors[name] = self.gains[_key(name)].to(dtype)
+            else:
+                tensors[name] = teacher[name]
+        return tensors
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """List the trained tensors by their checkpoint names."""
+        named = {f"projections.{self.prefix}{name}".rstrip("."): self.projections[_key(name)] for name in self.plan.projections}
+        return named | {f"gains.{self.prefix}{name}": self.gains[_key(name)] for name in self.plan.gains}
+
+
+def part_plan(architecture: Architecture, variant: Variant, d_student: int, prefix: str) -> PartPlan:
+    """Collect what is projected below `prefix` (a module path ending in a dot, or a module's own path and a dot)."""
+    merges: dict[str, tuple[str, int]] = {}
+    stages = _stages_below(architecture, prefix)
+    for name, entry in architecture.projected.items():
+        if not name.startswith(prefix):
+            continue
+        inner = name.removeprefix(prefix)
+        module = inner.rpartition(".")[0]
+        stage = next((stage for stage in stages if module in (*stage.readers, *stage.writers)), None)
+        merges[inner] = (projection_of(module, stage, variant) if stage else module, entry.axis)
+    gains = tuple(name.removeprefix(prefix) for name in architecture.gains if name.startswith(prefix))
+    return PartPlan(d_teacher=architecture.hidden_size, d_student=d_student, merges=merges, gains=gains)
+
+
+def _stages_below(architecture: Architecture, prefix: str) -> tuple[Stage, ...]:
+    if not prefix.startswith(f"{architecture.layers}."):
+        return ()
+    return architecture.stages[int(prefix.removeprefix(f"{architecture.layers}.").partition(".")[0])]
+
+
+def _key(name: str) -> str:
+    # ParameterDict refuses dots and empty names
+    return name.replace(".", "/") or "whole"

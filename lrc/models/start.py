@@ -1,0 +1,119 @@
+"""Start values for a pair: one function a method, one switch.
+
+`random`, `channel` and `pca` need at most one look at the teacher's residual stream; `calibrated` walks the layers
+(`models/calibrate.py`). The formulas are in `clone/initialise.py`.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lrc.clone.initialise import channel_selection, principal_basis, random_projection
+from lrc.config import StartConfig
+from lrc.models.calibrate import Calibration, calibrate
+from lrc.models.facts import embedding_scale, facts_for
+from lrc.models.pair_model import PairModel
+from lrc.models.stream import StreamMoments, stream_moments
+
+CHANNEL_SAMPLES = 15  # RED's calibration samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartReport:
+    """What a start did."""
+
+    method: str
+    tokens: int
+    seconds: float
+    layer_errors: list[float] = field(default_factory=list)
+    """Relative error of the student's stream after each layer; only a calibrated start knows it."""
+
+
+@torch.no_grad()
+def fill_start(
+    pair: PairModel,
+    teacher: nn.Module,
+    settings: StartConfig,
+    batches: list[Tensor],
+    *,
+    seed: int,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> StartReport:
+    """Fill the pair's projections and gains with start values.
+
+    Args:
+        pair: The pair to fill.
+        teacher: The model that the pair was made from.
+        settings: The recipe's section.
+        batches: Calibration ids, `[batch, seq]` each, all of one shape, without padding; `random` takes none.
+        seed: Seed of `random`.
+        progress: Called with (stage, done, total) as work goes on.
+    """
+    began = time.monotonic()
+    unit_gain = facts_for(pair.student_config).unit_gain
+    for part in pair.parts():
+        for gain in part.gains.values():
+            gain.fill_(unit_gain)
+    errors: list[float] = []
+    if settings.method == "random":
+        batches = []
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in pair.trained().items():
+            if name.startswith("projections."):
+                parameter.copy_(random_projection(*parameter.shape, generator=generator))
+    elif settings.method == "channel":
+        batches = batches[: max(1, -(-CHANNEL_SAMPLES // batches[0].shape[0]))]
+        _fill_channels(pair, teacher, stream_moments(pair, teacher, batches, progress))
+    else:
+        # the basis needs fewer tokens than the regressions: half of them keeps the walk at 1.5 teacher forwards
+        some = batches if settings.method == "pca" else batches[: -(-len(batches) // 2)]
+        moments = stream_moments(pair, teacher, some, progress)
+        basis = principal_basis(
+            moments.second_moment, pair.student_config.hidden_size, settings.outlier_channels
+        )
+        _fill_basis(pair, teacher, basis)
+        if settings.method == "calibrated":
+            errors = calibrate(
+                Calibration(pair=pair, teacher=teacher, basis=basis), batches, progress
+            )
+    tokens = sum(batch.numel() for batch in batches)
+    return StartReport(
+        method=settings.method, tokens=tokens, seconds=time.monotonic() - began, layer_errors=errors
+    )
+
+
+def _fill_channels(pair: PairModel, teacher: nn.Module, moments: StreamMoments) -> None:
+    """RED: every projection is one channel selection; the kept channels' norm gains are the teacher's."""
+    selection = channel_selection(moments.mean_magnitude, pair.student_config.hidden_size)
+    teacher_tensors = dict(teacher.named_parameters())
+    for name, parameter in pair.trained().items():
+        if name.startswith("projections."):
+            parameter.copy_(selection)
+        else:
+            parameter.copy_(teacher_tensors[name.removeprefix("gains.")].double() @ selection)
+
+
+def _fill_basis(pair: PairModel, teacher: nn.Module, basis: Tensor) -> None:
+    """Every writer and the embedding take `Q`; readers take `diag(g_T) Q`, which folds the teacher's norm gain in."""
+    tensors = dict(teacher.named_parameters())
+    offset = 1.0 - facts_for(pair.student_config).unit_gain
+    layers = pair.architecture.layers
+    norm_of = {
+        f"projections.{layers}.{index}.{reader}": f"{layers}.{index}.{stage.norm}.weight"
+        for index, stages in enumerate(pair.architecture.stages)
+        for stage in stages
+        if stage.norm is not None
+        for reader in (*stage.readers, f"{stage.readers[0].rpartition('.')[0]}.input")
+    }
+    norm_of[f"projections.{pair.head.prefix}".rstrip(".")] = f"{pair.architecture.norm}.weight"
+    embedding = f"projections.{pair.architecture.embedding.rpartition('.')[0]}"
+    scale = embedding_scale(teacher.config) / embedding_scale(pair.student_config)
+    for name, parameter in pair.trained().items():
+        if name in norm_of:
+            gain = tensors[norm_of[name]].double() + offset
+            parameter.copy_(gain[:, None] * basis)
+        elif name.startswith("projections."):
+            parameter.copy_(basis * (scale if name == embedding else 1.0))

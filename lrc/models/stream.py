@@ -1,0 +1,77 @@
+"""The teacher's residual stream on calibration text: its second moment and its channels' magnitudes."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrc.models.pair_model import PairModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamMoments:
+    """Moments over all tokens and all points where something reads the stream."""
+
+    second_moment: Tensor
+    """`E[x x.T]` of the RMS-normalised stream, `[d_T, d_T]` float64."""
+    mean_magnitude: Tensor
+    """`E|x|` of the raw stream a channel, `[d_T]` float64."""
+
+
+@contextmanager
+def stream_readers(pair: PairModel, teacher: nn.Module, use: Callable[[Tensor], None]) -> Iterator[None]:
+    """Hand every stream point of the teacher's forward to `use`: the input of each stage's norm and of the last."""
+    layers = pair.architecture.layers
+    points = [
+        f"{layers}.{index}.{stage.norm or stage.readers[0]}"
+        for index, stages in enumerate(pair.architecture.stages)
+        for stage in stages
+    ]
+
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+        use(args[0])
+
+    handles = [
+        teacher.get_submodule(point).register_forward_pre_hook(hook) for point in [*points, pair.architecture.norm]
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def stream_moments(
+    pair: PairModel, teacher: nn.Module, batches: list[Tensor], progress: Callable[[str, int, int], None]
+) -> StreamMoments:
+    """Run the teacher's base over the batches and sum the stream's moments.
+
+    Args:
+        pair: Tells where the stream is read.
+        teacher: The stock teacher.
+        batches: Ids, `[batch, seq]` each.
+        progress: Called with ("basis", batches done, batches).
+    """
+    width = pair.architecture.hidden_size
+    device = next(teacher.parameters()).device
+    second = torch.zeros(width, width, dtype=torch.float64, device=device)
+    magnitude = torch.zeros(width, dtype=torch.float64, device=device)
+    rows = 0
+
+    def add(stream: Tensor) -> None:
+        nonlocal rows
+        flat = stream.flatten(0, -2).float()
+        magnitude.add_(flat.abs().sum(0))
+        flat = flat * flat.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
+        second.add_(flat.T @ flat)
+        rows += flat.shape[0]
+
+    base = teacher.get_submodule(pair.architecture.base)
+    with stream_readers(pair, teacher, add):
+        for done, batch in enumerate(batches):
+            base(input_ids=batch.to(device), use_cache=False)
+            progress("basis", done + 1, len(batches))
+    return StreamMoments(second_moment=second / rows, mean_magnitude=magnitude / rows)

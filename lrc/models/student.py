@@ -1,0 +1,91 @@
+"""The student: a stock transformers model of the teacher's class, made from the teacher's config with another width."""
+
+import copy
+from typing import Any
+
+import accelerate
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from lrc.errors import ConfigError
+
+
+def head_size(config: Any) -> int:
+    """Return the width of one attention head, explicit or hidden size / heads."""
+    explicit = getattr(config, "head_dim", None)
+    return int(explicit or config.hidden_size // config.num_attention_heads)
+
+
+def resized_config(config: Any, hidden_size: int, *, tied: bool) -> Any:
+    """Copy a config with another hidden size; head size explicit, everything else the teacher's.
+
+    Args:
+        config: The teacher's transformers config.
+        hidden_size: The copy's hidden size.
+        tied: Whether the copy's embedding and head are one tensor.
+    """
+    resized = copy.deepcopy(config)
+    resized.head_dim = head_size(config)
+    resized.hidden_size = hidden_size
+    resized.tie_word_embeddings = tied
+    return resized
+
+
+def student_config(teacher_config: Any, hidden_size: int, *, tied: bool) -> Any:
+    """Make the student's config and check that the class takes it.
+
+    Raises:
+        ConfigError: `hidden_size` is not below the teacher's, or the class can't be built with it; names the nearest
+            sizes that work.
+    """
+    d_teacher = teacher_config.hidden_size
+    if hidden_size > d_teacher:
+        raise ConfigError(
+            f"student.hidden_size must be below the teacher's {d_teacher}, found {hidden_size}. Choose a smaller one."
+        )
+    config = resized_config(teacher_config, hidden_size, tied=tied)
+    problem = _class_problem(config)
+    if problem is None:
+        return config
+    good = _nearest_good_sizes(teacher_config, hidden_size, tied=tied)
+    advice = f"The nearest sizes that work: {', '.join(map(str, good))}." if good else "No size near it works."
+    raise ConfigError(f"student.hidden_size = {hidden_size} does not fit {config.model_type}: {problem} {advice}")
+
+
+def _class_problem(config: Any) -> str | None:
+    try:
+        config.validate()
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(_short(config))
+    except Exception as error:  # any class may object in its own way; the text is shown to the user
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return None
+
+
+def _short(config: Any) -> Any:
+    short = copy.deepcopy(config)
+    short.num_hidden_layers = 1
+    if getattr(short, "layer_types", None):
+        short.layer_types = short.layer_types[:1]
+    return short
+
+
+def _nearest_good_sizes(teacher_config: Any, hidden_size: int, *, tied: bool) -> list[int]:
+    found: list[int] = []
+    for distance in range(1, 129):
+        for size in (hidden_size - distance, hidden_size + distance):
+            if 0 < size < teacher_config.hidden_size and len(found) < 2:
+                candidate = resized_config(teacher_config, size, tied=tied)
+                if _class_problem(candidate) is None:
+                    found.append(size)
+        if len(found) >= 2:
+            break
+    return sorted(found)
+
+
+def empty_student(config: Any) -> nn.Module:
+    """Build the stock model without weights: parameters on the meta device, buffers real."""
+    with accelerate.init_empty_weights(include_buffers=False):
+        model: nn.Module = AutoModelForCausalLM.from_config(config)
+    return model.eval()

@@ -1,0 +1,62 @@
+"""The teacher: a frozen stock causal LM, loaded once, never written."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lrc.errors import CheckpointError, ConfigError
+
+
+def check_source(source: str) -> None:
+    """Check that a model source is a folder with a config.json or looks like a hub id.
+
+    Raises:
+        ConfigError: It is neither, so loading could only fail.
+    """
+    path = Path(source)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"A model folder must hold a config.json, but {source} has none.")
+        return
+    looks_like_path = source.startswith((".", "/", "~")) or source.count("/") != 1 or path.exists()
+    if looks_like_path:
+        raise ConfigError(
+            f"The model must be a folder with a config.json or a hub id (owner/name), but {source!r} is neither."
+        )
+
+
+def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
+    """Load a transformers config from a folder or hub id.
+
+    Raises:
+        ConfigError: The source has no readable config.
+    """
+    check_source(source)
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"The config of {source} can't be loaded: {' '.join(str(error).split())}") from error
+
+
+def load_model(
+    source: str, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
+) -> nn.Module:
+    """Load a causal LM for inference: evaluation mode, no gradients, SDPA attention.
+
+    Raises:
+        ConfigError: The source is not a model.
+        CheckpointError: Its weights can't be read.
+    """
+    check_source(source)
+    try:
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # damaged weights fail in many ways, none of them with a common base
+        raise CheckpointError(
+            f"The model {source} can't be loaded: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+    return model.to(device).eval().requires_grad_(False)

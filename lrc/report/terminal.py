@@ -1,0 +1,41 @@
+"""The scorecard on the terminal: teacher and student side by side."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_scorecard(results: Path) -> None:
+    """Print the table of an evaluation's `results.json`."""
+    facts = json.loads(results.read_text())
+    student, teacher = facts["student"], facts["teacher"]
+    table = Table(title="scorecard", title_justify="left")
+    table.add_column("measure")
+    for heading in ("teacher", "student", "student / teacher"):
+        table.add_column(heading, justify="right")
+    rows = (
+        ("parameters", "parameters", "{:,.0f}"),
+        ("file size, MB", "file_size_bytes", "{:,.1f}"),
+        ("bits per byte", "bits_per_byte", "{:.3f}"),
+        ("perplexity", "perplexity", "{:.2f}"),
+        ("prefill, tokens/s", "prefill_tokens_per_second", "{:,.0f}"),
+        ("decode, tokens/s", "decode_tokens_per_second", "{:,.1f}"),
+    )
+    for label, key, form in rows:
+        scale = 1e6 if key == "file_size_bytes" else 1
+        theirs = form.format(teacher[key] / scale) if teacher else "-"
+        ratio = f"{student[key] / teacher[key]:.2f}" if teacher and teacher[key] else "-"
+        table.add_row(label, theirs, form.format(student[key] / scale), ratio)
+    if student["kl_to_teacher"] is not None:
+        table.add_row("KL to teacher, nats", "0", f"{student['kl_to_teacher']:.3f}", "-")
+        table.add_row("top-1 agreement", "100 %", f"{student['top1_agreement']:.1%}", "-")
+        table.add_row("top-5 agreement", "100 %", f"{student['top5_agreement']:.1%}", "-")
+    console = Console()
+    console.print(table)
+    for sample in facts["samples"]:
+        console.print(f"[bold]{sample['prompt']}[/bold]", highlight=False)
+        for name in ("teacher", "student"):
+            if sample[name] is not None:
+                console.print(f"  {name}: {' '.join(sample[name].split())}", markup=False, highlight=False)

@@ -1,0 +1,1 @@
+"""The one distillation loop: batches in, checkpoints and metrics out."""

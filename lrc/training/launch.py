@@ -1,0 +1,63 @@
+"""What stands around the loop: the accelerator, and checks that the run's folder can hold what it will write."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import Accelerator
+
+from lrc.config import Recipe, TrainConfig, recipe_to_dict
+from lrc.errors import CheckpointError, ConfigError
+from lrc.models.pair_model import PairModel
+
+
+def make_accelerator(settings: TrainConfig, folder: Path, device: torch.device) -> Accelerator:
+    """Make the accelerator and check that it sees the processes that were launched.
+
+    Raises:
+        ConfigError: The launcher started several processes but they would train independently, or a tracker is
+            unknown or not installed.
+    """
+    try:
+        accelerator = Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision="no",  # the pair computes in its own dtype and keeps trained tensors in float32
+            log_with=list(settings.trackers) or None,
+            project_dir=str(folder) if settings.trackers else None,
+        )
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"train.trackers = {list(settings.trackers)} can't be used: {error}") from error
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
+        raise ConfigError(
+            f"{launched} processes were launched but accelerate joins {accelerator.num_processes}: each would train "
+            "alone. On a CPU use torchrun, or accelerate launch --multi_gpu with ACCELERATE_USE_CPU=true."
+        )
+    if settings.trackers:
+        accelerator.init_trackers("lrc", config={"tags": ",".join(settings.tags)})
+    return accelerator
+
+
+def check_space(folder: Path, pair: PairModel, *, keep: int | None) -> None:
+    """Check that the disk holds the run's checkpoints, before the expensive part.
+
+    Raises:
+        CheckpointError: It does not.
+    """
+    trained = sum(parameter.numel() for parameter in pair.trained().values()) * 4
+    needed = 3 * trained * ((keep or 2) + 1)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CheckpointError(
+            f"{folder} must have room for {needed / 1e9:.1f} GB of checkpoints, found {free / 1e9:.1f} GB. Free some "
+            "space, lower train.save_total_limit, or name another run folder."
+        )
+
+
+def write_recipe(path: Path, recipe: Recipe) -> None:
+    """Write the resolved recipe; `load_recipe` reads it back to an equal one."""
+    draft = path.with_name(f".{path.name}.partial")
+    draft.write_text(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False))
+    draft.replace(path)

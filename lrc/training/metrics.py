@@ -1,0 +1,118 @@
+"""The log of a run: sums kept on the device between log steps, one JSON line each time, one console line beside it."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from lrc.models.pair_model import PairLosses, StepCounts
+
+
+class Interval:
+    """Loss sums since the last log line, stacked on the device; nothing is read before `means`."""
+
+    def __init__(self, accelerator: Accelerator, num_layers: int, num_terms: int) -> None:
+        self.accelerator = accelerator
+        self._sums = torch.zeros(3 + num_layers * num_terms, dtype=torch.float64, device=_sum_device(accelerator))
+        self._shape = (num_layers, num_terms)
+        self._classes: dict[str, tuple[float | Tensor, int]] = {}
+        self.counts = StepCounts(labels=0, positions=0, sequences=0)
+        self.steps = 0
+
+    def add(self, losses: PairLosses) -> None:
+        """Add one micro-batch of this rank."""
+        row = torch.cat(
+            [torch.stack([losses.objective.detach(), losses.lm.sum(), losses.kl]), losses.clone.flatten()]
+        )
+        self._sums += row.to(self._sums)
+
+    def add_classes(self, lm: Tensor, labels: list[int], classes: tuple[str, ...]) -> None:
+        """Add each sequence's LM sum to its data class (this rank's sequences only)."""
+        for value, count, name in zip(lm.detach(), labels, classes, strict=True):
+            total, seen = self._classes.get(name, (0.0, 0))
+            self._classes[name] = (total + value, seen + count)
+
+    def close_step(self, counts: StepCounts) -> None:
+        """Count one optimiser step."""
+        self.steps += 1
+        self.counts = StepCounts(
+            labels=self.counts.labels + counts.labels,
+            positions=self.counts.positions + counts.positions,
+            sequences=self.counts.sequences + counts.sequences,
+        )
+
+    def means(self, term_names: tuple[str, ...]) -> dict[str, Any]:
+        """Read the interval's means over all ranks (the one moment that waits for the device)."""
+        sums = self.accelerator.reduce(self._sums, reduction="sum").cpu()
+        labels, positions = max(1, self.counts.labels), max(1, self.counts.positions)
+        clone = (sums[3:] / positions).view(self._shape)
+        result: dict[str, Any] = {
+            "loss": float(sums[0]) / max(1, self.steps),
+            "lm_loss": float(sums[1]) / labels,
+            "kl_loss": float(sums[2]) / labels,
+            "clone_loss": float(clone.mean()) if clone.numel() else 0.0,
+            "clone": {name: clone[:, column].tolist() for column, name in enumerate(term_names)},
+        }
+        if self._classes:
+            result["lm_loss_by_class"] = {
+                name: float(total) / max(1, count) for name, (total, count) in sorted(self._classes.items())
+            }
+        return result
+
+
+def _sum_device(accelerator: Accelerator) -> torch.device:
+    return accelerator.device
+
+
+class MetricsLog:
+    """`metrics.jsonl`, the console and the trackers."""
+
+    def __init__(self, path: Path, accelerator: Accelerator, *, total_steps: int) -> None:
+        self.path = path
+        self.accelerator = accelerator
+        self.total_steps = total_steps
+        self._began = time.monotonic()
+        self._first_step: int | None = None
+
+    def write(self, kind: str, values: dict[str, Any]) -> None:
+        """Append one line (main process only) and hand its numbers to the trackers."""
+        if not self.accelerator.is_main_process:
+            return
+        with self.path.open("a") as handle:
+            handle.write(json.dumps({"kind": kind, **values}) + "\n")
+        numbers = {f"{kind}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
+        self.accelerator.log(numbers, step=values["step"])
+        print(self._line(kind, values), file=sys.stderr, flush=True)
+
+    def _line(self, kind: str, values: dict[str, Any]) -> str:
+        step = values["step"]
+        if kind == "held_out":
+            return (
+                f"held out   step {step:>6}  KL {values['kl']:.4f}  agreement {values['top1_agreement']:.1%}  "
+                f"CE {values['cross_entropy']:.4f} (teacher {values['teacher_cross_entropy']:.4f})"
+            )
+        if self._first_step is None:
+            self._first_step = step
+        done = step - self._first_step
+        pace = (time.monotonic() - self._began) / done if done else None
+        left = "" if pace is None else f"  ETA {format_seconds(pace * (self.total_steps - step))}"
+        if done == 0:
+            self._began = time.monotonic()
+        return (
+            f"step {step:>6}/{self.total_steps}  loss {values['loss']:.4f}  LM {values['lm_loss']:.4f}  "
+            f"KL {values['kl_loss']:.4f}  clone {values['clone_loss']:.4f}  "
+            f"{values['tokens_per_second']:.0f} tokens/s{left}"
+        )
+
+
+def format_seconds(seconds: float) -> str:
+    """`3725` -> `1:02:05`, `65` -> `1:05`."""
+    whole = max(0, round(seconds))
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

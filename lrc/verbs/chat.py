@@ -1,0 +1,207 @@
+"""The verb `lrc chat`: a terminal chat with a finished student, or any other causal LM in a folder or on the hub.
+
+Stock transformers only. stdout holds what the model writes (and the input mark), stderr what `lrc` has to say.
+"""
+
+import importlib
+import importlib.util
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+from transformers import AutoTokenizer, TextStreamer
+
+from lrc.errors import CheckpointError, ConfigError, DataError
+from lrc.models.checkpoint import LRC_CONFIG
+from lrc.models.compute import choose_device, choose_dtype
+from lrc.models.teacher import load_config, load_model
+
+INPUT_MARK = "> "
+QUIT = "/quit"
+RESET = "/reset"
+
+
+@dataclass(kw_only=True)
+class _Chat:
+    model: Any
+    tokenizer: Any
+    max_new_tokens: int
+    temperature: float
+    system: str | None
+    turns: list[tuple[str, str]] = field(default_factory=list)
+    """Questions and answers so far, the oldest first."""
+
+
+def chat(
+    model: Path | str,
+    *,
+    prompt: str | None = None,
+    max_new_tokens: int = 200,
+    temperature: float = 0.0,
+    system: str | None = None,
+) -> int:
+    """Talk to a model: its answers are streamed, the history goes along, the tokenizer's chat template is used.
+
+    A tokenizer without a template makes it plain continuation: the model goes on with the text written so far.
+    `/reset` forgets the history; `/quit`, the end of the input and Ctrl-C end the chat.
+
+    Args:
+        model: Folder or hub id.
+        prompt: Answer this alone, then return; None reads questions from stdin.
+        max_new_tokens: Longest answer.
+        temperature: 0 takes the likeliest token each time, above 0 samples from softmax(logits / temperature).
+        system: System message of the chat template.
+
+    Returns:
+        Exit code: 0, or 1 if Ctrl-C cut the answer to `prompt` short.
+
+    Raises:
+        ConfigError: The model is none, or a setting does not suit it.
+        CheckpointError: Its weights or its tokenizer can't be read.
+        DataError: `prompt` does not fit into the model's context.
+    """
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ConfigError(f"The temperature must be a finite number of at least 0, found {temperature}.")
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens must be at least 1, found {max_new_tokens}.")
+    state = _open_chat(str(model), max_new_tokens=max_new_tokens, temperature=temperature, system=system)
+    try:
+        if prompt is not None:
+            _answer(state, prompt)
+        else:
+            _converse(state)
+    except KeyboardInterrupt:
+        print(flush=True)
+        return 0 if prompt is None else 1
+    return 0
+
+
+def _open_chat(source: str, *, max_new_tokens: int, temperature: float, system: str | None) -> _Chat:
+    folder = Path(source)
+    if (folder / LRC_CONFIG).is_file() and not (folder / "config.json").is_file():
+        raise ConfigError(f"{source} is a training checkpoint, not a model. Make one: lrc convert {source} OUT.")
+    window = _context_window(load_config(source))
+    if window is not None and max_new_tokens >= window:
+        raise ConfigError(
+            f"max_new_tokens must be below the model's context of {window}, found {max_new_tokens}. Lower it."
+        )
+    tokenizer = _load_tokenizer(source)
+    if system is not None and tokenizer.chat_template is None:
+        raise ConfigError(f"A system message needs a chat template, and {source} has none. Leave it out.")
+    device = choose_device("auto")
+    model = load_model(source, dtype=choose_dtype("auto", device), device=device)
+    return _Chat(
+        model=model, tokenizer=tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, system=system
+    )
+
+
+def _load_tokenizer(source: str) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except Exception as error:  # each tokenizer class fails in its own way
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"The tokenizer of {source} can't be loaded: {type(error).__name__}: {reason}") from error
+
+
+def _context_window(config: Any) -> int | None:
+    window = getattr(config, "max_position_embeddings", None)
+    return None if window is None else int(window)
+
+
+def _converse(state: _Chat) -> None:
+    """Read questions from stdin and answer them until `/quit` or the end of the input."""
+    if sys.stdin.isatty() and importlib.util.find_spec("readline"):
+        importlib.import_module("readline")  # from then on input() edits lines and recalls earlier ones
+    parameters = sum(parameter.numel() for parameter in state.model.parameters()) / 1e6
+    manner = "continues plain text" if state.tokenizer.chat_template is None else "chats"
+    _say(f"{state.model.name_or_path} ({parameters:.1f} M parameters) {manner}. {RESET} forgets, {QUIT} ends.")
+    while True:
+        try:
+            question = input(INPUT_MARK).strip()
+        except EOFError:
+            print(flush=True)
+            return
+        if question == QUIT:
+            return
+        if question == RESET:
+            state.turns.clear()
+            _say("Forgotten.")
+        elif question:
+            try:
+                _answer(state, question)
+            except DataError as error:  # one question too long; the next may fit
+                _say(str(error))
+
+
+def _answer(state: _Chat, question: str) -> None:
+    """Stream the answer to stdout and add the turn to the history."""
+    inputs = _encode_within_window(state, question)
+    sampling: dict[str, Any] = {"do_sample": True, "temperature": state.temperature}
+    greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    padding = state.tokenizer.pad_token_id
+    with torch.inference_mode():
+        output = state.model.generate(
+            **inputs,
+            max_new_tokens=state.max_new_tokens,
+            pad_token_id=state.tokenizer.eos_token_id if padding is None else padding,
+            streamer=TextStreamer(state.tokenizer, skip_prompt=True, skip_special_tokens=True),
+            **(sampling if state.temperature > 0 else greedy),
+        )
+    state.turns.append((question, _decode_answer(state, inputs["input_ids"][0], output[0])))
+
+
+def _decode_answer(state: _Chat, asked: Tensor, output: Tensor) -> str:
+    if state.tokenizer.chat_template is not None:
+        answer: str = state.tokenizer.decode(output[len(asked) :], skip_special_tokens=True)
+        return answer
+    # some tokenizers drop the space before the first of the ids, which plain continuation needs
+    before, whole = (state.tokenizer.decode(ids, skip_special_tokens=True) for ids in (asked, output))
+    return str(whole[len(before) :])
+
+
+def _encode_within_window(state: _Chat, question: str) -> dict[str, Tensor]:
+    """Encode history and question; turns are dropped, the oldest first, until an answer fits behind them.
+
+    Raises:
+        DataError: The question alone is too long.
+    """
+    window = _context_window(state.model.config)
+    while True:
+        inputs = _encode(state, question)
+        length = inputs["input_ids"].shape[1]
+        if window is None or length + state.max_new_tokens <= window:
+            return inputs
+        if not state.turns:
+            raise DataError(
+                f"Question and answer must fit into the model's context of {window} tokens, but they take {length} and "
+                f"up to {state.max_new_tokens}. Shorten the question or lower max_new_tokens."
+            )
+        state.turns.pop(0)
+        _say("The oldest question and answer no longer fit into the model's context and are dropped.")
+
+
+def _encode(state: _Chat, question: str) -> dict[str, Tensor]:
+    if state.tokenizer.chat_template is None:
+        text = "\n".join([*(asked + answered for asked, answered in state.turns), question])
+        encoded = state.tokenizer(text, return_tensors="pt")
+    else:
+        messages = [] if state.system is None else [{"role": "system", "content": state.system}]
+        for asked, answered in state.turns:
+            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        messages.append({"role": "user", "content": question})
+        try:
+            encoded = state.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            )
+        except TemplateError as error:  # some templates refuse system messages
+            raise ConfigError(f"The model's chat template refuses this chat: {error}.") from error
+    return {name: encoded[name].to(state.model.device) for name in ("input_ids", "attention_mask")}
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,69 @@
+"""`lrc convert`: a checkpoint becomes a plain Hugging Face folder that passed its parity check."""
+
+import json
+import sys
+from pathlib import Path
+
+from lrc.config import StudentConfig
+from lrc.export.convert import read_source, write_student
+from lrc.export.folder import check_target, written_folder
+from lrc.export.parity import check_parity
+from lrc.verbs.sources import locate_teacher
+
+
+def convert(
+    checkpoint: Path,
+    out: Path,
+    *,
+    teacher: str | None = None,
+    student: StudentConfig | None = None,
+    dtype: str = "teacher",
+    max_shard_bytes: int = 5_000_000_000,
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> Path:
+    """Merge a checkpoint with its teacher, prove the result and publish it as `out`.
+
+    Args:
+        checkpoint: `checkpoint-N` folder, or a safetensors file (also of the original code).
+        out: Folder of the student.
+        teacher: Teacher; None: the checkpoint knows.
+        student: Sizes and variant; None: the checkpoint knows.
+        dtype: Dtype of the weights; `teacher`: as the teacher's are stored.
+        max_shard_bytes: Largest weights file.
+        trust_remote_code: As in the recipe.
+        overwrite: Replace `out`.
+        dry_run: Check everything, write nothing.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ConfigError, CheckpointError: Bad input, before anything is written.
+        NumericsError: The student's logits are not the factored student's; nothing is published.
+    """
+    check_target(out, overwrite=overwrite)
+    source = read_source(
+        checkpoint, teacher=teacher, student=student, locate=locate_teacher, trust_remote_code=trust_remote_code
+    )
+    for note in source.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if dry_run:
+        print(f"dry run: {checkpoint} fits {source.teacher_folder}: good", file=sys.stderr)
+        return out
+
+    def progress(done: int, total: int) -> None:
+        if done == total or done % max(1, total // 4) == 0:
+            print(f"merge {done}/{total} tensors", file=sys.stderr, flush=True)
+
+    with written_folder(out, overwrite=overwrite) as draft:
+        write_student(source, draft, dtype=dtype, max_shard_bytes=max_shard_bytes, progress=progress)
+        facts = check_parity(source, draft)
+        (draft / "parity.json").write_text(json.dumps(facts, indent=2) + "\n")
+    print(
+        f"parity: in memory {facts['in_memory']['relative_difference']:.1e}, after reload "
+        f"{facts['after_reload']['relative_difference']:.1e} of the logits' scale ({facts['dtype']})",
+        file=sys.stderr,
+    )
+    return out

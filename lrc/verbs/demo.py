@@ -1,0 +1,57 @@
+"""`lrc demo`: a whole run on the embedded teacher, from nothing to a scored student, on a CPU."""
+
+import time
+from importlib.resources import files
+from pathlib import Path
+
+from lrc.config import Recipe, load_recipe
+from lrc.export.folder import check_target
+from lrc.report.terminal import print_scorecard
+from lrc.training.metrics import format_seconds
+from lrc.verbs.convert import convert
+from lrc.verbs.evaluate import evaluate
+from lrc.verbs.report import report
+from lrc.verbs.train import train
+
+
+def demo_recipe(overrides: tuple[str, ...] = ()) -> Recipe:
+    """Load the demo's recipe (it comes with the package) and apply overrides."""
+    return load_recipe(Path(str(files("lrc.verbs") / "demo.yaml")), overrides)
+
+
+def demo(overrides: tuple[str, ...] = (), *, overwrite: bool = False, dry_run: bool = False) -> Path:
+    """Run teacher, start, training, conversion, scorecard and report; print where everything lies.
+
+    Args:
+        overrides: `section.key=value` over the demo's recipe.
+        overwrite: Delete an earlier demo first; without it a finished or interrupted one is gone on with.
+        dry_run: Fetch teacher and text, check everything, then stop.
+
+    Returns:
+        The report's page.
+    """
+    began = time.monotonic()
+    recipe = demo_recipe(overrides)
+    run = Path(recipe.run)
+    student, results = run / "convert", run / "evaluate"
+    assert recipe.data.held_out is not None
+    last = train(recipe, resume=None if overwrite else "auto", overwrite=overwrite, dry_run=dry_run)
+    if dry_run:
+        return run / "report" / "report.html"
+    check_target(student, overwrite=True)
+    convert(last, student, dtype=recipe.convert.dtype, overwrite=True)
+    evaluate(
+        student,
+        out=results,
+        held_out=recipe.data.held_out,
+        teacher=recipe.teacher,
+        settings=recipe.evaluate,
+        overwrite=True,
+    )
+    page = report(run)
+    print_scorecard(results / "results.json")
+    print(f"\nstudent  {student}")
+    print(f"chat     lrc chat {student}")
+    print(f"report   {page}")
+    print(f"took     {format_seconds(time.monotonic() - began)}")
+    return page

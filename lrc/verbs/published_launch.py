@@ -1,0 +1,94 @@
+"""What a published command learns from its launcher, and what the processes of one run must agree on.
+
+Read from the environment that `accelerate launch` and `torchrun` make. Nothing here imports torch or accelerate
+before a command line has been found good.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lrc.errors import ConfigError
+from lrc.verbs.published_flags import WORDS_FOR_TRUE
+
+# In the order in which accelerate looks for them.
+WORLD_SIZE_NAMES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+RANK_NAMES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What a translation needs to know about its process, beside the flags."""
+
+    time: str
+    """Local time as `YYYY-mm-dd_HH-MM-SS`, the name of a new run folder."""
+    wants_cpu: bool = False
+    """Whether the launcher asked for the CPU (`accelerate launch --cpu`)."""
+    has_cuda: bool = False
+    """Whether torch finds a CUDA device."""
+    num_processes: int = 1
+    rank: int = 0
+    gradient_accumulation_steps: float | None = None
+    """Accumulation that the launcher's DeepSpeed configuration fixes."""
+    max_grad_norm: float | None = None
+    """Clipping that the launcher's DeepSpeed configuration fixes."""
+
+
+def read_launch(environment: Mapping[str, str]) -> Launch:
+    """Read the launcher's settings from the environment, the clock and torch."""
+    wants_cpu = _is_true(environment.get("ACCELERATE_USE_CPU", ""))
+    uses_deepspeed = _is_true(environment.get("ACCELERATE_USE_DEEPSPEED", ""))
+    return Launch(
+        time=time.strftime("%Y-%m-%d_%H-%M-%S"),
+        wants_cpu=wants_cpu,
+        has_cuda=not wants_cpu and _finds_cuda(),
+        num_processes=_first_integer(environment, WORLD_SIZE_NAMES, 1),
+        rank=_first_integer(environment, RANK_NAMES, 0),
+        gradient_accumulation_steps=(
+            _number(environment, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS") if uses_deepspeed else None
+        ),
+        max_grad_norm=_number(environment, "ACCELERATE_GRADIENT_CLIPPING") if uses_deepspeed else None,
+    )
+
+
+def agree_on_run(run: str, launch: Launch) -> str:
+    """Return rank 0's run folder on every process; the clocks of the others may be a second off.
+
+    Raises:
+        ConfigError: The launcher started several processes that do not see each other.
+    """
+    if launch.num_processes == 1:
+        return run
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    # Without a GPU accelerate finds a backend only when it is told that the CPU is meant.
+    state = PartialState(cpu=not launch.has_cuda)
+    if state.num_processes != launch.num_processes:
+        raise ConfigError(
+            f"The launcher started {launch.num_processes} processes, but accelerate joined {state.num_processes}; "
+            "each would train alone. Start them with torchrun, or with accelerate launch --multi_gpu."
+        )
+    shared = [run]
+    broadcast_object_list(shared)
+    return shared[0]
+
+
+def _finds_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _is_true(text: str) -> bool:
+    return text.lower() in WORDS_FOR_TRUE
+
+
+def _first_integer(environment: Mapping[str, str], names: tuple[str, ...], default: int) -> int:
+    return next((int(environment[name]) for name in names if environment.get(name, "").isdigit()), default)
+
+
+def _number(environment: Mapping[str, str], name: str) -> float | None:
+    """Return a numeric setting; DeepSpeed's `auto` and `none` fix nothing."""
+    text = environment.get(name, "")
+    return float(text) if text.replace(".", "", 1).isdigit() else None

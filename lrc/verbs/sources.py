@@ -1,0 +1,44 @@
+"""What a recipe's `teacher` and data name: a path, a hub id, or what the demo embeds (`embedded:...`)."""
+
+import sys
+
+from lrc.embedded.teacher import embedded_teacher
+from lrc.embedded.text import embedded_text_folder
+from lrc.errors import ConfigError
+
+EMBEDDED = "embedded:"
+EMBEDDED_TEACHER = "smollm2-135m-instruct"
+EMBEDDED_TEXTS = {"train": "train.jsonl", "held-out": "held_out.jsonl"}
+
+
+def locate_teacher(name: str) -> str:
+    """Turn a recipe's teacher into a folder or hub id, fetching the embedded one if it is asked for.
+
+    Raises:
+        ConfigError: There is no embedded teacher of that name.
+    """
+    if not name.startswith(EMBEDDED):
+        return name
+    inner = name.removeprefix(EMBEDDED)
+    if inner != EMBEDDED_TEACHER:
+        raise ConfigError(f"The embedded teacher is {EMBEDDED}{EMBEDDED_TEACHER}, found {name!r}.")
+    return str(embedded_teacher(inner, report=_say))
+
+
+def locate_data(name: str) -> str:
+    """Turn a recipe's data into a file, folder or glob, fetching the embedded text if it is asked for.
+
+    Raises:
+        ConfigError: There is no embedded text of that name.
+    """
+    if not name.startswith(EMBEDDED):
+        return name
+    inner = name.removeprefix(EMBEDDED)
+    if inner not in EMBEDDED_TEXTS:
+        known = ", ".join(f"{EMBEDDED}{text}" for text in EMBEDDED_TEXTS)
+        raise ConfigError(f"The embedded texts are {known}; found {name!r}.")
+    return str(embedded_text_folder(report=_say) / EMBEDDED_TEXTS[inner])
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

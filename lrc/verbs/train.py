@@ -1,0 +1,261 @@
+"""`lrc train`: everything that can be wrong is checked, then teacher, pair, start values and the loop."""
+
+import json
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from lrc.config import Recipe, recipe_to_dict
+from lrc.data.blocks import Blocks, open_blocks, ordered_batches
+from lrc.errors import CheckpointError, ConfigError, DataError
+from lrc.evaluation.agreement import Agreement, measure_pair
+from lrc.evaluation.effective_rank import pair_stream_ranks
+from lrc.models.checkpoint import checkpoint_facts, read_facts, variant_of, versions
+from lrc.models.compute import choose_device, choose_dtype
+from lrc.models.discovery import discover
+from lrc.models.folder import resolve_folder, weights_hash
+from lrc.models.pair_model import PairModel
+from lrc.models.start import StartReport, fill_start
+from lrc.models.student import student_config
+from lrc.models.teacher import load_config, load_model
+from lrc.training.checkpoint import RunState, checkpoints, find_resume, load_checkpoint
+from lrc.training.launch import check_space, make_accelerator, write_recipe
+from lrc.training.loop import LoopParts, make_optimizer, run_loop
+from lrc.training.metrics import MetricsLog, format_seconds
+from lrc.verbs.sources import locate_data, locate_teacher
+
+CALIBRATION_BATCH = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """What was checked before the expensive part."""
+
+    folder: Path
+    teacher_folder: Path
+    teacher_hash: str
+    blocks: Blocks
+    held_out: list[tuple[Tensor, Tensor]]
+    resume: Path | None
+
+
+def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False, dry_run: bool = False) -> Path:
+    """Train a student's projections; see the recipe for everything that can be set.
+
+    Args:
+        recipe: The run.
+        resume: `auto`, or a checkpoint folder to go on from.
+        overwrite: Delete an earlier training of this run first.
+        dry_run: Check everything, then stop.
+
+    Returns:
+        The last checkpoint, `RUN/train/checkpoint-N` (in a dry run: where it will lie).
+
+    Raises:
+        ConfigError, DataError, CheckpointError: Before anything is written, with what to do.
+        NumericsError: A loss was not finite.
+    """
+    inputs = _check(recipe, resume=resume, overwrite=overwrite)
+    if dry_run:
+        _say(f"dry run: {recipe.teacher} -> hidden size {recipe.student.hidden_size}, {len(inputs.blocks)} blocks: good")
+        return inputs.folder / f"checkpoint-{recipe.train.max_steps}"
+    device = choose_device(recipe.train.device)
+    accelerator = make_accelerator(recipe.train, inputs.folder, device)
+    dtype = choose_dtype(recipe.train.compute_dtype, accelerator.device)
+    _say(f"teacher {recipe.teacher} on {accelerator.device} in {str(dtype).removeprefix('torch.')}", accelerator)
+    teacher = load_model(
+        str(inputs.teacher_folder),
+        dtype=dtype,
+        device=accelerator.device,
+        trust_remote_code=recipe.trust_remote_code,
+    )
+    pair = PairModel(
+        teacher,
+        hidden_size=recipe.student.hidden_size,
+        variant=variant_of(recipe.student),
+        objective=recipe.objective,
+    )
+    pair.set_activation_checkpointing(recipe.train.activation_checkpointing)
+    if accelerator.is_main_process:
+        _prepare_folder(inputs, recipe, overwrite=overwrite)
+        check_space(inputs.folder, pair, keep=recipe.train.save_total_limit)
+    accelerator.wait_for_everyone()
+    optimizer = make_optimizer(pair, recipe.train)
+    log = MetricsLog(inputs.folder / "metrics.jsonl", accelerator, total_steps=recipe.train.max_steps)
+    if inputs.resume is not None:
+        state = load_checkpoint(inputs.resume, pair.trained(), optimizer)
+        _say(f"resumed from {inputs.resume} at step {state.step}", accelerator)
+    else:
+        state = RunState(step=0, tokens=0, seconds=0.0)
+        if accelerator.is_main_process:
+            _start(pair, teacher, recipe, inputs, log)
+        accelerator.wait_for_everyone()
+
+    def facts(step: int, tokens: int) -> dict[str, Any]:
+        return checkpoint_facts(
+            recipe,
+            teacher_hash=inputs.teacher_hash,
+            d_teacher=pair.architecture.hidden_size,
+            step=step,
+            tokens=tokens,
+        )
+
+    def held_out() -> Agreement:
+        return measure_pair(pair, inputs.held_out)
+
+    parts = LoopParts(
+        accelerator=accelerator,
+        pair=pair,
+        optimizer=optimizer,
+        blocks=inputs.blocks,
+        settings=recipe.train,
+        folder=inputs.folder,
+        log=log,
+        facts=facts,
+        held_out=held_out if inputs.held_out else None,
+    )
+    last = run_loop(parts, state)
+    accelerator.end_training()
+    _say(f"trained: {last}", accelerator)
+    return last
+
+
+def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
+    """Everything that can be wrong with the inputs, cheapest first."""
+    folder = Path(recipe.run) / "train"
+    if resume is None and checkpoints(folder) and not overwrite:
+        raise ConfigError(
+            f"{folder} already holds checkpoints. Go on with --resume auto, start anew with --overwrite, or name "
+            "another run folder (run=...)."
+        )
+    teacher_folder = resolve_folder(locate_teacher(recipe.teacher))
+    config = load_config(str(teacher_folder), trust_remote_code=recipe.trust_remote_code)
+    architecture = discover(config)
+    if recipe.student.hidden_size >= architecture.hidden_size:
+        raise ConfigError(
+            f"student.hidden_size must be below the teacher's {architecture.hidden_size}, found "
+            f"{recipe.student.hidden_size}. Choose a smaller one."
+        )
+    student_config(config, recipe.student.hidden_size, tied=False)
+    tokenizer = load_tokenizer(teacher_folder)
+    blocks = open_blocks(
+        locate_data(recipe.data.train), tokenizer, sequence_length=recipe.data.sequence_length, vocab_size=config.vocab_size
+    )
+    held_out = []
+    if recipe.data.held_out is not None:
+        source = open_blocks(
+            locate_data(recipe.data.held_out), tokenizer, sequence_length=recipe.data.sequence_length, vocab_size=config.vocab_size
+        )
+        batches = ordered_batches(source, tokens=recipe.data.held_out_tokens, batch_size=1)
+        held_out = [(batch.input_ids, batch.labels) for batch in batches]
+    teacher_hash = weights_hash(teacher_folder)
+    found = find_resume(folder, resume) if resume is not None else None
+    if found is not None:
+        _check_resume(found, recipe, teacher_hash)
+    return _Inputs(
+        folder=folder,
+        teacher_folder=teacher_folder,
+        teacher_hash=teacher_hash,
+        blocks=blocks,
+        held_out=held_out,
+        resume=found,
+    )
+
+
+def _check_resume(checkpoint: Path, recipe: Recipe, teacher_hash: str) -> None:
+    facts = read_facts(checkpoint)
+    if facts is None:
+        raise CheckpointError(f"{checkpoint} has no lrc_config.json, so it can't be resumed.")
+    if facts["teacher_hash"] != teacher_hash:
+        raise CheckpointError(
+            f"{checkpoint} was trained with the teacher {facts['teacher']}, not with {recipe.teacher}. Name that one."
+        )
+    if facts["student"] != recipe_to_dict(recipe)["student"]:
+        raise ConfigError(
+            f"{checkpoint} holds another student, {facts['student']}, than the recipe asks for, "
+            f"{recipe_to_dict(recipe)['student']}."
+        )
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load a folder's tokenizer, or None if it has none."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return None
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _prepare_folder(inputs: _Inputs, recipe: Recipe, *, overwrite: bool) -> None:
+    try:
+        if inputs.resume is None and inputs.folder.exists():
+            assert overwrite or not checkpoints(inputs.folder)
+            shutil.rmtree(inputs.folder)
+        inputs.folder.mkdir(parents=True, exist_ok=True)
+        write_recipe(inputs.folder / "recipe.yaml", recipe)
+    except OSError as error:
+        raise CheckpointError(f"The run folder {inputs.folder} can't be written: {error}.") from error
+
+
+def _start(pair: PairModel, teacher: nn.Module, recipe: Recipe, inputs: _Inputs, log: MetricsLog) -> None:
+    """Fill the start values, measure them, and write `start.json`."""
+    batches = _calibration_batches(recipe, inputs.blocks)
+    began = time.monotonic()
+
+    def progress(stage: str, done: int, total: int) -> None:
+        spent = time.monotonic() - began
+        if done == total or done % max(1, total // 10) == 0:
+            left = spent / done * (total - done)
+            _say(f"start {stage} {done}/{total}  {format_seconds(spent)}  ETA {format_seconds(left)}")
+
+    report = fill_start(pair, teacher, recipe.start, batches, seed=recipe.train.seed, progress=progress)
+    held_out, ranks = None, None
+    if inputs.held_out:
+        pair.eval()
+        with pair_stream_ranks(pair) as ranks:
+            agreement = measure_pair(pair, inputs.held_out)
+        pair.train()
+        held_out = agreement.summary()
+        log.write("held_out", {"step": 0, "tokens": 0, "seconds": 0.0, **held_out})
+    _write_start(inputs.folder / "start.json", report, held_out, ranks)
+
+
+def _write_start(
+    path: Path, report: StartReport, held_out: dict[str, float | int] | None, ranks: list[float] | None
+) -> None:
+    facts = {
+        "method": report.method,
+        "calibration_tokens": report.tokens,
+        "seconds": report.seconds,
+        "layer_errors": report.layer_errors,
+        "held_out": held_out,
+        "effective_rank": ranks,
+        "versions": versions(),
+    }
+    path.write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def _calibration_batches(recipe: Recipe, blocks: Blocks) -> list[Tensor]:
+    """Full blocks from the front of the training data, in equal batches."""
+    if recipe.start.method == "random":
+        return []
+    length = recipe.data.sequence_length
+    batches = ordered_batches(blocks, tokens=recipe.start.tokens, batch_size=CALIBRATION_BATCH)
+    full = [batch.input_ids for batch in batches if batch.num_positions == CALIBRATION_BATCH * length]
+    if not full:
+        raise DataError(
+            f"The {recipe.start.method} start needs {CALIBRATION_BATCH} rows of data.sequence_length = {length} tokens "
+            f"side by side, but {recipe.data.train} has none. Pack the data or lower data.sequence_length."
+        )
+    return full
+
+
+def _say(text: str, accelerator: Accelerator | None = None) -> None:
+    if accelerator is None or accelerator.is_main_process:
+        print(text, file=sys.stderr, flush=True)

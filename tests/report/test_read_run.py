@@ -1,0 +1,110 @@
+"""A run folder is read whole; what is missing stays out, what is damaged is named."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lrc.errors import ConfigError, DataError
+from lrc.report.read_run import METRICS_FILE, PARITY_FILE, RECIPE_FILE, RESULTS_FILE, START_FILE, read_run
+from tests.report.synthetic_run import ALL_TERMS, write_lines, write_run
+
+FILES = (RECIPE_FILE, START_FILE, METRICS_FILE, PARITY_FILE, RESULTS_FILE)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "demo", num_steps=8, log_steps=2, num_layers=3)
+
+
+def test_whole_run_is_read(run: Path) -> None:
+    data = read_run(run)
+    lines = [json.loads(line) for line in (run / METRICS_FILE).read_text("utf-8").splitlines()]
+    train = [line for line in lines if line["kind"] == "train"]
+    assert [point.step for point in data.train] == [2, 4, 6, 8]
+    assert data.train[1].kl_loss == train[1]["kl_loss"]
+    assert data.train[1].clone == {term: tuple(train[1]["clone"][term]) for term in ALL_TERMS}
+    assert [point.step for point in data.held_out] == [0, 2, 4, 6, 8]
+    results = json.loads((run / RESULTS_FILE).read_text("utf-8"))
+    assert data.results is not None
+    assert data.results.kl_to_teacher == results["student"]["kl_to_teacher"]
+    assert data.results.samples[1].prompt == results["samples"][1]["prompt"]
+    assert data.start is not None
+    assert data.parity is not None
+    assert data.parity.passed
+    assert data.recipe is not None
+    assert data.recipe.student.hidden_size == 288
+    assert data.recipe_text == (run / RECIPE_FILE).read_text("utf-8")
+
+
+@pytest.mark.parametrize("missing", FILES)
+def test_any_single_file_may_be_missing(run: Path, missing: str) -> None:
+    (run / missing).unlink()
+    data = read_run(run)
+    assert (data.results is None) == (missing == RESULTS_FILE)
+    assert (data.start is None) == (missing == START_FILE)
+    assert (data.parity is None) == (missing == PARITY_FILE)
+    assert (data.recipe is None) == (missing == RECIPE_FILE)
+    assert (not data.train) == (missing == METRICS_FILE)
+
+
+@pytest.mark.parametrize("missing", [START_FILE, PARITY_FILE, RESULTS_FILE])
+def test_cut_file_is_named_with_its_line(run: Path, missing: str) -> None:
+    path = run / missing
+    content = path.read_text("utf-8")
+    path.write_text(content[: len(content) // 2], encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        read_run(run)
+    num_lines = len(content[: len(content) // 2].splitlines())
+    assert any(f"{path}, line {line}: " in str(caught.value) for line in (num_lines, num_lines + 1))
+
+
+def test_cut_metrics_line_is_named(run: Path) -> None:
+    with (run / METRICS_FILE).open("a", encoding="utf-8") as file:
+        file.write('{"kind": "train", "st')
+    num_lines = len((run / METRICS_FILE).read_text("utf-8").splitlines())
+    with pytest.raises(DataError, match=f"metrics.jsonl, line {num_lines}: must be JSON"):
+        read_run(run)
+
+
+def test_unknown_kind_of_line_is_refused(run: Path) -> None:
+    write_lines(run / METRICS_FILE, [{"kind": "other", "step": 1}])
+    with pytest.raises(DataError, match=r"metrics.jsonl, line 1: 'kind' must be 'train' or 'held_out', found 'other'"):
+        read_run(run)
+
+
+def test_recipe_with_an_unknown_key_is_refused(run: Path) -> None:
+    with (run / RECIPE_FILE).open("a", encoding="utf-8") as file:
+        file.write("surprise: 1\n")
+    with pytest.raises(ConfigError, match="surprise"):
+        read_run(run)
+
+
+def test_later_line_of_a_step_wins(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / METRICS_FILE).read_text("utf-8").splitlines()]
+    again = [{**line, "kl_loss": 9.0} for line in lines if line["kind"] == "train" and line["step"] == 4]
+    write_lines(run / METRICS_FILE, lines + again)
+    assert [(point.step, point.kl_loss == 9.0) for point in read_run(run).train] == [
+        (2, False),
+        (4, True),
+        (6, False),
+        (8, False),
+    ]
+
+
+def test_start_gives_step_0_where_the_metrics_have_none(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / METRICS_FILE).read_text("utf-8").splitlines()]
+    write_lines(run / METRICS_FILE, [line for line in lines if line["step"] > 0])
+    start = json.loads((run / START_FILE).read_text("utf-8"))
+    first = read_run(run).held_out[0]
+    assert (first.step, first.tokens, first.kl) == (0, 0, start["held_out"]["kl"])
+
+
+def test_nothing_to_report_says_what_must_run_first(run: Path) -> None:
+    shutil.rmtree(run / "evaluate")
+    (run / METRICS_FILE).write_text("", encoding="utf-8")
+    with pytest.raises(DataError, match=r"(?s)lrc train.*lrc evaluate"):
+        read_run(run)
+    with pytest.raises(DataError, match="is not a folder"):
+        read_run(run / "absent")

@@ -1,0 +1,129 @@
+"""`lrc report` writes the whole folder or nothing."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from lrc.errors import DataError
+from lrc.verbs.report import report
+from tests.report.synthetic_run import write_run
+
+
+def write_scored_run(run: Path) -> Path:
+    """Write a run that has a scorecard only, the quickest to draw."""
+    write_run(run, num_steps=1, num_layers=2)
+    for name in ("metrics.jsonl", "start.json"):
+        (run / "train" / name).unlink()
+    return run
+
+
+def test_whole_run_gives_page_facts_and_plots(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "demo", num_steps=4, log_steps=2, num_layers=3)
+    page = report(run)
+    assert page == run / "report/report.html"
+    assert {path.name for path in page.parent.iterdir()} == {
+        "README.md",
+        "report.html",
+        "clone_terms.png",
+        "effective_rank.png",
+        "held_out.png",
+        "losses.png",
+        "start_errors.png",
+    }
+    html = page.read_text("utf-8")
+    assert html.startswith("<!DOCTYPE html>")
+    assert html.count("data:image/png;base64,") == 10
+    for path in page.parent.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert f"({path.name})" in (page.parent / "README.md").read_text("utf-8")
+    assert sorted(path.name for path in run.iterdir()) == ["convert", "evaluate", "report", "train"]
+
+
+def test_older_report_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    run = write_scored_run(tmp_path)
+    (run / "report").mkdir()
+    (run / "report/stale.png").write_bytes(b"old")
+    report(run)
+    assert not (run / "report/stale.png").exists()
+    first = (run / "report/report.html").read_bytes()
+    report(run)
+    assert (run / "report/report.html").read_bytes() == first
+
+
+def test_damaged_run_leaves_the_older_report(tmp_path: Path) -> None:
+    run = write_scored_run(tmp_path)
+    page = report(run)
+    before = page.read_bytes()
+    results = run / "evaluate/results.json"
+    results.write_text(results.read_text("utf-8")[:-20], encoding="utf-8")
+    with pytest.raises(DataError, match=r"results.json, line \d+: "):
+        report(run)
+    assert page.read_bytes() == before
+
+
+def test_failed_write_leaves_the_older_report_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_scored_run(tmp_path)
+    before = report(run).read_bytes()
+    write_bytes = Path.write_bytes
+
+    def refuse_markdown(path: Path, content: bytes) -> int:
+        if path.suffix == ".md":
+            raise OSError(28, os.strerror(28))
+        return write_bytes(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", refuse_markdown)
+    with pytest.raises(DataError, match=r"No space left on device.*unchanged"):
+        report(run)
+    assert (run / "report/report.html").read_bytes() == before
+    assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
+
+
+def test_failed_swap_brings_the_older_report_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_scored_run(tmp_path)
+    before = report(run).read_bytes()
+    rename = Path.rename
+
+    def refuse_new(path: Path, target: Path) -> Path:
+        if path.name.endswith(".new"):
+            raise OSError(13, os.strerror(13))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_new)
+    with pytest.raises(DataError, match="Permission denied"):
+        report(run)
+    assert (run / "report/report.html").read_bytes() == before
+    assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
+
+
+def test_linked_report_folder_is_replaced_behind_its_link(tmp_path: Path) -> None:
+    run = write_scored_run(tmp_path / "demo")
+    (tmp_path / "elsewhere").mkdir()
+    (run / "report").symlink_to(tmp_path / "elsewhere")
+    report(run)
+    assert (run / "report").is_symlink()
+    assert (tmp_path / "elsewhere/report.html").is_file()
+
+
+def test_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    run = write_scored_run(tmp_path)
+    (run / "report").write_text("mine", encoding="utf-8")
+    with pytest.raises(DataError, match="is a file"):
+        report(run)
+    assert (run / "report").read_text("utf-8") == "mine"
+
+
+def test_empty_run_says_what_must_run_first(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="lrc train"):
+        report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_page_follows_the_numbers(tmp_path: Path) -> None:
+    run = write_scored_run(tmp_path)
+    path = run / "evaluate/results.json"
+    results = json.loads(path.read_text("utf-8"))
+    results["student"]["bits_per_byte"] = 1.2345678
+    path.write_text(json.dumps(results), encoding="utf-8")
+    assert '<data value="1.2345678">1.235</data>' in report(run).read_text("utf-8")
