@@ -10,12 +10,11 @@ import tyro
 
 from lrc.errors import LrcError
 
-Positional = tyro.conf.Positional
 PROGRAM = "lrc"
 
 
 def demo_verb(
-    overrides: Positional[tuple[str, ...]] = (), /, *, overwrite: bool = False, dry_run: bool = False
+    overrides: tyro.conf.Positional[tuple[str, ...]] = (), /, *, overwrite: bool = False, dry_run: bool = False
 ) -> None:
     """Clone the embedded 135 M teacher to half its width on this CPU, score it and show a report.
 
@@ -30,8 +29,8 @@ def demo_verb(
 
 
 def train_verb(
-    recipe: Positional[Path],
-    overrides: Positional[tuple[str, ...]] = (),
+    recipe: tyro.conf.Positional[Path],
+    overrides: tyro.conf.Positional[tuple[str, ...]] = (),
     /,
     *,
     resume: str | None = None,
@@ -54,8 +53,8 @@ def train_verb(
 
 
 def convert_verb(
-    checkpoint: Positional[Path],
-    out: Positional[Path],
+    checkpoint: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[Path],
     /,
     *,
     teacher: str | None = None,
@@ -93,7 +92,7 @@ def convert_verb(
 
 
 def evaluate_verb(
-    model: Positional[str],
+    model: tyro.conf.Positional[str],
     /,
     *,
     held_out: str,
@@ -130,7 +129,7 @@ def evaluate_verb(
         print_scorecard(results)
 
 
-def report_verb(run: Positional[Path], /) -> None:
+def report_verb(run: tyro.conf.Positional[Path], /) -> None:
     """Make one HTML page of everything that a run's verbs wrote.
 
     Args:
@@ -142,7 +141,7 @@ def report_verb(run: Positional[Path], /) -> None:
 
 
 def chat_verb(
-    model: Positional[str],
+    model: tyro.conf.Positional[str],
     /,
     *,
     prompt: str | None = None,

@@ -128,7 +128,7 @@ class TrainConfig:
     seed: int = 0
     """Seeds the random start and the order of the data."""
     compute_dtype: ComputeDtype = "auto"
-    """Dtype of both models' forward; trained tensors stay float32. `auto`: bfloat16 where it is the faster, measured."""
+    """Dtype of both models' forward; trained tensors stay float32. `auto`: bfloat16 where that measures faster."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

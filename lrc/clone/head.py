@@ -59,7 +59,7 @@ def head_losses(
     """
     if chunk is None:
         chunk = max(1, CHUNK_BYTES // (4 * student_head.shape[0]))
-    result: tuple[Tensor, Tensor, Tensor] = _HeadLosses.apply(
+    result: tuple[Tensor, Tensor, Tensor] = _HeadLosses.apply(  # type: ignore[no-untyped-call]  # torch's own
         student, student_head, teacher, teacher_head, labels, weights, chunk
     )
     return result

@@ -34,7 +34,8 @@ class Moments:
 
     def __add__(self, other: "Moments") -> "Moments":
         """Pool two sets of rows."""
-        pooled = Moments(*self.input_target.shape, self.input_target.device)
+        d_input, d_target = self.input_target.shape
+        pooled = Moments(d_input, d_target, self.input_target.device)
         pooled.input_input = self.input_input + other.input_input
         pooled.input_target = self.input_target + other.input_target
         pooled.total = self.total + other.total
@@ -129,7 +130,8 @@ def effective_rank(second_moment: Tensor) -> Tensor:
     """
     values = torch.linalg.eigvalsh(second_moment.double()).clamp_min(0).sqrt()
     shares = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny)
-    return torch.special.entr(shares).sum().exp()
+    entropy: Tensor = torch.special.entr(shares).sum()
+    return entropy.exp()
 
 
 def tied_head_gain(basis: Tensor, head: Tensor, normed: Moments) -> Tensor:
@@ -150,4 +152,5 @@ def tied_head_gain(basis: Tensor, head: Tensor, normed: Moments) -> Tensor:
     metric = basis.T @ gram @ basis * normed.input_input
     answer = (basis.T @ gram @ normed.input_target.T).diagonal()
     ridge = 1e-6 * metric.diagonal().mean() * torch.eye(metric.shape[0], dtype=metric.dtype, device=metric.device)
-    return torch.linalg.solve(metric + ridge, answer)
+    gain: Tensor = torch.linalg.solve(metric + ridge, answer)
+    return gain

@@ -21,7 +21,8 @@ def merge(weight: Tensor, projection: Tensor, axis: int) -> Tensor:
     Returns:
         A tensor like `weight` with `d_S` along `axis`, in the dtype of the inputs; not always contiguous.
     """
-    return torch.tensordot(weight, projection, dims=([axis], [0])).movedim(-1, axis)
+    contracted: Tensor = torch.tensordot(weight, projection, dims=([axis], [0]))
+    return contracted.movedim(-1, axis)
 
 
 def lift(student: Tensor, projection: Tensor) -> Tensor:

@@ -118,7 +118,9 @@ def _largest_file_bytes(folder: Path) -> int:
 def _reason(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-    reason = " ".join(errors[-2:] or lines[-1:]) or "it gave no reason"
+    if "Exception:" in errors:  # pip's own traceback follows, its last line says why
+        errors = lines[-1:]
+    reason = "; ".join(errors[-2:] or lines[-1:]) or "it gave no reason"
     return reason.rstrip(".") + "."
 
 

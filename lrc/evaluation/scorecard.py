@@ -30,7 +30,10 @@ DECODED_TOKENS = 24
 
 @torch.no_grad()
 def score_text(
-    student: nn.Module, teacher: nn.Module | None, windows: list[tuple[Tensor, Tensor]], progress: Callable[[int, int], None]
+    student: nn.Module,
+    teacher: nn.Module | None,
+    windows: list[tuple[Tensor, Tensor]],
+    progress: Callable[[int, int], None],
 ) -> tuple[Agreement, dict[str, list[float] | None]]:
     """Run both models over the held-out windows once.
 
@@ -78,7 +81,9 @@ def text_bytes(windows: list[tuple[Tensor, Tensor]], tokenizer: Any) -> int:
     return sum(len(text.encode()) for text in tokenizer.batch_decode(kept, skip_special_tokens=True))
 
 
-def card(model: nn.Module, folder: Path, *, name: str, cross_entropy: float, positions: int, num_bytes: int) -> dict[str, Any]:
+def card(
+    model: nn.Module, folder: Path, *, name: str, cross_entropy: float, positions: int, num_bytes: int
+) -> dict[str, Any]:
     """Make one model's column of the scorecard.
 
     Args:
@@ -103,10 +108,10 @@ def card(model: nn.Module, folder: Path, *, name: str, cross_entropy: float, pos
 
 
 @torch.no_grad()
-def _speed(model: nn.Module) -> tuple[float, float]:
+def _speed(model: Any) -> tuple[float, float]:
     """Tokens a second of a prefill of 256 tokens and of greedy decoding after it; medians of three."""
     device = next(model.parameters()).device
-    ids = torch.arange(TIMED_TOKENS, device=device)[None] % model.config.vocab_size
+    ids = torch.arange(TIMED_TOKENS, device=device)[None] % model.get_input_embeddings().num_embeddings
     prefill, decode = [], []
     for _ in range(3):
         began = time.perf_counter()

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lrc.clone.sites import Variant
 from lrc.config import StudentConfig
 from lrc.errors import CheckpointError, ConfigError
 from lrc.models.checkpoint import TRAINED_TENSORS, from_original, is_original, read_facts, variant_of
@@ -75,19 +76,12 @@ def read_source(
     """
     weights = checkpoint / TRAINED_TENSORS if checkpoint.is_dir() else checkpoint
     if not weights.is_file():
-        raise CheckpointError(f"A checkpoint must be a folder with {TRAINED_TENSORS} or that file; {weights} is not there.")
-    facts = read_facts(weights.parent)
-    if facts is None and (teacher is None or student is None):
-        raise ConfigError(
-            f"{weights.parent} has no lrc_config.json (a checkpoint of the original code?), so teacher, hidden size "
-            "and the attention, ffn and tie settings must be given."
+        raise CheckpointError(
+            f"A checkpoint must be a folder with {TRAINED_TENSORS} or that file; {weights} is not there."
         )
-    stored = StudentConfig(**facts["student"]) if facts else None
-    if stored is not None and student is not None and student != stored:
-        raise ConfigError(_contradiction(student, stored, weights.parent))
-    chosen = stored or student
-    assert chosen is not None
-    teacher_folder = resolve_folder(locate(teacher or facts["teacher"]))  # type: ignore[index]
+    facts = read_facts(weights.parent)
+    chosen = _chosen_student(facts, student, weights.parent, has_teacher=teacher is not None)
+    teacher_folder = resolve_folder(locate(teacher if teacher is not None else str((facts or {})["teacher"])))
     if facts is not None and weights_hash(teacher_folder) != facts["teacher_hash"]:
         raise CheckpointError(
             f"The checkpoint {weights.parent} was trained with the teacher {facts['teacher']}, whose weights are not "
@@ -95,28 +89,50 @@ def read_source(
         )
     teacher_config = load_config(str(teacher_folder), trust_remote_code=trust_remote_code)
     architecture, variant = discover(teacher_config), variant_of(chosen)
-    tied = architecture.is_tied and variant.tie_embedding_projection
-    config = student_config(teacher_config, chosen.hidden_size, tied=tied)
     plan = merge_plan(architecture, variant)
-    try:
-        tensors = load_file(weights)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{weights} can't be read as safetensors: {error}. Convert another checkpoint.") from error
-    notes: tuple[str, ...] = ()
-    if is_original(set(tensors)):
-        tensors, ignored = from_original(tensors, variant)
-        if ignored:
-            notes = (f"{len(ignored)} training-only tensors of the original code were ignored ({ignored[0]}, ...).",)
-    check_trained(plan, tensors, architecture.hidden_size, chosen.hidden_size)
+    trained, notes = _read_trained(weights, variant)
+    check_trained(plan, trained, architecture.hidden_size, chosen.hidden_size)
+    tied = architecture.is_tied and variant.tie_embedding_projection
     return Source(
         teacher_folder=teacher_folder,
         student=chosen,
-        config=config,
+        config=student_config(teacher_config, chosen.hidden_size, tied=tied),
         plan=plan,
         embedding=architecture.embedding,
-        trained=tensors,
+        trained=trained,
         notes=notes,
     )
+
+
+def _chosen_student(
+    facts: dict[str, Any] | None, student: StudentConfig | None, folder: Path, *, has_teacher: bool
+) -> StudentConfig:
+    """The checkpoint's own student; what was given must not contradict it."""
+    if facts is None:
+        if student is None or not has_teacher:
+            raise ConfigError(
+                f"{folder} has no lrc_config.json (a checkpoint of the original code?), so teacher, hidden size and "
+                "the attention, ffn and tie settings must be given."
+            )
+        return student
+    stored = StudentConfig(**facts["student"])
+    if student is not None and student != stored:
+        raise ConfigError(_contradiction(student, stored, folder))
+    return stored
+
+
+def _read_trained(weights: Path, variant: Variant) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Trained tensors under our names, and notes for the user."""
+    try:
+        tensors = load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{weights} can't be read as safetensors: {error}. Convert another one.") from error
+    if not is_original(set(tensors)):
+        return tensors, ()
+    tensors, ignored = from_original(tensors, variant)
+    if not ignored:
+        return tensors, ()
+    return tensors, (f"{len(ignored)} training-only tensors of the original code were ignored ({ignored[0]}, ...).",)
 
 
 def _contradiction(given: StudentConfig, stored: StudentConfig, folder: Path) -> str:

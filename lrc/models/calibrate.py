@@ -1,10 +1,7 @@
 """The calibrated start: one walk over the layers that solves every projection in closed form (METHOD.md section 5).
 
-The student's stream `x_S` is to track `Q.T x_T`. At each stage of a layer, in the order the layer runs:
-readers: `P = argmin E|n_T - P n_S|^2`, teacher's normed input from the student's (independent of the weight);
-writers: `P = argmin E w |P.T u - (Q.T x_T(after) - x_S(before))|^2`, where `u` is the teacher's writer on the student's
-activations and `w` the inverse mean square of the teacher's stream, so each stage also corrects what came before.
-Only one layer's streams are held, plus the moments.
+The student's stream `x_S` is to track `Q.T x_T`. Each layer is fitted (`models/layer_fit.py`) on the streams that the
+layers before it leave, then the head. Only one layer's streams are held, plus the moments.
 """
 
 from collections.abc import Callable
@@ -13,13 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from lrc.clone.initialise import Moments, tied_head_gain, validated_ridge_regression
-from lrc.clone.sites import Stage, projection_of
-from lrc.errors import ConfigError
+from lrc.clone.initialise import tied_head_gain
 from lrc.models.facts import facts_for
-from lrc.models.pair import PairLayer
+from lrc.models.layer_fit import Fit, LayerFit
+from lrc.models.pair import PairNorm
 from lrc.models.pair_model import PairModel
 
 Progress = Callable[[str, int, int], None]
@@ -36,47 +31,12 @@ class Calibration:
     """`Q`, `[d_T, d_S]` float64, orthonormal columns."""
 
 
-CHECK_EVERY = 5
-"""One batch in so many chooses the ridges and is fitted only afterwards."""
-
-
-class _Fit:
-    """One regression, its rows split into fitted and checking batches."""
-
-    def __init__(self, d_input: int, d_target: int, device: torch.device) -> None:
-        self.parts = (Moments(d_input, d_target, device), Moments(d_input, d_target, device))
-
-    def add(self, batch: int, inputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
-        part = self.parts[batch % CHECK_EVERY == CHECK_EVERY - 1]
-        part.add(inputs.flatten(0, 1), targets.flatten(0, 1), None if weights is None else weights.flatten())
-
-    def solve(self, prior: Tensor) -> Tensor:
-        return validated_ridge_regression(*self.parts, prior)[0]
-
-
-@dataclass
-class _StageCall:
-    """How a layer calls the module around a stage's readers and writers."""
-
-    arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
-    slot: int | str
-    """Which argument is the readers' input."""
-
-
-class _Reached(Exception):
-    """Ends a module's forward where the writer would run."""
-
-    def __init__(self, value: Tensor) -> None:
-        self.value = value
-
-
 @torch.no_grad()
 def calibrate(calibration: Calibration, batches: list[Tensor], progress: Progress) -> list[float]:
     """Solve all projections of the pair, layer by layer.
 
     Args:
-        calibration: Pair, teacher, basis, ridge.
+        calibration: Pair, teacher, basis.
         batches: Ids, `[batch, seq]`, all of one shape.
         progress: Called with ("calibrate", layers done, layers).
 
@@ -98,9 +58,8 @@ def calibrate(calibration: Calibration, batches: list[Tensor], progress: Progres
     pair.lockstep.teacher_stream = None
     errors = []
     for index, layer in enumerate(pair.layers):
-        stages = pair.architecture.stages[index]
-        walk = _LayerWalk(calibration, layer, stages, keywords[index])
-        teacher_streams, student_streams = walk.run(teacher_streams, student_streams)
+        fit = LayerFit(layer, calibration.basis, keywords[index], facts_for(pair.student_config).unit_gain)
+        teacher_streams, student_streams = fit.run(teacher_streams, student_streams)
         errors.append(_stream_error(calibration.basis, teacher_streams, student_streams))
         progress("calibrate", index + 1, len(pair.layers))
     _fit_head(calibration, teacher_streams, student_streams)
@@ -124,174 +83,6 @@ def _layer_keywords(pair: PairModel, teacher: nn.Module, batch: Tensor) -> list[
     return found
 
 
-class _LayerWalk:
-    """One layer's fit."""
-
-    def __init__(
-        self, calibration: Calibration, layer: PairLayer, stages: tuple[Stage, ...], keywords: dict[str, Any]
-    ) -> None:
-        self.calibration = calibration
-        self.basis = calibration.basis.float()
-        self.layer = layer
-        self.stages = stages
-        self.keywords = keywords
-        self.gain_offset = 1.0 - facts_for(calibration.pair.student_config).unit_gain
-        self.calls: dict[int, _StageCall] = {}
-
-    def run(self, teacher: list[Tensor], student: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Fit the layer on its input streams, `[batch, seq, d]` each; return its output streams."""
-        points = [self._teacher_points(stream) for stream in teacher]
-        for position, stage in enumerate(self.stages):
-            self._fit_readers(stage, [point[position] for point in points], student)
-            student = self._fit_writer(position, stage, [point[position + 1] for point in points], student)
-        return [point[-1] for point in points], student
-
-    def _teacher_points(self, stream: Tensor) -> list[Tensor]:
-        """The teacher's stream at each stage of the layer and after it; remembers how the stages are called."""
-        points: list[Tensor] = []
-        handles = []
-        for position, stage in enumerate(self.stages):
-            handles += self._watch(position, stage, points)
-        try:
-            after = self.layer.teacher(stream, **self.keywords)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return [*points, after]
-
-    def _watch(self, position: int, stage: Stage, points: list[Tensor]) -> list[Any]:
-        teacher = self.layer.teacher
-        point = teacher.get_submodule(stage.norm or stage.readers[0])
-        handles = [point.register_forward_pre_hook(lambda _, args: points.append(args[0]))]
-        if position in self.calls:
-            return handles
-        pending: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        parent = teacher.get_submodule(_parent(stage))
-        handles.append(parent.register_forward_pre_hook(
-            lambda _, args, keywords: pending.append((args, keywords)), with_kwargs=True
-        ))
-
-        def find(_: nn.Module, args: tuple[Any, ...]) -> None:
-            arguments, keywords = pending[0]
-            slots = {**dict(enumerate(arguments)), **keywords}
-            slot = next((key for key, value in slots.items() if value is args[0]), None)
-            if slot is None:
-                raise ConfigError(
-                    f"The calibrated start can't follow {stage.readers[0]}: its input is made inside {_parent(stage)}. "
-                    "Use start.method=pca."
-                )
-            self.calls[position] = _StageCall(arguments, keywords, slot)
-
-        handles.append(teacher.get_submodule(stage.readers[0]).register_forward_pre_hook(find))
-        return handles
-
-    def _student_normed(self, stage: Stage, tensors: dict[str, Tensor], stream: Tensor) -> Tensor:
-        if stage.norm is None:
-            return stream
-        return _call(self.layer.twin, stage.norm, tensors, stream)
-
-    def _fit_readers(self, stage: Stage, teacher: list[Tensor], student: list[Tensor]) -> None:
-        d_student, d_teacher = self.basis.shape[1], self.basis.shape[0]
-        fit = _Fit(d_student, d_teacher, self.basis.device)
-        tensors = self.layer.student_tensors()
-        norm = self.layer.teacher.get_submodule(stage.norm) if stage.norm else nn.Identity()
-        for batch, (teacher_stream, student_stream) in enumerate(zip(teacher, student, strict=True)):
-            fit.add(batch, self._student_normed(stage, tensors, student_stream), norm(teacher_stream))
-        names = dict.fromkeys(projection_of(reader, stage, self.layer.variant) for reader in stage.readers)
-        projections = [self.layer.projections[name.replace(".", "/")] for name in names]
-        fitted = fit.solve(projections[0].T).T
-        for projection in projections:
-            projection.copy_(fitted)
-
-    def _fit_writer(
-        self, position: int, stage: Stage, teacher_after: list[Tensor], student: list[Tensor]
-    ) -> list[Tensor]:
-        """Fit the stage's writer and return the student's stream after it."""
-        if len(stage.writers) != 1:
-            raise ConfigError(f"The calibrated start takes one writer a stage, found {stage.writers}.")
-        (writer,) = stage.writers
-        d_teacher, d_student = self.basis.shape
-        fit = _Fit(d_teacher, d_student, self.basis.device)
-        tensors = self.layer.student_tensors()
-        writes = []
-        for batch, (after, before) in enumerate(zip(teacher_after, student, strict=True)):
-            inner = self._writer_input(position, stage, writer, tensors, before)
-            written = self.layer.teacher.get_submodule(writer).forward(inner)
-            writes.append(written)
-            missing = after.float() @ self.basis - before.float()
-            scale = 1 / after.float().square().mean(-1).clamp_min(1e-12)
-            if stage.post_norm is not None:
-                # the post-norm divides by the root mean square, so the fit aims at the size before it
-                size = written.float().square().mean(-1).clamp_min(1e-12)
-                missing, scale = missing * size.sqrt()[..., None], scale / size
-            fit.add(batch, written, missing, scale)
-        projection = self.layer.projections[writer.replace(".", "/")]
-        fitted = fit.solve(projection)
-        projection.copy_(fitted)
-        added = [(write.float() @ fitted.float()) for write in writes]
-        if stage.post_norm is not None:
-            self._fit_post_gain(stage.post_norm, added, teacher_after, student)
-            tensors = self.layer.student_tensors()
-            added = [_call(self.layer.twin, stage.post_norm, tensors, piece.to(student[0].dtype)) for piece in added]
-        return [(before + piece).to(before.dtype) for before, piece in zip(student, added, strict=True)]
-
-    def _fit_post_gain(
-        self, post_norm: str, added: list[Tensor], teacher_after: list[Tensor], student: list[Tensor]
-    ) -> None:
-        """Least squares a channel for the gain of a norm on a writer's output."""
-        name = f"{post_norm}.weight"
-        dtype = student[0].dtype
-        unit = torch.full_like(self.layer.gains[name.replace(".", "/")], 1.0 - self.gain_offset)
-        above = torch.zeros(unit.shape[0], dtype=torch.float64, device=unit.device)
-        below = torch.zeros_like(above)
-        for piece, after, before in zip(added, teacher_after, student, strict=True):
-            normed = _call(self.layer.twin, post_norm, {name: unit.to(dtype)}, piece.to(dtype)).float()
-            missing = after.float() @ self.basis - before.float()
-            weight = 1 / after.float().square().mean(-1, keepdim=True).clamp_min(1e-12)
-            above += (normed * missing * weight).sum((0, 1))
-            below += (normed.square() * weight).sum((0, 1))
-        self.layer.gains[name.replace(".", "/")].copy_(above / below.clamp_min(1e-30) - self.gain_offset)
-
-    def _writer_input(
-        self, position: int, stage: Stage, writer: str, tensors: dict[str, Tensor], stream: Tensor
-    ) -> Tensor:
-        """Run the student's stage from its stream up to the writer; return the writer's input."""
-        call = self.calls[position]
-        normed = self._student_normed(stage, tensors, stream)
-        arguments = tuple(normed if slot == call.slot else value for slot, value in enumerate(call.arguments))
-        keywords = {key: normed if key == call.slot else value for key, value in call.keywords.items()}
-
-        def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
-            raise _Reached(args[0])
-
-        handle = self.layer.twin.get_submodule(writer).register_forward_pre_hook(stop)
-        try:
-            _call(self.layer.twin, _parent(stage), tensors, *arguments, **keywords)
-        except _Reached as reached:
-            return reached.value
-        finally:
-            handle.remove()
-        raise ConfigError(f"{writer} did not run where discovery saw it.")
-
-
-def _parent(stage: Stage) -> str:
-    """The innermost module that holds all readers and writers of a stage."""
-    paths = [name.split(".")[:-1] for name in (*stage.readers, *stage.writers)]
-    shared = []
-    for parts in zip(*paths, strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return ".".join(shared)
-
-
-def _call(twin: nn.Module, name: str, tensors: dict[str, Tensor], *arguments: Any, **keywords: Any) -> Any:
-    """Call a submodule of the twin with the tensors of the part that lie below it."""
-    prefix = f"{name}."
-    own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    return functional_call(twin.get_submodule(name), own, arguments, keywords)
-
-
 def _stream_error(basis: Tensor, teacher: list[Tensor], student: list[Tensor]) -> float:
     errors = []
     for teacher_stream, student_stream in zip(teacher, student, strict=True):
@@ -305,17 +96,17 @@ def _fit_head(calibration: Calibration, teacher: list[Tensor], student: list[Ten
     """The head's projection from the last norms; with a shared projection only the last gain is free."""
     pair = calibration.pair
     norm = pair.base.get_submodule(pair.architecture.norm.removeprefix(f"{pair.architecture.base}."))
-    fit = _Fit(calibration.basis.shape[1], calibration.basis.shape[0], calibration.basis.device)
+    assert isinstance(norm, PairNorm)
+    fit = Fit(calibration.basis.shape[1], calibration.basis.shape[0], calibration.basis.device)
     for batch, (teacher_stream, student_stream) in enumerate(zip(teacher, student, strict=True)):
         pair.lockstep.teacher_stream = teacher_stream
         student_normed = norm(student_stream)
         assert pair.lockstep.teacher_stream is not None
         fit.add(batch, student_normed, pair.lockstep.teacher_stream)
     pair.lockstep.teacher_stream = None
-    projection = pair.head.projections["whole"]
+    projection = pair.head.parameter("")
     if pair.variant.tie_embedding_projection:
-        gain = tied_head_gain(projection.double(), pair.head.teacher.weight, fit.parts[0] + fit.parts[1])  # type: ignore[arg-type]
-        offset = 1.0 - facts_for(pair.student_config).unit_gain
-        norm.gains["weight"].copy_(gain - offset)  # type: ignore[union-attr, index, operator]
+        gain = tied_head_gain(projection.double(), pair.head.teacher.get_parameter("weight"), fit.moments)
+        norm.parameter("weight").copy_(gain - 1.0 + facts_for(pair.student_config).unit_gain)
     else:
         projection.copy_(fit.solve(projection.T).T)

@@ -5,13 +5,13 @@ a writer's bias), and what did not move is inherited. A forward pass on the meta
 an input, which norm makes it and which writer answers. No list of module names is kept for any family.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lrc.clone.sites import ProjectedTensor, Stage, StageKind
 from lrc.errors import ConfigError
@@ -92,21 +92,20 @@ def discover(config: Any) -> Architecture:
     )
 
 
-def _meta_model(config: Any, hidden_size: int) -> nn.Module:
+def _meta_model(config: Any, hidden_size: int) -> PreTrainedModel:
     resized = resized_config(config, hidden_size, tied=bool(config.tie_word_embeddings))
     try:
         with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(resized, attn_implementation="sdpa")
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(resized, attn_implementation="sdpa")
     except Exception as error:  # a class may object in any way of its own; the text is shown to the user
         raise ConfigError(
             f"{config.model_type} can't be built at hidden size {hidden_size}: {type(error).__name__}: {error}"
         ) from error
-    return model.eval()
+    model.eval()
+    return model
 
 
-def _moved_axes(
-    config: Any, narrow: dict[str, torch.Size], wide: dict[str, torch.Size]
-) -> dict[str, tuple[int, int]]:
+def _moved_axes(config: Any, narrow: dict[str, torch.Size], wide: dict[str, torch.Size]) -> dict[str, tuple[int, int]]:
     moved = {}
     for name, shape in narrow.items():
         axes = [axis for axis, (a, b) in enumerate(zip(shape, wide[name], strict=True)) if a != b]
@@ -124,8 +123,10 @@ def _moved_axes(
     return moved
 
 
-def _tensor_name(model: nn.Module, module: nn.Module) -> str:
-    return next(f"{name}.weight" for name, candidate in model.named_modules() if candidate is module)
+def _tensor_name(model: PreTrainedModel, module: nn.Module) -> str:
+    names: dict[int, str] = {id(candidate): name for name, candidate in model.named_modules()}
+    name = names[id(module)]
+    return f"{name}.weight"
 
 
 def _layer_list(model: nn.Module, base: str, num_layers: int) -> str:
@@ -150,15 +151,17 @@ class _Call:
 
 
 def _trace_stages(
-    model: nn.Module, layers: str, projected: dict[str, ProjectedTensor], gains: list[str]
+    model: PreTrainedModel, layers: str, projected: dict[str, ProjectedTensor], gains: list[str]
 ) -> tuple[tuple[Stage, ...], ...]:
     """Run the model once on the meta device and read the order of readers, writers and norms from who got what."""
     interesting = {entry.module for entry in projected.values()} | {name.rpartition(".")[0] for name in gains}
     calls: list[_Call] = []
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        return lambda _, args, output: calls.append(_Call(name, args[0], output))
+
     handles = [
-        module.register_forward_hook(
-            lambda _, args, output, name=name: calls.append(_Call(name, args[0], output))  # type: ignore[misc]
-        )
+        module.register_forward_hook(watch(name))
         for name, module in model.named_modules()
         if name.startswith(f"{layers}.") and name in interesting
     ]
@@ -167,9 +170,7 @@ def _trace_stages(
         with torch.no_grad():
             # a ready 4-D mask: making one from positions reads values, which the meta device has none of
             mask = torch.zeros(1, 1, 4, 4, device="meta")
-            base(
-                input_ids=torch.zeros(1, 4, dtype=torch.long, device="meta"), attention_mask=mask, use_cache=False
-            )
+            base(input_ids=torch.zeros(1, 4, dtype=torch.long, device="meta"), attention_mask=mask, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
@@ -178,13 +179,11 @@ def _trace_stages(
     for call in calls:
         index, _, inner = call.module.removeprefix(f"{layers}.").partition(".")
         by_layer.setdefault(int(index), []).append(_Call(inner, call.input, call.output))
-    num_layers = len(model.get_submodule(layers))  # type: ignore[arg-type]
-    return tuple(
-        tuple(_stages_of(by_layer.get(index, []), roles, f"{layers}.{index}.")) for index in range(num_layers)
-    )
+    num_layers = len(list(model.get_submodule(layers).children()))
+    return tuple(tuple(_stages_of(by_layer.get(index, []), roles, f"{layers}.{index}.")) for index in range(num_layers))
 
 
-def _stages_of(calls: list[_Call], roles: dict[str, str], prefix: str) -> Iterator[Stage]:
+def _stages_of(calls: list[_Call], roles: Mapping[str, str], prefix: str) -> Iterator[Stage]:
     norms = [call for call in calls if prefix + call.module not in roles]
     groups: list[list[_Call]] = []
     writers: list[list[_Call]] = []

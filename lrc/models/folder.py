@@ -28,7 +28,9 @@ def resolve_folder(source: str) -> Path:
     folder = Path(source)
     if not folder.is_dir():
         try:
-            folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
+            folder = Path(
+                snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"])
+            )
         except Exception as error:  # hub errors have no common base
             raise CheckpointError(f"{source} can't be fetched from the hub: {error}") from error
     if not (folder / WEIGHTS).is_file() and not (folder / WEIGHTS_INDEX).is_file():

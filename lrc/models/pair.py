@@ -6,6 +6,7 @@ student's weights, and reduce the clone terms on the spot. A `PairLayer` is the 
 merge happens inside it, so recomputation sees the same weights and gradients are exact.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from lrc.clone.losses import clone_error
 from lrc.clone.merge import lift, merge, project
 from lrc.clone.sites import Stage, Variant, clone_terms, projection_of
 from lrc.config import ObjectiveConfig
-from lrc.models.part import PartPlan, ProjectedPart
+from lrc.models.part import Pieces, ProjectedPart
 
 
 class Lockstep:
@@ -31,19 +32,30 @@ class Lockstep:
         """`[terms]` sums of each layer so far."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cloning:
+    """Where and how one layer's activations are compared."""
+
+    stages: tuple[Stage, ...]
+    variant: Variant
+    term_names: tuple[str, ...]
+    """The columns of the clone sums, the same for all layers."""
+    objective: ObjectiveConfig
+
+
 class PairEmbedding(ProjectedPart):
     """Both embeddings; only the rows of the batch are projected."""
 
-    def __init__(self, teacher: nn.Module, student: nn.Module, prefix: str, plan: PartPlan, lockstep: Lockstep) -> None:
-        super().__init__(teacher, student, prefix, plan)
+    def __init__(self, pieces: Pieces, lockstep: Lockstep) -> None:
+        super().__init__(pieces)
         self.lockstep = lockstep
-        student.padding_idx = None  # type: ignore[assignment]  # rows are renumbered below; nothing is padding
+        self.twin.padding_idx = None  # type: ignore[assignment]  # rows are renumbered below; nothing is padding
 
     def forward(self, input_ids: Tensor) -> Tensor:
         with torch.no_grad():
             self.lockstep.teacher_stream = self.teacher(input_ids)
         rows = self.teacher.weight[input_ids.flatten()]  # type: ignore[index]
-        (projection, axis), = self.plan.merges.values()
+        ((projection, axis),) = self.plan.merges.values()
         weight = merge(rows, self.projection(projection, rows.dtype), axis)
         renumbered = torch.arange(rows.shape[0], device=input_ids.device).view_as(input_ids)
         stream: Tensor = functional_call(self.twin, {**dict(self.twin.named_buffers()), "weight": weight}, renumbered)
@@ -53,8 +65,8 @@ class PairEmbedding(ProjectedPart):
 class PairNorm(ProjectedPart):
     """Both last norms."""
 
-    def __init__(self, teacher: nn.Module, student: nn.Module, prefix: str, plan: PartPlan, lockstep: Lockstep) -> None:
-        super().__init__(teacher, student, prefix, plan)
+    def __init__(self, pieces: Pieces, lockstep: Lockstep) -> None:
+        super().__init__(pieces)
         self.lockstep = lockstep
 
     def forward(self, student_stream: Tensor) -> Tensor:
@@ -67,35 +79,23 @@ class PairNorm(ProjectedPart):
 class PairLayer(ProjectedPart):
     """One layer of both models and its clone terms."""
 
-    def __init__(
-        self,
-        teacher: nn.Module,
-        student: nn.Module,
-        prefix: str,
-        plan: PartPlan,
-        stages: tuple[Stage, ...],
-        variant: Variant,
-        term_names: tuple[str, ...],
-        objective: ObjectiveConfig,
-        lockstep: Lockstep,
-    ) -> None:
-        super().__init__(teacher, student, prefix, plan)
-        self.stages = stages
-        self.variant = variant
-        self.term_names = term_names
-        self.objective = objective
+    def __init__(self, pieces: Pieces, cloning: Cloning, lockstep: Lockstep) -> None:
+        super().__init__(pieces)
+        self.cloning = cloning
         self.lockstep = lockstep
         self.checkpointing = False
         self._points: dict[str, Tensor] | None = None
         self._terms: dict[str, Tensor] = {}
         self._valid: Tensor | None = None
-        for stage in stages:
-            for term, module in clone_terms(stage, variant).items():
-                if term in term_names:
+        for stage in cloning.stages:
+            for term, module in clone_terms(stage, cloning.variant).items():
+                if term in cloning.term_names:
                     self._attach(term, module, stage)
 
     def forward(self, student_stream: Tensor, **kwargs: Any) -> Tensor:
+        assert self.lockstep.teacher_stream is not None
         arguments = (student_stream, self.lockstep.teacher_stream, self.lockstep.valid, kwargs)
+        student: Tensor
         if self.checkpointing and torch.is_grad_enabled():
             student, teacher, terms = checkpoint(self._run, *arguments, use_reentrant=False)
         else:
@@ -112,18 +112,17 @@ class PairLayer(ProjectedPart):
         self._terms = {}
         self._valid = valid
         with torch.no_grad():
-            teacher = self.teacher(teacher_stream, **kwargs)
-        student = functional_call(self.twin, self.student_tensors(), (student_stream,), kwargs, strict=True)
+            teacher: Tensor = self.teacher(teacher_stream, **kwargs)
+        student: Tensor = functional_call(self.twin, self.student_tensors(), (student_stream,), kwargs, strict=True)
         self._points = None
         if valid is None:
             return student, teacher, None
         zero = torch.zeros((), device=student.device)
-        return student, teacher, torch.stack([self._terms.get(name, zero) for name in self.term_names])
+        return student, teacher, torch.stack([self._terms.get(name, zero) for name in self.cloning.term_names])
 
     def _attach(self, term: str, module: str, stage: Stage) -> None:
         """Hook the teacher's module to hand its clone point over, and the twin's to be measured against it."""
-
-        from_input = module in stage.readers and self.variant.shares_input(stage.kind)
+        from_input = module in stage.readers and self.cloning.variant.shares_input(stage.kind)
 
         def keep(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             if self._points is not None:
@@ -141,13 +140,13 @@ class PairLayer(ProjectedPart):
         teacher = self._points.pop(term)
         student = student_output
         if module in stage.readers:
-            if self.variant.shares_input(stage.kind):
+            if self.cloning.variant.shares_input(stage.kind):
                 student = lift(student_input, self._projection_of(module, stage, student_input.dtype))
-        elif stage.kind == "attn" and self.objective.attention_output_space == "teacher":
+        elif stage.kind == "attn" and self.cloning.objective.attention_output_space == "teacher":
             student = self.teacher.get_submodule(module).forward(student_input)  # forward: no hook is to run
         else:
             teacher = project(teacher, self._projection_of(module, stage, student_output.dtype))
-        return clone_error(student, teacher, self._valid, self.objective.clone_error)
+        return clone_error(student, teacher, self._valid, self.cloning.objective.clone_error)
 
     def _projection_of(self, module: str, stage: Stage, dtype: torch.dtype) -> Tensor:
-        return self.projection(projection_of(module, stage, self.variant), dtype)
+        return self.projection(projection_of(module, stage, self.cloning.variant), dtype)

@@ -13,8 +13,8 @@ from lrc.config import ObjectiveConfig
 from lrc.errors import ConfigError
 from lrc.models.discovery import Architecture, discover
 from lrc.models.facts import logit_softcap
-from lrc.models.pair import Lockstep, PairEmbedding, PairLayer, PairNorm
-from lrc.models.part import ProjectedPart, part_plan
+from lrc.models.pair import Cloning, Lockstep, PairEmbedding, PairLayer, PairNorm
+from lrc.models.part import Pieces, ProjectedPart, part_plan
 from lrc.models.student import empty_student, student_config
 
 
@@ -75,37 +75,41 @@ class PairModel(nn.Module):
         skeleton = empty_student(self.student_config)
         device = next(teacher.parameters()).device
 
-        def pieces(name: str) -> tuple[Any, ...]:
-            plan = part_plan(architecture, self.variant, hidden_size, f"{name}.")
-            return teacher.get_submodule(name), skeleton.get_submodule(name), f"{name}.", plan
+        for module in skeleton.modules():
+            module._buffers.update(
+                {key: value.to(device) for key, value in module._buffers.items() if value is not None}
+            )
+
+        def pieces(name: str) -> Pieces:
+            return Pieces(
+                teacher=teacher.get_submodule(name),
+                twin=skeleton.get_submodule(name),
+                prefix=f"{name}.",
+                plan=part_plan(architecture, self.variant, hidden_size, f"{name}."),
+            )
 
         embedding, head = (name.rpartition(".")[0] for name in (architecture.embedding, architecture.head))
-        head_part = ProjectedPart(*pieces(head))
+        head_part = ProjectedPart(pieces(head))
         for name, part in (
-            (embedding, PairEmbedding(*pieces(embedding), self.lockstep)),
-            (architecture.norm, PairNorm(*pieces(architecture.norm), self.lockstep)),
+            (embedding, PairEmbedding(pieces(embedding), self.lockstep)),
+            (architecture.norm, PairNorm(pieces(architecture.norm), self.lockstep)),
         ):
             skeleton.set_submodule(name, part)
         for index, stages in enumerate(architecture.stages):
             name = f"{architecture.layers}.{index}"
-            layer = PairLayer(
-                *pieces(name), stages, self.variant, self.term_names, self.objective, self.lockstep
-            )
-            skeleton.set_submodule(name, layer)
+            cloning = Cloning(stages=stages, variant=self.variant, term_names=self.term_names, objective=self.objective)
+            skeleton.set_submodule(name, PairLayer(pieces(name), cloning, self.lockstep))
         if self.variant.tie_embedding_projection:
             source = skeleton.get_submodule(embedding)
             assert isinstance(source, ProjectedPart)
             head_part.projections = source.projections
-        base = skeleton.get_submodule(architecture.base)
-        for _, buffers in ((module, module._buffers) for module in base.modules()):
-            buffers.update({key: None if value is None else value.to(device) for key, value in buffers.items()})
-        return base, head_part
+        return skeleton.get_submodule(architecture.base), head_part
 
     @property
     def layers(self) -> list[PairLayer]:
         """The layers in order."""
         inner = self.architecture.layers.removeprefix(f"{self.architecture.base}.")
-        return list(self.base.get_submodule(inner))  # type: ignore[arg-type]
+        return [layer for layer in self.base.get_submodule(inner).children() if isinstance(layer, PairLayer)]
 
     def parts(self) -> Iterator[ProjectedPart]:
         """Go through every projected part: embedding, layers, last norm, head."""
@@ -152,7 +156,7 @@ class PairModel(nn.Module):
 
     def heads(self) -> tuple[Tensor, Tensor]:
         """Return the student's merged head `[vocabulary, d_S]` and the teacher's `[vocabulary, d_T]`."""
-        return self.head.student_tensors()["weight"], self.head.teacher.weight  # type: ignore[return-value]
+        return self.head.student_tensors()["weight"], self.head.teacher.get_parameter("weight")
 
     def forward(self, input_ids: Tensor, labels: Tensor, valid: Tensor, counts: StepCounts) -> PairLosses:
         """Compute one micro-batch's share of the objective (METHOD.md section 2).

@@ -26,18 +26,31 @@ class PartPlan:
         return tuple(dict.fromkeys(projection for projection, _ in self.merges.values()))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pieces:
+    """What a part is made of."""
+
+    teacher: nn.Module
+    twin: nn.Module
+    """The student's stock module, parameters on the meta device."""
+    prefix: str
+    """The module's name in the stock model, with a dot at the end."""
+    plan: PartPlan
+
+
 class ProjectedPart(nn.Module):
     """A teacher module, the student's empty twin, and the trained tensors that turn one into the other."""
 
-    def __init__(self, teacher: nn.Module, student: nn.Module, prefix: str, plan: PartPlan) -> None:
+    def __init__(self, pieces: Pieces) -> None:
         super().__init__()
-        self.teacher = teacher
+        plan = pieces.plan
+        self.teacher = pieces.teacher
         # in a tuple, so that the twin's parameters (on the meta device) are nobody's parameters: a tensor that the
         # merge forgets has no values to fall back on
-        self._twin = (student,)
-        self.prefix = prefix
+        self._twin = (pieces.twin,)
+        self.prefix = pieces.prefix
         self.plan = plan
-        device = next(teacher.parameters()).device
+        device = next(pieces.teacher.parameters()).device
         self.projections = nn.ParameterDict(
             {
                 _key(name): nn.Parameter(torch.zeros(plan.d_teacher, plan.d_student, device=device))
@@ -58,6 +71,11 @@ class ProjectedPart(nn.Module):
         result: Tensor = self.projections[_key(name)].to(dtype)
         return result
 
+    def parameter(self, name: str) -> nn.Parameter:
+        """Return the master copy of a projection (float32, `[d_T, d_S]`) or gain (`[d_S]`) by its plan's name."""
+        found: nn.Parameter = self.gains[_key(name)] if name in self.plan.gains else self.projections[_key(name)]
+        return found
+
     def student_tensors(self) -> dict[str, Tensor]:
         """Evaluate every tensor of the twin: merged, trained or inherited; names relative to the part."""
         teacher = dict(self.teacher.named_parameters())
@@ -76,7 +94,10 @@ class ProjectedPart(nn.Module):
 
     def trained(self) -> dict[str, nn.Parameter]:
         """List the trained tensors by their checkpoint names."""
-        named = {f"projections.{self.prefix}{name}".rstrip("."): self.projections[_key(name)] for name in self.plan.projections}
+        named = {
+            f"projections.{self.prefix}{name}".rstrip("."): self.projections[_key(name)]
+            for name in self.plan.projections
+        }
         return named | {f"gains.{self.prefix}{name}": self.gains[_key(name)] for name in self.plan.gains}
 
 

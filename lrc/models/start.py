@@ -63,7 +63,7 @@ def fill_start(
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in pair.trained().items():
             if name.startswith("projections."):
-                parameter.copy_(random_projection(*parameter.shape, generator=generator))
+                parameter.copy_(random_projection(parameter.shape[0], parameter.shape[1], generator))
     elif settings.method == "channel":
         batches = batches[: max(1, -(-CHANNEL_SAMPLES // batches[0].shape[0]))]
         _fill_channels(pair, teacher, stream_moments(pair, teacher, batches, progress))
@@ -71,18 +71,12 @@ def fill_start(
         # the basis needs fewer tokens than the regressions: half of them keeps the walk at 1.5 teacher forwards
         some = batches if settings.method == "pca" else batches[: -(-len(batches) // 2)]
         moments = stream_moments(pair, teacher, some, progress)
-        basis = principal_basis(
-            moments.second_moment, pair.student_config.hidden_size, settings.outlier_channels
-        )
+        basis = principal_basis(moments.second_moment, pair.student_config.hidden_size, settings.outlier_channels)
         _fill_basis(pair, teacher, basis)
         if settings.method == "calibrated":
-            errors = calibrate(
-                Calibration(pair=pair, teacher=teacher, basis=basis), batches, progress
-            )
+            errors = calibrate(Calibration(pair=pair, teacher=teacher, basis=basis), batches, progress)
     tokens = sum(batch.numel() for batch in batches)
-    return StartReport(
-        method=settings.method, tokens=tokens, seconds=time.monotonic() - began, layer_errors=errors
-    )
+    return StartReport(method=settings.method, tokens=tokens, seconds=time.monotonic() - began, layer_errors=errors)
 
 
 def _fill_channels(pair: PairModel, teacher: nn.Module, moments: StreamMoments) -> None:
@@ -97,7 +91,11 @@ def _fill_channels(pair: PairModel, teacher: nn.Module, moments: StreamMoments) 
 
 
 def _fill_basis(pair: PairModel, teacher: nn.Module, basis: Tensor) -> None:
-    """Every writer and the embedding take `Q`; readers take `diag(g_T) Q`, which folds the teacher's norm gain in."""
+    """Every writer and the embedding take `Q`; readers take `diag(g_T) Q sqrt(d_T / d_S)`.
+
+    That folds the teacher's norm gain in, and makes up for the student's norm dividing by the root mean square over
+    fewer channels that hold nearly the same energy.
+    """
     tensors = dict(teacher.named_parameters())
     offset = 1.0 - facts_for(pair.student_config).unit_gain
     layers = pair.architecture.layers
@@ -114,6 +112,6 @@ def _fill_basis(pair: PairModel, teacher: nn.Module, basis: Tensor) -> None:
     for name, parameter in pair.trained().items():
         if name in norm_of:
             gain = tensors[norm_of[name]].double() + offset
-            parameter.copy_(gain[:, None] * basis)
+            parameter.copy_(gain[:, None] * basis * (basis.shape[0] / basis.shape[1]) ** 0.5)
         elif name.startswith("projections."):
             parameter.copy_(basis * (scale if name == embedding else 1.0))

@@ -58,7 +58,7 @@ def _class_problem(config: Any) -> str | None:
         config.validate()
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(_short(config))
-    except Exception as error:  # any class may object in its own way; the text is shown to the user
+    except Exception as error:  # noqa: BLE001  any class may object in its own way; the text is shown to the user
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return None
 

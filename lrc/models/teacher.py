@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lrc.errors import CheckpointError, ConfigError
 
@@ -41,9 +41,7 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
         raise ConfigError(f"The config of {source} can't be loaded: {' '.join(str(error).split())}") from error
 
 
-def load_model(
-    source: str, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
-) -> nn.Module:
+def load_model(source: str, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> nn.Module:
     """Load a causal LM for inference: evaluation mode, no gradients, SDPA attention.
 
     Raises:
@@ -60,3 +58,10 @@ def load_model(
             f"The model {source} can't be loaded: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
     return model.to(device).eval().requires_grad_(False)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load a folder's tokenizer, or None if it has none."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return None
+    return AutoTokenizer.from_pretrained(folder)

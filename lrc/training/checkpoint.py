@@ -36,7 +36,11 @@ class RunState:
 
 
 def save_checkpoint(
-    folder: Path, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: RunState, facts: dict[str, Any]
+    folder: Path,
+    trained: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    state: RunState,
+    facts: dict[str, Any],
 ) -> Path:
     """Write `folder/checkpoint-STEP` beside and rename it into place.
 
@@ -98,9 +102,7 @@ def _optimizer_tensors(trained: dict[str, nn.Parameter], optimizer: torch.optim.
     return tensors
 
 
-def load_checkpoint(
-    folder: Path, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> RunState:
+def load_checkpoint(folder: Path, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> RunState:
     """Fill trained tensors and optimiser state from a checkpoint, bit for bit.
 
     Raises:

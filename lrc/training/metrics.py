@@ -18,7 +18,7 @@ class Interval:
 
     def __init__(self, accelerator: Accelerator, num_layers: int, num_terms: int) -> None:
         self.accelerator = accelerator
-        self._sums = torch.zeros(3 + num_layers * num_terms, dtype=torch.float64, device=_sum_device(accelerator))
+        self._sums = torch.zeros(3 + num_layers * num_terms, dtype=torch.float64, device=accelerator.device)
         self._shape = (num_layers, num_terms)
         self._classes: dict[str, tuple[float | Tensor, int]] = {}
         self.counts = StepCounts(labels=0, positions=0, sequences=0)
@@ -26,9 +26,7 @@ class Interval:
 
     def add(self, losses: PairLosses) -> None:
         """Add one micro-batch of this rank."""
-        row = torch.cat(
-            [torch.stack([losses.objective.detach(), losses.lm.sum(), losses.kl]), losses.clone.flatten()]
-        )
+        row = torch.cat([torch.stack([losses.objective.detach(), losses.lm.sum(), losses.kl]), losses.clone.flatten()])
         self._sums += row.to(self._sums)
 
     def add_classes(self, lm: Tensor, labels: list[int], classes: tuple[str, ...]) -> None:
@@ -65,10 +63,6 @@ class Interval:
         return result
 
 
-def _sum_device(accelerator: Accelerator) -> torch.device:
-    return accelerator.device
-
-
 class MetricsLog:
     """`metrics.jsonl`, the console and the trackers."""
 
@@ -78,6 +72,21 @@ class MetricsLog:
         self.total_steps = total_steps
         self._began = time.monotonic()
         self._first_step: int | None = None
+
+    def rewind(self, step: int) -> None:
+        """Drop lines after `step`, and a last line that a kill cut off, before a resumed run appends."""
+        if not self.accelerator.is_main_process or not self.path.is_file():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError):
+                continue
+        draft = self.path.with_name(f".{self.path.name}.partial")
+        draft.write_text("".join(f"{line}\n" for line in kept))
+        draft.replace(self.path)
 
     def write(self, kind: str, values: dict[str, Any]) -> None:
         """Append one line (main process only) and hand its numbers to the trackers."""

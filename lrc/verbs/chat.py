@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import AutoTokenizer, TextStreamer
+from transformers import TextStreamer
 
-from lrc.errors import CheckpointError, ConfigError, DataError
+from lrc.errors import ConfigError, DataError
 from lrc.models.checkpoint import LRC_CONFIG
 from lrc.models.compute import choose_device, choose_dtype
-from lrc.models.teacher import load_config, load_model
+from lrc.models.folder import resolve_folder
+from lrc.models.teacher import load_config, load_model, load_tokenizer
+from lrc.verbs.sources import locate_teacher
 
 INPUT_MARK = "> "
 QUIT = "/quit"
@@ -28,6 +30,8 @@ RESET = "/reset"
 
 @dataclass(kw_only=True)
 class _Chat:
+    name: str
+    """What the user called the model."""
     model: Any
     tokenizer: Any
     max_new_tokens: int
@@ -51,7 +55,7 @@ def chat(
     `/reset` forgets the history; `/quit`, the end of the input and Ctrl-C end the chat.
 
     Args:
-        model: Folder or hub id.
+        model: Folder or hub id, or `embedded:...` for the demo's teacher.
         prompt: Answer this alone, then return; None reads questions from stdin.
         max_new_tokens: Longest answer.
         temperature: 0 takes the likeliest token each time, above 0 samples from softmax(logits / temperature).
@@ -62,7 +66,7 @@ def chat(
 
     Raises:
         ConfigError: The model is none, or a setting does not suit it.
-        CheckpointError: Its weights or its tokenizer can't be read.
+        CheckpointError: Its weights can't be read.
         DataError: `prompt` does not fit into the model's context.
     """
     if not (math.isfinite(temperature) and temperature >= 0):
@@ -82,30 +86,29 @@ def chat(
 
 
 def _open_chat(source: str, *, max_new_tokens: int, temperature: float, system: str | None) -> _Chat:
-    folder = Path(source)
-    if (folder / LRC_CONFIG).is_file() and not (folder / "config.json").is_file():
+    if (Path(source) / LRC_CONFIG).is_file() and not (Path(source) / "config.json").is_file():
         raise ConfigError(f"{source} is a training checkpoint, not a model. Make one: lrc convert {source} OUT.")
-    window = _context_window(load_config(source))
+    folder = resolve_folder(locate_teacher(source))
+    window = _context_window(load_config(str(folder)))
     if window is not None and max_new_tokens >= window:
         raise ConfigError(
             f"max_new_tokens must be below the model's context of {window}, found {max_new_tokens}. Lower it."
         )
-    tokenizer = _load_tokenizer(source)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer is None:
+        raise ConfigError(f"{folder} must hold a tokenizer, but has none. Copy the teacher's there.")
     if system is not None and tokenizer.chat_template is None:
         raise ConfigError(f"A system message needs a chat template, and {source} has none. Leave it out.")
     device = choose_device("auto")
-    model = load_model(source, dtype=choose_dtype("auto", device), device=device)
+    model = load_model(str(folder), dtype=choose_dtype("auto", device), device=device)
     return _Chat(
-        model=model, tokenizer=tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, system=system
+        name=source,
+        model=model,
+        tokenizer=tokenizer,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        system=system,
     )
-
-
-def _load_tokenizer(source: str) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(source)
-    except Exception as error:  # each tokenizer class fails in its own way
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"The tokenizer of {source} can't be loaded: {type(error).__name__}: {reason}") from error
 
 
 def _context_window(config: Any) -> int | None:
@@ -119,7 +122,7 @@ def _converse(state: _Chat) -> None:
         importlib.import_module("readline")  # from then on input() edits lines and recalls earlier ones
     parameters = sum(parameter.numel() for parameter in state.model.parameters()) / 1e6
     manner = "continues plain text" if state.tokenizer.chat_template is None else "chats"
-    _say(f"{state.model.name_or_path} ({parameters:.1f} M parameters) {manner}. {RESET} forgets, {QUIT} ends.")
+    _say(f"{state.name} ({parameters:.1f} M parameters) {manner}. {RESET} forgets, {QUIT} ends.")
     while True:
         try:
             question = input(INPUT_MARK).strip()

