@@ -160,7 +160,9 @@ def chat_verb(
     """
     from lrc.verbs.chat import chat
 
-    chat(model, prompt=prompt, max_new_tokens=max_new_tokens, temperature=temperature, system=system)
+    code = chat(model, prompt=prompt, max_new_tokens=max_new_tokens, temperature=temperature, system=system)
+    if code:
+        raise SystemExit(code)
 
 
 VERBS: dict[str, Callable[..., None]] = {

@@ -34,7 +34,7 @@ class StudentConfig:
     hidden_size: int = MISSING
     """Width `d_S` of the student's residual stream; the teacher's is `d_T` and must be larger."""
     attention_projections: ProjectionSharing = "all"
-    """`all`: one projection for each of q, k, v. `io`: q, k, v share one (METHOD.md section 2)."""
+    """`all`: one projection for each of q, k, v. `io`: q, k, v share one (docs/method.md, section 3)."""
     ffn_projections: ProjectionSharing = "all"
     """`all`: one projection for each of gate, up. `io`: they share one."""
     tie_embedding_projection: bool = False
@@ -55,7 +55,7 @@ class StartConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """total = lm_weight * LM + kl_weight * KL + clone_weight * sum of the clone terms (METHOD.md section 2)."""
+    """total = lm_weight * LM + kl_weight * KL + clone_weight * sum of the clone terms (docs/method.md, section 6)."""
 
     temperature: float = 1.0
     """Softmax temperature `T` of the KL term."""

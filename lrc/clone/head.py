@@ -40,8 +40,8 @@ def head_losses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the head's part of the objective and its two losses.
 
-    LM is the student's cross entropy; KL is KL(teacher || student) of softmax(logits / T) over the vocabulary
-    (paper, equation 6), not multiplied by `T^2`. Positions with label -100 count nowhere.
+    LM is the student's cross entropy; KL is KL(teacher || student) of softmax(logits / T) over the vocabulary,
+    not multiplied by `T^2`. Positions with label -100 count nowhere.
 
     Args:
         student: `[positions, d_S]` hidden states after the student's last norm.

@@ -43,6 +43,7 @@ class Moments:
 
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+UNCHECKED_RIDGE = 1e-2
 
 
 def ridge_regression(moments: Moments, ridge: float, prior: Tensor) -> Tensor:
@@ -68,12 +69,14 @@ def validated_ridge_regression(fit: Moments, check: Moments, prior: Tensor) -> t
 
     Args:
         fit: Moments of the larger share of the rows.
-        check: Moments of the others.
+        check: Moments of the others; without any the ridge is `UNCHECKED_RIDGE`.
         prior: As in `ridge_regression`.
 
     Returns:
         The solution on fit and check together, float64, and the chosen ridge (one of `RIDGES`).
     """
+    if float(check.total) == 0:
+        return ridge_regression(fit, UNCHECKED_RIDGE, prior), UNCHECKED_RIDGE
 
     def error(ridge: float) -> float:
         solution = ridge_regression(fit, ridge, prior)

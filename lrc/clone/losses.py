@@ -14,7 +14,7 @@ SMALLEST_MEAN_SQUARE = 1e-6
 def clone_error(student: Tensor, teacher: Tensor, valid: Tensor, kind: Literal["relative", "raw"]) -> Tensor:
     """Sum over valid positions the error of `student` against `teacher`.
 
-    With e = mean over features of (student - teacher)^2, `raw` (published, paper equation 5) sums e; `relative` sums
+    With e = mean over features of (student - teacher)^2, `raw` (published) sums e; `relative` sums
     e / (mean over features of teacher^2), so that a position or layer with huge activations weighs as much as any.
 
     Args:

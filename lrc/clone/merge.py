@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def merge(weight: Tensor, projection: Tensor, axis: int) -> Tensor:
-    """Contract a teacher tensor's hidden axis with a projection (paper, equation 2).
+    """Contract a teacher tensor's hidden axis with a projection.
 
     A reader `[out, d_T]` with axis 1 gives `W @ P`, `[out, d_S]`; a writer `[d_T, in]` with axis 0 gives
     `P.T @ W`, `[d_S, in]`; a writer's bias `[d_T]` with axis 0 gives `P.T @ b`. Other ranks follow the same rule.

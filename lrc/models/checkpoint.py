@@ -77,7 +77,7 @@ def read_facts(checkpoint: Path) -> dict[str, Any] | None:
 
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)$")
 _ORIGINAL_LAYER = {
-    # original name: (our name, stored transposed as [d_S, d_T]); DESIGN.md section 3
+    # original name: (our name, stored transposed as [d_S, d_T]); see docs/formats.md
     "self_attn.zoom_q.weight": ("projections.{}.self_attn.q_proj", False),
     "self_attn.zoom_k.weight": ("projections.{}.self_attn.k_proj", False),
     "self_attn.zoom_v.weight": ("projections.{}.self_attn.v_proj", False),

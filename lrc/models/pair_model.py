@@ -159,7 +159,7 @@ class PairModel(nn.Module):
         return self.head.student_tensors()["weight"], self.head.teacher.get_parameter("weight")
 
     def forward(self, input_ids: Tensor, labels: Tensor, valid: Tensor, counts: StepCounts) -> PairLosses:
-        """Compute one micro-batch's share of the objective (METHOD.md section 2).
+        """Compute one micro-batch's share of the objective (docs/method.md section 6).
 
         Args:
             input_ids: `[batch, seq]`, padded on the right.

@@ -61,7 +61,16 @@ def load_model(source: str, *, dtype: torch.dtype, device: torch.device, trust_r
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Load a folder's tokenizer, or None if it has none."""
+    """Load a folder's tokenizer, or None if it has none.
+
+    Raises:
+        CheckpointError: Its files are damaged.
+    """
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return None
-    return AutoTokenizer.from_pretrained(folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # damaged files fail in many ways, none of them with a common base
+        raise CheckpointError(
+            f"The tokenizer of {folder} can't be loaded: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error

@@ -48,7 +48,7 @@ class LoopParts:
 
 
 def make_optimizer(pair: PairModel, settings: TrainConfig) -> torch.optim.Optimizer:
-    """Make AdamW over the trained tensors (paper, table 5: betas 0.9 / 0.999, no weight decay)."""
+    """Make AdamW over the trained tensors (published: betas 0.9 and 0.999, no weight decay)."""
     return torch.optim.AdamW(
         list(pair.trained().values()),
         lr=settings.learning_rate,

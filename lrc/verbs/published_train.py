@@ -1,6 +1,6 @@
 """The published training command: what its flags mean as a recipe.
 
-`hf_trainer.py` calls `main`; `translate` is pure. The recipe has the published objective, METHOD.md sections 2 and 3.
+`hf_trainer.py` calls `main`; `translate` is pure. The recipe has the published objective, docs/method.md section 10.
 """
 
 import os
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def translate(argv: Sequence[str], launch: Launch) -> Translation:
-    """Translate the published flags into a recipe with the published objective (METHOD.md sections 2 and 3).
+    """Translate the published flags into a recipe with the published objective (docs/method.md section 10).
 
     Raises:
         ConfigError: Flags that are unknown, contradict each other or the launcher, or can't be honoured.

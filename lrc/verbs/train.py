@@ -232,7 +232,9 @@ def _write_start(
         "effective_rank": ranks,
         "versions": versions(),
     }
-    path.write_text(json.dumps(facts, indent=2) + "\n")
+    draft = path.with_name(f".{path.name}.partial")
+    draft.write_text(json.dumps(facts, indent=2) + "\n")
+    draft.replace(path)
 
 
 def _calibration_batches(recipe: Recipe, blocks: Blocks) -> list[Tensor]:

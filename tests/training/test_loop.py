@@ -1,0 +1,124 @@
+"""The loop's oracles: any split of a batch gives the same update, two ranks equal one, nothing moves on a bad loss."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lrc.errors import NumericsError
+from lrc.verbs.train import train
+from tests.tiny import tiny_recipe, write_rows
+
+STEPS = 2
+
+
+def trained_weights(root: Path, run: str, **train_settings: Any) -> dict[str, Tensor]:
+    settings = {f"train__{key}": value for key, value in train_settings.items()}
+    recipe = tiny_recipe(
+        root,
+        run=str(root / run),
+        start__method="random",
+        train__max_steps=STEPS,
+        objective__lm_weight=0.5,
+        **settings,
+    )
+    return load_file(train(recipe) / "model.safetensors")
+
+
+@pytest.fixture
+def ragged_root(tmp_path: Path) -> Path:
+    """Rows of different lengths, so that means of means would differ from the global mean."""
+    tiny_recipe(tmp_path)
+    write_rows(tmp_path / "train.jsonl", ragged=True)
+    return tmp_path
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], limit: float = 1e-6) -> None:
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        assert float((found[name] - tensor).abs().max()) <= limit, name
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_any_split_into_micro_batches_gives_the_update_of_one_batch(ragged_root: Path, checkpointing: bool) -> None:
+    whole = trained_weights(ragged_root, "whole", batch_size=8)
+    for batch_size, accumulation in ((1, 8), (2, 4), (4, 2), (8, 1)):
+        split = trained_weights(
+            ragged_root,
+            f"split{batch_size}",
+            batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            activation_checkpointing=checkpointing,
+        )
+        assert_same(split, whole)
+
+
+@pytest.mark.parametrize("kl_reduction", ["token_mean", "published"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_two_gloo_ranks_give_the_update_of_one(ragged_root: Path, checkpointing: bool, kl_reduction: str) -> None:
+    changes = {
+        "start__method": "random",
+        "objective__lm_weight": 0.5,
+        "objective__kl_reduction": kl_reduction,
+        "train__max_steps": STEPS,
+    }
+    recipe = tiny_recipe(ragged_root, run=str(ragged_root / "one"), train__batch_size=8, **changes)
+    one = load_file(train(recipe) / "model.safetensors")
+    from lrc.training.launch import write_recipe
+
+    path = ragged_root / "two.yaml"
+    two_recipe = tiny_recipe(
+        ragged_root,
+        run=str(ragged_root / "two"),
+        train__batch_size=2,
+        train__gradient_accumulation_steps=2,
+        train__activation_checkpointing=checkpointing,
+        **changes,
+    )
+    write_recipe(path, two_recipe)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "-m", "lrc", "train", str(path)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same(load_file(ragged_root / "two" / "train" / f"checkpoint-{STEPS}" / "model.safetensors"), one)
+
+
+def test_a_non_finite_loss_stops_before_the_optimiser_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(tmp_path, train__max_steps=4, train__save_steps=1)
+    from lrc.models import pair_model
+
+    real, calls = pair_model.head_losses, []
+
+    def poisoned(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        total, lm, kl = real(*args, **kwargs)
+        return (total * float("nan") if len(calls) == 3 else total), lm, kl
+
+    monkeypatch.setattr(pair_model, "head_losses", poisoned)
+    moved = []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: (moved.append(1), step(self))[1])
+    with pytest.raises(NumericsError, match="must be finite"):
+        train(recipe)
+    assert len(moved) == 2
+    names = sorted(path.name for path in (tmp_path / "run" / "train").glob("checkpoint-*"))
+    assert names == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_five_steps_lower_the_loss(tmp_path: Path) -> None:
+    import json
+
+    train(tiny_recipe(tmp_path, train__max_steps=12, train__learning_rate=3e-3, train__log_steps=1))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "train" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["kind"] == "train"]
+    held_out = [line["kl"] for line in lines if line["kind"] == "held_out"]
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+    assert held_out[-1] < held_out[0]
