@@ -181,7 +181,6 @@ def write_student(
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (draft / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2) + "\n")
     source.config.dtype = stored
-    source.config.architectures = load_config(str(source.teacher_folder)).architectures
     source.config.save_pretrained(draft)
     for file_name in COPIED:
         if (source.teacher_folder / file_name).is_file():

@@ -1,4 +1,4 @@
-"""The calibrated start: one walk over the layers that solves every projection in closed form (docs/method.md section 8).
+"""The calibrated start: a walk over the layers that solves every projection in closed form (docs/method.md section 8).
 
 The student's stream `x_S` is to track `Q.T x_T`. Each layer is fitted (`models/layer_fit.py`) on the streams that the
 layers before it leave, then the head. Only one layer's streams are held, plus the moments.

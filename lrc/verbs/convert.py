@@ -8,6 +8,7 @@ from lrc.config import StudentConfig
 from lrc.export.convert import read_source, write_student
 from lrc.export.folder import check_target, written_folder
 from lrc.export.parity import check_parity
+from lrc.verbs.progress import progress_lines
 from lrc.verbs.sources import locate_teacher
 
 
@@ -53,12 +54,14 @@ def convert(
         print(f"dry run: {checkpoint} fits {source.teacher_folder}: good", file=sys.stderr)
         return out
 
-    def progress(done: int, total: int) -> None:
-        if done == total or done % max(1, total // 4) == 0:
-            print(f"merge {done}/{total} tensors", file=sys.stderr, flush=True)
-
     with written_folder(out, overwrite=overwrite) as draft:
-        write_student(source, draft, dtype=dtype, max_shard_bytes=max_shard_bytes, progress=progress)
+        write_student(
+            source,
+            draft,
+            dtype=dtype,
+            max_shard_bytes=max_shard_bytes,
+            progress=progress_lines("merge", "tensors", lines=4),
+        )
         facts = check_parity(source, draft)
         (draft / "parity.json").write_text(json.dumps(facts, indent=2) + "\n")
     print(

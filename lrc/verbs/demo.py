@@ -1,5 +1,8 @@
 """`lrc demo`: a whole run on the embedded teacher, from nothing to a scored student, on a CPU."""
 
+import os
+import shutil
+import sys
 import time
 from importlib.resources import files
 from pathlib import Path
@@ -51,7 +54,14 @@ def demo(overrides: tuple[str, ...] = (), *, overwrite: bool = False, dry_run: b
     page = report(run)
     print_scorecard(results / "results.json")
     print(f"\nstudent  {student}")
-    print(f"chat     lrc chat {student}")
+    print(f"chat     {_command()} chat {student}")
     print(f"report   {page}")
     print(f"took     {format_seconds(time.monotonic() - began)}")
     return page
+
+
+def _command() -> str:
+    """The word that starts this program from the user's shell: `lrc`, or where it lies if that is not on the path."""
+    if shutil.which("lrc"):
+        return "lrc"
+    return os.path.relpath(Path(sys.executable).with_name("lrc"))

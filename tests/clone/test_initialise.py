@@ -9,6 +9,7 @@ from torch import Tensor
 from lrc.clone.initialise import (
     RANDOM_STD,
     RIDGES,
+    UNCHECKED_RIDGE,
     Moments,
     channel_selection,
     effective_rank,
@@ -160,6 +161,14 @@ def test_the_ridge_is_the_one_that_an_explicit_hold_out_picks(
     assert ridge == expected
     assert best is None or ridge == best
     torch.testing.assert_close(solution, ridge_on_rows(inputs, targets, weights, ridge, prior), rtol=0, atol=1e-8)
+
+
+def test_without_rows_to_check_on_the_ridge_is_the_stated_one() -> None:
+    inputs, targets, prior = random(9, D_INPUT), random(9, D_TARGET, seed=1), random(D_INPUT, D_TARGET, seed=2)
+    fit = moments_of(inputs, targets)
+    solution, ridge = validated_ridge_regression(fit, Moments(D_INPUT, D_TARGET, CPU), prior)
+    assert ridge == UNCHECKED_RIDGE
+    assert torch.equal(solution, ridge_regression(fit, UNCHECKED_RIDGE, prior))
 
 
 def second_moment(width: int) -> Tensor:

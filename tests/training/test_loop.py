@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lrc.errors import NumericsError
+from lrc.errors import ConfigError, NumericsError
 from lrc.verbs.train import train
 from tests.tiny import tiny_recipe, write_rows
 
@@ -122,3 +122,19 @@ def test_five_steps_lower_the_loss(tmp_path: Path) -> None:
     held_out = [line["kl"] for line in lines if line["kind"] == "held_out"]
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
     assert held_out[-1] < held_out[0]
+
+
+def test_bfloat16_compute_keeps_float32_masters(tmp_path: Path) -> None:
+    last = train(tiny_recipe(tmp_path, train__max_steps=2, train__compute_dtype="bfloat16"))
+    tensors = load_file(last / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+
+def test_a_tracker_gets_the_numbers(tmp_path: Path) -> None:
+    train(tiny_recipe(tmp_path, train__max_steps=2, train__trackers=["tensorboard"]))
+    assert list((tmp_path / "run" / "train").rglob("events.out.tfevents.*"))
+
+
+def test_an_unknown_tracker_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="train.trackers"):
+        train(tiny_recipe(tmp_path, train__trackers=["carrier-pigeon"]))

@@ -1,0 +1,76 @@
+"""Calibrated against random start on the embedded teacher: held-out KL, agreement and CE at equal tokens.
+
+    python benchmarks/start.py            # both cells (about 20 minutes on two cores), then the table
+    python benchmarks/start.py random     # one cell; finished cells are kept under runs/start/
+
+The calibrated cell is the demo's run itself, recipe and all; the random cell is the same recipe with the published
+start. `--published` adds the published objective (T 40, raw clone errors) and learning rate from the random start.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from lrc.verbs.demo import demo_recipe
+from lrc.verbs.train import train
+
+ROOT = Path("runs/start")
+PUBLISHED = (
+    "start.method=random",
+    "objective.temperature=40",
+    "objective.kl_reduction=published",
+    "objective.lm_weight=1",
+    "objective.clone_error=raw",
+    "objective.clone_reduction=sum",
+    "objective.attention_output_space=teacher",
+    "train.learning_rate=1e-3",
+)
+CELLS: dict[str, tuple[str, ...]] = {
+    "calibrated": (),
+    "random": ("start.method=random",),
+    "published": PUBLISHED,
+}
+
+
+def run_cell(name: str) -> None:
+    recipe = demo_recipe((*CELLS[name], f"run={ROOT / name}"))
+    train(recipe, resume="auto")
+
+
+def held_out_lines(name: str) -> list[dict[str, float]]:
+    path = ROOT / name / "train" / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line for line in lines if line["kind"] == "held_out"]
+
+
+def table() -> str:
+    rows = [
+        "| start, objective | training tokens | KL (T=1), nats | top-1 agreement | CE, nats |",
+        "|---|---|---|---|---|",
+    ]
+    for name in CELLS:
+        for line in held_out_lines(name):
+            rows.append(
+                f"| {name} | {line['tokens']:,} | {line['kl']:.3f} | {line['top1_agreement']:.1%} "
+                f"| {line['cross_entropy']:.3f} |"
+            )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cells", nargs="*", choices=[*CELLS, []], help="cells to run; none: calibrated and random")
+    arguments = parser.parse_args()
+    for name in arguments.cells or ("calibrated", "random"):
+        run_cell(name)
+    text = table()
+    print(text)
+    ROOT.mkdir(parents=True, exist_ok=True)
+    facts = {name: held_out_lines(name) for name in CELLS}
+    (ROOT / "start.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

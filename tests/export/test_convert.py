@@ -1,0 +1,165 @@
+"""Convert: a stock folder equal to the factored student, in every form a checkpoint can have."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from lrc.config import StudentConfig
+from lrc.errors import ConfigError, NumericsError
+from lrc.models.folder import ModelTensors
+from lrc.verbs.convert import convert
+from lrc.verbs.train import train
+from tests.models.tiny_configs import FAMILIES
+from tests.tiny import teacher_folder, tiny_recipe, write_rows
+
+
+def trained(root: Path, family: str = "llama", *, tied: bool = False, student: dict[str, object] | None = None) -> Path:
+    teacher_folder(root / "teacher", family, tie_word_embeddings=tied)
+    write_rows(root / "train.jsonl")
+    write_rows(root / "held_out.jsonl", rows=4, seed=1)
+    recipe = tiny_recipe(root, train__max_steps=2, student={"hidden_size": 16, **(student or {})})
+    return train(recipe)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_folder_is_a_stock_model_with_the_factored_logits(tmp_path: Path, family: str, tied: bool) -> None:
+    checkpoint = trained(tmp_path, family, tied=tied)
+    out = convert(checkpoint, tmp_path / "out")
+    parity = json.loads((out / "parity.json").read_text())
+    assert parity["passed"] is True
+    assert parity["dtype"] == "float32"
+    assert parity["in_memory"]["relative_difference"] < 1e-5
+    assert parity["after_reload"]["relative_difference"] < 1e-5
+    config = json.loads((out / "config.json").read_text())
+    teacher_config = json.loads((tmp_path / "teacher" / "config.json").read_text())
+    changed = {key for key in teacher_config if config.get(key) != teacher_config[key]}
+    assert changed <= {"hidden_size", "tie_word_embeddings", "layer_types", "transformers_version"}
+    assert config["hidden_size"] == 16
+    assert config["head_dim"] == 6
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (out / name).read_bytes() == (tmp_path / "teacher" / name).read_bytes()
+
+
+@pytest.mark.parametrize("attention", ["all", "io"])
+@pytest.mark.parametrize("ffn", ["all", "io"])
+@pytest.mark.parametrize("tie", [True, False])
+def test_every_variant_converts(tmp_path: Path, attention: str, ffn: str, tie: bool) -> None:
+    student = {"attention_projections": attention, "ffn_projections": ffn, "tie_embedding_projection": tie}
+    out = convert(trained(tmp_path, tied=True, student=student), tmp_path / "out")
+    assert json.loads((out / "parity.json").read_text())["passed"] is True
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is tie
+    assert ("lm_head.weight" in ModelTensors(out)) is not tie
+
+
+def test_small_shards_hold_the_same_tensors(tmp_path: Path) -> None:
+    checkpoint = trained(tmp_path)
+    one = ModelTensors(convert(checkpoint, tmp_path / "one"))
+    many_folder = convert(checkpoint, tmp_path / "many", max_shard_bytes=4_000)
+    many = ModelTensors(many_folder)
+    assert len(list(many_folder.glob("*.safetensors"))) > 2
+    assert set(one.names()) == set(many.names())
+    assert all(torch.equal(one.read(name), many.read(name)) for name in one.names())
+
+
+def test_bfloat16_export_passes_within_its_tolerance(tmp_path: Path) -> None:
+    out = convert(trained(tmp_path), tmp_path / "out", dtype="bfloat16")
+    parity = json.loads((out / "parity.json").read_text())
+    assert ModelTensors(out).dtype() == torch.bfloat16
+    assert 0 < parity["after_reload"]["relative_difference"] < parity["tolerance"]
+    assert parity["in_memory"]["relative_difference"] < 1e-5
+
+
+def test_a_mismatch_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = trained(tmp_path)
+    from lrc.export import convert as module
+
+    right = module.student_tensor
+
+    def wrong(plan: object, name: str, *rest: object) -> torch.Tensor:
+        tensor = right(plan, name, *rest)  # type: ignore[arg-type]
+        return tensor * 1.01 if name == "model.layers.1.mlp.down_proj.weight" else tensor
+
+    monkeypatch.setattr(module, "student_tensor", wrong)
+    with pytest.raises(NumericsError, match="Nothing was published"):
+        convert(checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_a_plain_interpreter_without_lrc_loads_and_generates(tmp_path: Path) -> None:
+    out = convert(trained(tmp_path), tmp_path / "out")
+    script = (
+        "import sys, importlib.util\n"
+        "assert importlib.util.find_spec('lrc') is None\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "tokens = AutoTokenizer.from_pretrained(sys.argv[1])('w1 w2 w3', return_tensors='pt')\n"
+        "ids = model.generate(tokens['input_ids'], max_new_tokens=5, do_sample=False)\n"
+        "print(type(model).__name__, ids.shape[1])\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    # -P and another folder keep this repository off the path; an editable install is hidden by its finder's removal
+    hide = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]\n"
+    hide += "sys.path = [p for p in sys.path if not p.endswith('main')]\n"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", hide + script, str(out)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["LlamaForCausalLM", "8"]
+
+
+@pytest.mark.parametrize("attention", ["all", "io"])
+@pytest.mark.parametrize("ffn", ["all", "io"])
+@pytest.mark.parametrize("tie", [True, False])
+def test_the_original_codes_checkpoints_give_the_same_student(
+    tmp_path: Path, attention: str, ffn: str, tie: bool
+) -> None:
+    variant = {"attention_projections": attention, "ffn_projections": ffn, "tie_embedding_projection": tie}
+    checkpoint = trained(tmp_path, student=variant)
+    ours = load_file(checkpoint / "model.safetensors")
+    original = tmp_path / "original.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in as_original(ours, ffn).items()}, original)
+    student = StudentConfig(hidden_size=16, **variant)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="original"):
+        convert(original, tmp_path / "out")
+    out = convert(original, tmp_path / "out", teacher=str(tmp_path / "teacher"), student=student)
+    expected = AutoModelForCausalLM.from_pretrained(convert(checkpoint, tmp_path / "expected")).state_dict()
+    found = AutoModelForCausalLM.from_pretrained(out).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def as_original(ours: dict[str, torch.Tensor], ffn: str) -> dict[str, torch.Tensor]:
+    """Write our tensors under the original code's names, in its orientation."""
+    found = {"model.layers.0.self_attn.zoom_out.weight": torch.zeros(2, 2)}
+    whole = {"projections.model.embed_tokens": "model.zoom.weight", "projections.lm_head": "zoom_down.weight"}
+    attention = {"q_proj": "zoom_q", "k_proj": "zoom_k", "v_proj": "zoom_v", "input": "zoom_up"}
+    for name, tensor in ours.items():
+        layer = ".".join(name.split(".")[1:4])
+        leaf = name.split(".")[-1]
+        if name in whole:
+            found[whole[name]] = tensor.T
+        elif name == "gains.model.norm.weight":
+            found["model.target_norm.weight"] = tensor
+        elif name.startswith("gains."):
+            found[f"{layer}.target_{name.split('.')[-2]}.weight"] = tensor
+        elif ".self_attn." in name:
+            original = "zoom_down" if leaf == "o_proj" else attention[leaf]
+            found[f"{layer}.self_attn.{original}.weight"] = tensor.T if leaf == "o_proj" else tensor
+        elif leaf == "input":
+            found[f"{layer}.mlp.zoom_up.weight"] = tensor
+        else:
+            found[f"{layer}.mlp.zoom_{leaf.removesuffix('_proj')}.weight"] = tensor.T
+    return found

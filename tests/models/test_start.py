@@ -1,0 +1,94 @@
+"""Start values: what each method fills in, and that the calibrated one tracks the teacher."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lrc.clone.sites import Variant
+from lrc.config import StartConfig
+from lrc.evaluation.agreement import measure_pair
+from lrc.models.start import fill_start
+from tests.models.test_pair import VARIANTS, make_pair
+from tests.models.tiny_configs import FAMILIES
+from tests.tiny import tiny_teacher
+
+
+def calibration(batches: int = 10, seed: int = 3) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(4, 48, (2, 16), generator=generator) for _ in range(batches)]
+
+
+def held_out() -> list[tuple[Tensor, Tensor]]:
+    return [(ids, torch.cat([ids[:, 1:], torch.full((2, 1), -100)], 1)) for ids in calibration(4, seed=9)]
+
+
+def started(family: str, method: str, size: int = 16, variant: Variant = VARIANTS[0], **settings: Any) -> Any:
+    teacher = tiny_teacher(family, tie_word_embeddings=True)
+    pair = make_pair(teacher, size, variant)
+    report = fill_start(pair, teacher, StartConfig(method=method, **settings), calibration(), seed=0)  # type: ignore[arg-type]
+    return pair, report
+
+
+def test_random_is_the_published_start() -> None:
+    pair, report = started("llama", "random")
+    again, _ = started("llama", "random")
+    assert report.tokens == 0
+    for name, parameter in pair.trained().items():
+        if name.startswith("gains"):
+            assert torch.equal(parameter, torch.ones(16))
+        else:
+            assert 0.015 < float(parameter.detach().std()) < 0.025
+        assert torch.equal(parameter, again.trained()[name])
+
+
+def test_channel_gives_every_projection_the_same_selection_and_keeps_the_gains() -> None:
+    pair, _ = started("llama", "channel")
+    projections = [value for name, value in pair.trained().items() if name.startswith("projections")]
+    assert all(torch.equal(value, projections[0]) for value in projections)
+    assert torch.equal(projections[0].sum(0), torch.ones(16))
+    assert set(projections[0].flatten().tolist()) == {0.0, 1.0}
+    channels = projections[0].argmax(0)
+    gain = dict(tiny_teacher("llama", tie_word_embeddings=True).named_parameters())["model.norm.weight"]
+    torch.testing.assert_close(pair.trained()["gains.model.norm.weight"].data, gain[channels])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pca_at_full_width_is_the_teacher(family: str) -> None:
+    """With d_S = d_T the basis is a rotation, which RMS norms don't see once gains are folded in."""
+    if family == "gemma3_text":
+        pytest.skip("norms behind the writers see the rotation")
+    pair, _ = started(family, "pca", size=32)
+    assert measure_pair(pair, held_out()).kl < 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_calibrated_beats_every_other_start(family: str) -> None:
+    found = {method: measure_pair(started(family, method)[0], held_out()).kl for method in ("random", "channel", "pca")}
+    pair, report = started(family, "calibrated")
+    calibrated = measure_pair(pair, held_out()).kl
+    assert calibrated < min(found.values()), (calibrated, found)
+    assert len(report.layer_errors) == 2
+    assert all(0 < error < 1 for error in report.layer_errors)
+
+
+@pytest.mark.parametrize("variant", VARIANTS[1:], ids=["io", "tied-projection"])
+def test_calibrated_fills_every_variant(variant: Variant) -> None:
+    pair, _ = started("llama", "calibrated", variant=variant)
+    random, _ = started("llama", "random", variant=variant)
+    assert measure_pair(pair, held_out()).kl < measure_pair(random, held_out()).kl
+
+
+def test_calibrated_at_full_width_is_nearly_the_teacher() -> None:
+    pair, report = started("llama", "calibrated", size=32)
+    assert max(report.layer_errors) < 1e-2
+    assert measure_pair(pair, held_out()).kl < 5e-3
+
+
+def test_outlier_channels_become_identity_columns() -> None:
+    pair, _ = started("llama", "pca", outlier_channels=3)
+    writer = pair.trained()["projections.model.layers.0.self_attn.o_proj"]
+    assert torch.equal(writer[:, :3].abs().sum(0), torch.ones(3))
+    assert int((writer[:, :3] != 0).sum()) == 3
+    torch.testing.assert_close(writer.T @ writer, torch.eye(16), atol=1e-5, rtol=0)

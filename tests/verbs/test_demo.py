@@ -1,0 +1,67 @@
+"""The demo's chain on a tiny teacher: every verb's folder, a scorecard that is true, and a second call that goes on."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from lrc.verbs.demo import demo
+from tests.tiny import teacher_folder, write_rows
+
+
+def overrides(root: Path) -> tuple[str, ...]:
+    return (
+        f"run={root / 'run'}",
+        f"teacher={root / 'teacher'}",
+        "student.hidden_size=16",
+        f"data.train={root / 'train.jsonl'}",
+        f"data.held_out={root / 'held_out.jsonl'}",
+        "data.sequence_length=16",
+        "data.held_out_tokens=64",
+        "start.tokens=256",
+        "train.max_steps=4",
+        "evaluate.tokens=64",
+        "evaluate.sequence_length=16",
+        "evaluate.sample_tokens=4",
+    )
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_student_scorecard_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher_folder(tmp_path / "teacher", max_position_embeddings=512)
+    write_rows(tmp_path / "train.jsonl")
+    write_rows(tmp_path / "held_out.jsonl", rows=4, seed=1)
+    page = demo(overrides(tmp_path))
+    run = tmp_path / "run"
+    assert page == run / "report" / "report.html"
+    said = capsys.readouterr().out
+    for part in ("scorecard", f"lrc chat {run / 'convert'}", str(page)):
+        assert part in said.replace("\n", "")
+    results = json.loads((run / "evaluate" / "results.json").read_text())
+    assert json.loads((run / "convert" / "parity.json").read_text())["passed"] is True
+    check_card(results, run / "convert", tmp_path / "held_out.jsonl")
+    assert "KL" in page.read_text()
+    weights = (run / "convert" / "model.safetensors").read_bytes()
+    demo(overrides(tmp_path))
+    assert (run / "convert" / "model.safetensors").read_bytes() == weights
+
+
+def check_card(results: dict[str, object], student_folder: Path, held_out: Path) -> None:
+    """Recompute the student's numbers plainly in float64."""
+    student = AutoModelForCausalLM.from_pretrained(student_folder)
+    loss, count = 0.0, 0
+    for line in held_out.read_text().splitlines():
+        ids = torch.tensor([json.loads(line)["input_ids"]])
+        with torch.no_grad():
+            logits = student(ids).logits[0].double()
+        picked = logits.log_softmax(-1)[:-1].gather(-1, ids[0, 1:, None])
+        loss, count = loss - float(picked.sum()), count + ids.shape[1] - 1
+    card = results["student"]
+    assert isinstance(card, dict)
+    assert card["cross_entropy"] == pytest.approx(loss / count, rel=1e-4)
+    assert card["perplexity"] == pytest.approx(math.exp(loss / count), rel=1e-4)
+    assert card["parameters"] == sum(parameter.numel() for parameter in student.parameters())
+    assert card["file_size_bytes"] == (student_folder / "model.safetensors").stat().st_size
