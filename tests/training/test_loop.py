@@ -136,5 +136,5 @@ def test_a_tracker_gets_the_numbers(tmp_path: Path) -> None:
 
 
 def test_an_unknown_tracker_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="train.trackers"):
+    with pytest.raises(ConfigError, match=r"train\.trackers"):
         train(tiny_recipe(tmp_path, train__trackers=["carrier-pigeon"]))
