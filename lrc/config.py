@@ -201,10 +201,16 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         values = OmegaConf.load(path)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"The recipe {path} can't be read as YAML: {error}") from error
+    if not OmegaConf.is_dict(values):
+        raise ConfigError(f"The recipe {path} must hold keys and values, but it is a list.")
     for override in overrides:
         if "=" not in override:
             raise ConfigError(f"An override must look like section.key=value, found {override!r}.")
-    return _resolve([values, OmegaConf.from_dotlist(list(overrides))], origin=str(path))
+    try:
+        changes = OmegaConf.from_dotlist(list(overrides))
+    except (yaml.YAMLError, TypeError, OmegaConfBaseException) as error:
+        raise ConfigError(f"An override of {list(overrides)} can't be read as section.key=value: {error}") from error
+    return _resolve([values, changes], origin=str(path))
 
 
 def recipe_from_dict(values: dict[str, Any], *, origin: str) -> Recipe:
@@ -229,7 +235,7 @@ def _resolve(layers: list[Any], *, origin: str) -> Recipe:
     except ValidationError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{origin}: {error.full_key}: {reason}") from error
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:
         raise ConfigError(f"{origin}: {str(error).splitlines()[0]}") from error
     assert isinstance(recipe, Recipe)
     validate(recipe, origin=origin)
@@ -282,6 +288,7 @@ def validate(recipe: Recipe, *, origin: str) -> None:
         "convert.max_shard_bytes": recipe.convert.max_shard_bytes,
         "evaluate.tokens": recipe.evaluate.tokens,
         "evaluate.sequence_length": recipe.evaluate.sequence_length,
+        "evaluate.sample_tokens": recipe.evaluate.sample_tokens,
     }
     not_negative = {
         "objective.lm_weight": recipe.objective.lm_weight,
@@ -303,6 +310,15 @@ def validate(recipe: Recipe, *, origin: str) -> None:
         if not (value >= 0 and math.isfinite(value))
     ]
     problems += [f"{key} must lie in 0..1, found {value}" for key, value in shares.items() if not 0 <= value <= 1]
+    problems += [
+        f"{key} must lie in 0..1, 1 left out, found {value}"
+        for key, value in {"train.beta1": recipe.train.beta1, "train.beta2": recipe.train.beta2}.items()
+        if not 0 <= value < 1
+    ]
+    if recipe.train.seed < 0:
+        problems.append(f"train.seed must be at least 0, found {recipe.train.seed}")
+    if not recipe.run:
+        problems.append("run must name a folder, found an empty name")
     if recipe.objective.lm_weight == recipe.objective.kl_weight == recipe.objective.clone_weight == 0:
         problems.append("objective: at least one of lm_weight, kl_weight, clone_weight must be above 0")
     if recipe.start.outlier_channels > recipe.student.hidden_size:

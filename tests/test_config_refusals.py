@@ -182,7 +182,6 @@ def test_shares_must_lie_in_0_to_1(recipe_file: Path, key: str) -> None:
     "override",
     ["train.seed=-1", "train.beta1=1", "train.beta1=-0.1", "train.beta2=1.5", "evaluate.sample_tokens=0", "run=''"],
 )
-@pytest.mark.xfail(reason="no check yet; the seed and the betas fail later, without an explanation")
 def test_what_numpy_and_the_optimiser_would_refuse_is_refused_before(recipe_file: Path, override: str) -> None:
     assert refusal(recipe_file, override).startswith(override.partition("=")[0])
 
@@ -227,7 +226,6 @@ def test_what_is_no_yaml_mapping_is_refused(recipe_file: Path, text: str) -> Non
     assert "can't be read as YAML" in refusal_of_text(recipe_file, text)
 
 
-@pytest.mark.xfail(reason="OmegaConf's TypeError is not caught", raises=TypeError)
 def test_a_file_that_holds_a_list_is_refused(recipe_file: Path) -> None:
     refusal_of_text(recipe_file, "- run\n- teacher\n")
 
@@ -250,8 +248,8 @@ def test_an_override_without_a_value_is_refused(recipe_file: Path) -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        pytest.param("train.tags=[a", marks=pytest.mark.xfail(raises=yaml.YAMLError)),
-        pytest.param("train.tags[0]=a", marks=pytest.mark.xfail(raises=TypeError)),
+        "train.tags=[a",
+        "train.tags[0]=a",
     ],
 )
 def test_a_malformed_override_is_refused(recipe_file: Path, override: str) -> None:

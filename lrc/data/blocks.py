@@ -46,14 +46,13 @@ class TokenisedBlocks:
         where = self.rows.where(index)
         if not isinstance(ids, list) or not ids or not all(type(value) is int for value in ids):
             raise DataError(f'{where}: "input_ids" must be a list of at least one whole number.')
-        values = np.asarray(ids, dtype=np.int64)
-        if values.min() < 0 or values.max() >= self.vocab_size:
-            wrong = int(values[(values < 0) | (values >= self.vocab_size)][0])
+        if min(ids) < 0 or max(ids) >= self.vocab_size:
+            wrong = next(value for value in ids if not 0 <= value < self.vocab_size)
             raise DataError(
                 f"{where}: token id {wrong} is outside the teacher's vocabulary (0 to {self.vocab_size - 1}). "
                 "Tokenise the data with the teacher's own tokenizer."
             )
-        return values[: self.sequence_length], str(row.get("data_cls", "general"))
+        return np.asarray(ids[: self.sequence_length], dtype=np.int64), str(row.get("data_cls", "general"))
 
 
 class PackedText:

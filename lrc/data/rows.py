@@ -26,7 +26,7 @@ def resolve_files(source: str) -> list[Path]:
     elif path.is_file():
         files = [path]
     else:
-        files = sorted(Path(name) for name in glob.glob(source, recursive=True))
+        files = sorted(path for path in map(Path, glob.glob(source, recursive=True)) if path.is_file())
     if not files:
         raise DataError(f"Data must be a .jsonl file, a folder of them or a glob, but {source!r} matches no file.")
     return files

@@ -53,7 +53,9 @@ def discover(config: Any) -> Architecture:
         ConfigError: The architecture ties its head size to its hidden size, nothing moves with `hidden_size`, or a
             layer has a part that can't be told.
     """
-    d_teacher = config.hidden_size
+    d_teacher = getattr(config, "hidden_size", None)
+    if d_teacher is None:
+        raise ConfigError(f"{config.model_type} can't be cloned: its config has no hidden_size (a composite config?).")
     models = [_meta_model(config, size) for size in (d_teacher, 2 * d_teacher)]
     shapes = [{name: parameter.shape for name, parameter in model.named_parameters()} for model in models]
     moved = _moved_axes(config, shapes[0], shapes[1])
@@ -130,6 +132,7 @@ def _tensor_name(model: PreTrainedModel, module: nn.Module) -> str:
 
 
 def _layer_list(model: nn.Module, base: str, num_layers: int) -> str:
+    name: str
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == num_layers and name.startswith(base):
             return name

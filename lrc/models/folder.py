@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,11 @@ def weight_files(folder: Path) -> list[Path]:
         CheckpointError: The index is damaged or names a file that is not there.
     """
     index = folder / WEIGHTS_INDEX
-    if not index.is_file():
+    if (folder / WEIGHTS).is_file() or not index.is_file():  # as transformers prefers it
         return [folder / WEIGHTS]
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+        names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{index} is not a weights index: {error}") from error
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
@@ -93,10 +94,14 @@ class ModelTensors:
         return list(piece.get_shape()), str(piece.get_dtype())
 
     def head(self, name: str, values: int) -> bytes:
-        """Read the first values along the first axis as bytes, without the rest of the tensor."""
+        """Return a tensor's first values (in memory order) as bytes; of large tensors only the first rows are read."""
         piece = self._handles[name].get_slice(name)
         shape = piece.get_shape()
-        first = piece[:1] if shape else self.read(name)[None]
+        if not shape:
+            first = self.read(name)[None]
+        else:
+            a_row = max(1, math.prod(shape[1:]))
+            first = piece[: -(-values // a_row)]
         flat: Tensor = first.flatten()[:values].contiguous().view(torch.uint8)
         return bytes(flat.numpy().tobytes())
 

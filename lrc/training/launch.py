@@ -14,7 +14,7 @@ from lrc.models.pair_model import PairModel
 
 
 def make_accelerator(settings: TrainConfig, folder: Path, device: torch.device) -> Accelerator:
-    """Make the accelerator and check that it sees the processes that were launched.
+    """Make the accelerator and check that it sees the processes that were launched; writes nothing yet.
 
     Raises:
         ConfigError: The launcher started several processes but they would train independently, or a tracker is
@@ -35,9 +35,13 @@ def make_accelerator(settings: TrainConfig, folder: Path, device: torch.device) 
             f"{launched} processes were launched but accelerate joins {accelerator.num_processes}: each would train "
             "alone. On a CPU use torchrun, or accelerate launch --multi_gpu with ACCELERATE_USE_CPU=true."
         )
+    return accelerator
+
+
+def start_trackers(accelerator: Accelerator, settings: TrainConfig) -> None:
+    """Open the recipe's trackers; tensorboard writes below the run's folder, so the folder must stand."""
     if settings.trackers:
         accelerator.init_trackers("lrc", config={"tags": ",".join(settings.tags)})
-    return accelerator
 
 
 def check_space(folder: Path, pair: PairModel, *, keep: int | None) -> None:

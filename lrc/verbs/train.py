@@ -25,7 +25,7 @@ from lrc.models.start import StartReport, fill_start
 from lrc.models.student import student_config
 from lrc.models.teacher import load_config, load_model, load_tokenizer
 from lrc.training.checkpoint import RunState, checkpoints, find_resume, load_checkpoint
-from lrc.training.launch import check_space, make_accelerator, write_recipe
+from lrc.training.launch import check_space, make_accelerator, start_trackers, write_recipe
 from lrc.training.loop import LoopParts, make_optimizer, run_loop
 from lrc.training.metrics import MetricsLog
 from lrc.verbs.progress import progress_lines
@@ -73,6 +73,7 @@ def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False,
         _prepare_folder(inputs, recipe, overwrite=overwrite)
         check_space(inputs.folder, pair, keep=recipe.train.save_total_limit)
     accelerator.wait_for_everyone()
+    start_trackers(accelerator, recipe.train)
     optimizer = make_optimizer(pair, recipe.train)
     log = MetricsLog(inputs.folder / "metrics.jsonl", accelerator, total_steps=recipe.train.max_steps)
     state = RunState(step=0, tokens=0, seconds=0.0)

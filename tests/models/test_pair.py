@@ -14,6 +14,8 @@ from lrc.models.pair_model import PairModel, StepCounts
 from tests.models.tiny_configs import FAMILIES
 from tests.tiny import tiny_teacher
 
+STEP = 2e-3
+"""Step of the finite differences: stock norms and rotary embeddings compute in float32 even in a float64 model."""
 VARIANTS = [
     Variant(),
     Variant(attention_projections="io", ffn_projections="io"),
@@ -156,14 +158,15 @@ def test_gradient_matches_finite_differences_of_the_objective(variant: Variant, 
     for name, parameter in pair.trained().items():
         assert float(found[name].abs().sum()) > 0, name
         direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        direction /= direction.norm()
         with torch.no_grad():
             values = []
             for sign in (1, -1):
-                parameter.add_(sign * 1e-5 * direction)
+                parameter.add_(sign * STEP * direction)
                 values.append(float(pair(*inputs, counts).objective))
-                parameter.sub_(sign * 1e-5 * direction)
-        numeric = (values[0] - values[1]) / 2e-5
-        assert numeric == pytest.approx(float((found[name] * direction).sum()), rel=2e-4, abs=1e-7), name
+                parameter.sub_(sign * STEP * direction)
+        numeric = (values[0] - values[1]) / (2 * STEP)
+        assert numeric == pytest.approx(float((found[name] * direction).sum()), rel=1e-2, abs=2e-3), name
 
 
 def test_padding_and_ignored_labels_count_nowhere() -> None:
