@@ -33,7 +33,7 @@ CELLS: dict[str, tuple[str, ...]] = {
 
 
 def run_cell(name: str) -> None:
-    recipe = demo_recipe((*CELLS[name], f"run={ROOT / name}"))
+    recipe = demo_recipe((*CELLS[name], "train.evaluate_steps=null", f"run={ROOT / name}"))
     train(recipe, resume="auto")
 
 

@@ -133,6 +133,11 @@ def test_an_original_checkpoint_is_told_from_ours(attention: Sharing, ffn: Shari
     assert not is_original(set(ours))
 
 
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.zoom_up.weight", "zoom_down.weight", "model.target_norm.weight"])
+def test_one_tensor_of_the_original_code_is_enough_to_tell(name: str) -> None:
+    assert is_original({"model.norm.weight", name})
+
+
 # ---- lrc_config.json
 
 
