@@ -5,7 +5,6 @@
 """
 
 import dataclasses
-import difflib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from lrc.errors import ConfigError
+from lrc.errors import ConfigError, did_you_mean
 
 ProjectionSharing = Literal["all", "io"]
 StartMethod = Literal["random", "channel", "pca", "calibrated"]
@@ -229,7 +228,8 @@ def _resolve(layers: list[Any], *, origin: str) -> Recipe:
         merged = OmegaConf.merge(OmegaConf.structured(Recipe), *layers)
         recipe = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
-        raise ConfigError(_unknown_key_message(error, origin)) from error
+        hint = did_you_mean(str(error.full_key), _known_keys(Recipe))
+        raise ConfigError(f"{origin}: unknown key {str(error.full_key)!r}.{hint}") from error
     except MissingMandatoryValue as error:
         raise ConfigError(f"{origin}: the required key {error.full_key!r} is missing.") from error
     except ValidationError as error:
@@ -240,18 +240,6 @@ def _resolve(layers: list[Any], *, origin: str) -> Recipe:
     assert isinstance(recipe, Recipe)
     validate(recipe, origin=origin)
     return recipe
-
-
-def _unknown_key_message(error: ConfigKeyError, origin: str) -> str:
-    known = _known_keys(Recipe)
-    unknown = str(error.full_key)
-    leaf = unknown.rsplit(".", 1)[-1]
-    by_leaf = {key: key.rsplit(".", 1)[-1] for key in known}
-    near = difflib.get_close_matches(unknown, known, n=1) or [
-        key for key, name in by_leaf.items() if name in difflib.get_close_matches(leaf, by_leaf.values(), n=1)
-    ]
-    hint = f" Did you mean {near[0]!r}?" if near else f" Known keys: {', '.join(sorted(known))}."
-    return f"{origin}: unknown key {unknown!r}.{hint}"
 
 
 def _known_keys(section: Any, prefix: str = "") -> list[str]:
@@ -310,11 +298,8 @@ def validate(recipe: Recipe, *, origin: str) -> None:
         if not (value >= 0 and math.isfinite(value))
     ]
     problems += [f"{key} must lie in 0..1, found {value}" for key, value in shares.items() if not 0 <= value <= 1]
-    problems += [
-        f"{key} must lie in 0..1, 1 left out, found {value}"
-        for key, value in {"train.beta1": recipe.train.beta1, "train.beta2": recipe.train.beta2}.items()
-        if not 0 <= value < 1
-    ]
+    decays = {"train.beta1": recipe.train.beta1, "train.beta2": recipe.train.beta2}
+    problems += [f"{key} must lie in 0..1, 1 left out, found {b}" for key, b in decays.items() if not 0 <= b < 1]
     if recipe.train.seed < 0:
         problems.append(f"train.seed must be at least 0, found {recipe.train.seed}")
     if not recipe.run:
@@ -322,9 +307,7 @@ def validate(recipe: Recipe, *, origin: str) -> None:
     if recipe.objective.lm_weight == recipe.objective.kl_weight == recipe.objective.clone_weight == 0:
         problems.append("objective: at least one of lm_weight, kl_weight, clone_weight must be above 0")
     if recipe.start.outlier_channels > recipe.student.hidden_size:
-        problems.append(
-            f"start.outlier_channels must be at most student.hidden_size = {recipe.student.hidden_size}, "
-            f"found {recipe.start.outlier_channels}"
-        )
+        size, channels = recipe.student.hidden_size, recipe.start.outlier_channels
+        problems.append(f"start.outlier_channels must be at most student.hidden_size = {size}, found {channels}")
     if problems:
         raise ConfigError(f"{origin}: " + "; ".join(problems) + ".")

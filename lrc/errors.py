@@ -3,6 +3,8 @@
 A message says what must hold, what was found, where, and what to do. Programmers' mistakes use `assert`.
 """
 
+import difflib
+
 
 class LrcError(Exception):
     """Base of every error that is explained to the user instead of shown as a traceback."""
@@ -26,3 +28,13 @@ class NumericsError(LrcError):
     """A value that is not finite, or a parity check that failed, during otherwise valid work."""
 
     exit_code = 1
+
+
+def did_you_mean(unknown: str, known: list[str]) -> str:
+    """Word the hint of an unknown dotted key: the nearest one, by the whole or by its last part, or all there are."""
+    leaf = unknown.rsplit(".", 1)[-1]
+    by_leaf = {key: key.rsplit(".", 1)[-1] for key in known}
+    near = difflib.get_close_matches(unknown, known, n=1) or [
+        key for key, name in by_leaf.items() if name in difflib.get_close_matches(leaf, by_leaf.values(), n=1)
+    ]
+    return f" Did you mean {near[0]!r}?" if near else f" Known keys: {', '.join(sorted(known))}."
