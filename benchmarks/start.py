@@ -4,37 +4,39 @@
     python benchmarks/start.py random     # one cell; finished cells are kept under runs/start/
 
 The calibrated cell is the demo's run itself, recipe and all; the random cell is the same recipe with the published
-start. `--published` adds the published objective (T 40, raw clone errors) and learning rate from the random start.
+start; `published` also takes the published objective (T 40, raw clone errors) and a learning rate that suits it.
 """
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
+from lrc.config import Recipe, StartConfig, load_recipe
 from lrc.verbs.demo import demo_recipe
 from lrc.verbs.train import train
 
 ROOT = Path("runs/start")
-PUBLISHED = (
-    "start.method=random",
-    "objective.temperature=40",
-    "objective.kl_reduction=published",
-    "objective.lm_weight=1",
-    "objective.clone_error=raw",
-    "objective.clone_reduction=sum",
-    "objective.attention_output_space=teacher",
-    "train.learning_rate=1e-3",
-)
-CELLS: dict[str, tuple[str, ...]] = {
-    "calibrated": (),
-    "random": ("start.method=random",),
-    "published": PUBLISHED,
-}
+PUBLISHED_RATE = 1e-3
+"""The published objective's learning rate at this size; its 1e-4 is for models of billions."""
+CELLS = ("calibrated", "random", "published")
+
+
+def cell_recipe(name: str) -> Recipe:
+    """The demo's recipe, changed in what the cell is about and nothing else."""
+    recipe = demo_recipe(("train.evaluate_steps=null", f"run={ROOT / name}"))
+    if name == "calibrated":
+        return recipe
+    recipe = replace(recipe, start=StartConfig(method="random"))
+    if name == "random":
+        return recipe
+    published = load_recipe(Path("configs/recipes/published_1.5b.yaml"))
+    train = replace(recipe.train, learning_rate=PUBLISHED_RATE)
+    return replace(recipe, objective=published.objective, train=train)
 
 
 def run_cell(name: str) -> None:
-    recipe = demo_recipe((*CELLS[name], "train.evaluate_steps=null", f"run={ROOT / name}"))
-    train(recipe, resume="auto")
+    train(cell_recipe(name), resume="auto")
 
 
 def held_out_lines(name: str) -> list[dict[str, float]]:

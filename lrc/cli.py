@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tyro
 
+from lrc.config import ConvertConfig, EvaluateConfig, load_recipe
 from lrc.errors import LrcError
 
 PROGRAM = "lrc"
@@ -46,7 +47,6 @@ def train_verb(
         overwrite: Delete an earlier training of this run first.
         dry_run: Check recipe, teacher and data, then stop.
     """
-    from lrc.config import load_recipe
     from lrc.verbs.train import train
 
     train(load_recipe(recipe, overrides), resume=resume, overwrite=overwrite, dry_run=dry_run)
@@ -58,8 +58,8 @@ def convert_verb(
     /,
     *,
     teacher: str | None = None,
-    dtype: str = "teacher",
-    max_shard_bytes: int = 5_000_000_000,
+    dtype: str = ConvertConfig.dtype,
+    max_shard_bytes: int = ConvertConfig.max_shard_bytes,
     trust_remote_code: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -98,9 +98,9 @@ def evaluate_verb(
     held_out: str,
     out: Path,
     teacher: str | None = None,
-    tokens: int = 16_384,
-    sequence_length: int = 512,
-    samples: int = 4,
+    tokens: int = EvaluateConfig.tokens,
+    sequence_length: int = EvaluateConfig.sequence_length,
+    samples: int = EvaluateConfig.samples,
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> None:
@@ -117,7 +117,6 @@ def evaluate_verb(
         overwrite: Replace earlier results.
         dry_run: Check everything, write nothing.
     """
-    from lrc.config import EvaluateConfig
     from lrc.report.terminal import print_scorecard
     from lrc.verbs.evaluate import evaluate
 

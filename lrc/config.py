@@ -203,8 +203,9 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     if not OmegaConf.is_dict(values):
         raise ConfigError(f"The recipe {path} must hold keys and values, but it is a list.")
     for override in overrides:
-        if "=" not in override:
-            raise ConfigError(f"An override must look like section.key=value, found {override!r}.")
+        key, equals, _ = override.partition("=")
+        if not equals or "" in key.split("."):
+            raise ConfigError(f"{path}: an override must look like section.key=value, found {override!r}.")
     try:
         changes = OmegaConf.from_dotlist(list(overrides))
     except (yaml.YAMLError, TypeError, OmegaConfBaseException) as error:
@@ -234,12 +235,19 @@ def _resolve(layers: list[Any], *, origin: str) -> Recipe:
         raise ConfigError(f"{origin}: the required key {error.full_key!r} is missing.") from error
     except ValidationError as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"{origin}: {error.full_key}: {reason}") from error
+        raise ConfigError(f"{origin}: {error.full_key or _not_a_section(layers)}: {reason}") from error
     except (OmegaConfBaseException, TypeError) as error:
         raise ConfigError(f"{origin}: {str(error).splitlines()[0]}") from error
     assert isinstance(recipe, Recipe)
     validate(recipe, origin=origin)
     return recipe
+
+
+def _not_a_section(layers: list[Any]) -> str:
+    """Name the section that a plain value was given for; OmegaConf does not."""
+    sections = {entry.name for entry in dataclasses.fields(Recipe) if dataclasses.is_dataclass(entry.type)}
+    keys = (key for layer in layers for key in layer if key in sections and not OmegaConf.is_dict(layer[key]))
+    return str(next(keys))
 
 
 def _known_keys(section: Any, prefix: str = "") -> list[str]:
@@ -284,6 +292,7 @@ def validate(recipe: Recipe, *, origin: str) -> None:
         "objective.clone_weight": recipe.objective.clone_weight,
         "start.outlier_channels": recipe.start.outlier_channels,
         "train.weight_decay": recipe.train.weight_decay,
+        "train.seed": recipe.train.seed,
         "evaluate.samples": recipe.evaluate.samples,
     }
     shares = {"train.warmup_ratio": recipe.train.warmup_ratio, "train.decay_ratio": recipe.train.decay_ratio}
@@ -300,8 +309,6 @@ def validate(recipe: Recipe, *, origin: str) -> None:
     problems += [f"{key} must lie in 0..1, found {value}" for key, value in shares.items() if not 0 <= value <= 1]
     decays = {"train.beta1": recipe.train.beta1, "train.beta2": recipe.train.beta2}
     problems += [f"{key} must lie in 0..1, 1 left out, found {b}" for key, b in decays.items() if not 0 <= b < 1]
-    if recipe.train.seed < 0:
-        problems.append(f"train.seed must be at least 0, found {recipe.train.seed}")
     if not recipe.run:
         problems.append("run must name a folder, found an empty name")
     if recipe.objective.lm_weight == recipe.objective.kl_weight == recipe.objective.clone_weight == 0:

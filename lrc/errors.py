@@ -4,6 +4,7 @@ A message says what must hold, what was found, where, and what to do. Programmer
 """
 
 import difflib
+from collections.abc import Iterable
 
 
 class LrcError(Exception):
@@ -30,11 +31,17 @@ class NumericsError(LrcError):
     exit_code = 1
 
 
+def nearest_name(word: str, known: Iterable[str]) -> str | None:
+    """Return the known name nearest to an unknown one, or None if none is near."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+
+
 def did_you_mean(unknown: str, known: list[str]) -> str:
     """Word the hint of an unknown dotted key: the nearest one, by the whole or by its last part, or all there are."""
     leaf = unknown.rsplit(".", 1)[-1]
     by_leaf = {key: key.rsplit(".", 1)[-1] for key in known}
-    near = difflib.get_close_matches(unknown, known, n=1) or [
-        key for key, name in by_leaf.items() if name in difflib.get_close_matches(leaf, by_leaf.values(), n=1)
-    ]
-    return f" Did you mean {near[0]!r}?" if near else f" Known keys: {', '.join(sorted(known))}."
+    near = nearest_name(unknown, known)
+    if near is None:
+        near_leaf = nearest_name(leaf, by_leaf.values())
+        near = next((key for key, name in by_leaf.items() if name == near_leaf), None)
+    return f" Known keys: {', '.join(sorted(known))}." if near is None else f" Did you mean {near!r}?"

@@ -2,9 +2,13 @@
 
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+from tests.least_recipe import LEAST
 
 # Set before torch and transformers are imported, and inherited by the processes that tests start. One thread makes
 # sums come out the same on every machine and lets pytest-xdist use the cores.
@@ -27,3 +31,11 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect_locally)
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    """A YAML file that holds the shortest recipe that loads."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(LEAST))
+    return path

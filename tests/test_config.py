@@ -22,21 +22,7 @@ from lrc.config import (
     recipe_from_dict,
     recipe_to_dict,
 )
-
-LEAST: dict[str, Any] = {
-    "run": "runs/x",
-    "teacher": "owner/model",
-    "student": {"hidden_size": 32},
-    "data": {"train": "train.jsonl"},
-    "train": {"max_steps": 30},
-}
-
-
-@pytest.fixture
-def recipe_file(tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(LEAST))
-    return path
+from tests.least_recipe import LEAST
 
 
 def test_what_a_file_leaves_out_has_its_default(recipe_file: Path) -> None:

@@ -57,11 +57,14 @@ def ridge_regression(moments: Moments, ridge: float, prior: Tensor) -> Tensor:
     Returns:
         `B = B_0 + (X.T X + lambda)^-1 (X.T Y - X.T X B_0)`, `[d_input, d_target]`, float64.
     """
-    gram, start = moments.input_input, prior.double()
+    start = prior.double()
+    return start + _damped_solve(moments.input_input, moments.input_target - moments.input_input @ start, ridge)
+
+
+def _damped_solve(gram: Tensor, missing: Tensor, ridge: float) -> Tensor:
     penalty = max(ridge, 1e-10) * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
     damped = gram + penalty * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
-    missing = moments.input_target - gram @ start
-    return start + torch.cholesky_solve(missing, torch.linalg.cholesky(damped))
+    return torch.cholesky_solve(missing, torch.linalg.cholesky(damped))
 
 
 def validated_ridge_regression(fit: Moments, check: Moments, prior: Tensor) -> tuple[Tensor, float]:
@@ -78,8 +81,11 @@ def validated_ridge_regression(fit: Moments, check: Moments, prior: Tensor) -> t
     if float(check.total) == 0:
         return ridge_regression(fit, UNCHECKED_RIDGE, prior), UNCHECKED_RIDGE
 
+    start = prior.double()
+    missing = fit.input_target - fit.input_input @ start
+
     def error(ridge: float) -> float:
-        solution = ridge_regression(fit, ridge, prior)
+        solution = start + _damped_solve(fit.input_input, missing, ridge)
         quadratic = (solution * (check.input_input @ solution)).sum()
         return float(quadratic - 2 * (solution * check.input_target).sum())
 

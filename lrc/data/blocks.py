@@ -122,8 +122,12 @@ class Batch:
     data_classes: tuple[str, ...]
 
     @property
+    def labels_per_row(self) -> list[int]:
+        return [int(count) for count in (self.labels != IGNORED_LABEL).sum(-1)]
+
+    @property
     def num_labels(self) -> int:
-        return int((self.labels != IGNORED_LABEL).sum())
+        return sum(self.labels_per_row)
 
     @property
     def num_positions(self) -> int:

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lrc.clone.head import IGNORED_LABEL
+from lrc.data.blocks import Batch
 from lrc.evaluation.agreement import Agreement
 from lrc.evaluation.effective_rank import stream_ranks
-from lrc.models.discovery import discover
+from lrc.models.discovery import layer_list
 from lrc.models.folder import weight_files
 
 PROMPTS = (
@@ -30,8 +32,8 @@ DECODED_TOKENS = 24
 
 @torch.no_grad()
 def score_text(
-    student: nn.Module,
-    teacher: nn.Module | None,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel | None,
     windows: list[tuple[Tensor, Tensor]],
     progress: Callable[[int, int], None],
 ) -> tuple[Agreement, dict[str, list[float] | None]]:
@@ -56,22 +58,16 @@ def score_text(
     return agreement, {"student": student_ranks, "teacher": teacher_ranks if teacher is not None else None}
 
 
-def _layers(model: nn.Module | None) -> list[nn.Module]:
-    if model is None:
-        return []
-    architecture = discover(model.config)
-    return list(model.get_submodule(architecture.layers).children())
+def _layers(model: PreTrainedModel | None) -> list[nn.Module]:
+    return [] if model is None else list(model.get_submodule(layer_list(model)).children())
 
 
-def text_windows(blocks: list[Tensor], special_ids: set[int]) -> list[tuple[Tensor, Tensor]]:
-    """Shift labels and leave special tokens out of them, so that bits per byte counts text alone."""
+def text_windows(batches: list[Batch], special_ids: set[int]) -> list[tuple[Tensor, Tensor]]:
+    """Leave special tokens out of the labels, so that bits per byte counts text alone."""
     windows = []
-    for ids in blocks:
-        labels = torch.full_like(ids, IGNORED_LABEL)
-        labels[:, :-1] = ids[:, 1:]
-        for special in special_ids:
-            labels[labels == special] = IGNORED_LABEL
-        windows.append((ids, labels))
+    for batch in batches:
+        is_special = torch.isin(batch.labels, torch.tensor(sorted(special_ids)))
+        windows.append((batch.input_ids, batch.labels.masked_fill(is_special, IGNORED_LABEL)))
     return windows
 
 
@@ -82,7 +78,7 @@ def text_bytes(windows: list[tuple[Tensor, Tensor]], tokenizer: Any) -> int:
 
 
 def card(
-    model: nn.Module, folder: Path, *, name: str, cross_entropy: float, positions: int, num_bytes: int
+    model: PreTrainedModel, folder: Path, *, name: str, cross_entropy: float, positions: int, num_bytes: int
 ) -> dict[str, Any]:
     """Make one model's column of the scorecard.
 

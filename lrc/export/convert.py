@@ -80,8 +80,8 @@ def read_source(
             f"A checkpoint must be a folder with {TRAINED_TENSORS} or that file; {weights} is not there."
         )
     facts = read_facts(weights.parent)
-    chosen = _chosen_student(facts, student, weights.parent, has_teacher=teacher is not None)
-    teacher_folder = resolve_folder(locate(teacher if teacher is not None else str((facts or {})["teacher"])))
+    teacher_name, chosen = _choose(facts, teacher, student, weights.parent)
+    teacher_folder = resolve_folder(locate(teacher_name))
     if facts is not None and weights_hash(teacher_folder) != facts["teacher_hash"]:
         raise CheckpointError(
             f"The checkpoint {weights.parent} was trained with the teacher {facts['teacher']}, whose weights are not "
@@ -104,21 +104,21 @@ def read_source(
     )
 
 
-def _chosen_student(
-    facts: dict[str, Any] | None, student: StudentConfig | None, folder: Path, *, has_teacher: bool
-) -> StudentConfig:
-    """The checkpoint's own student; what was given must not contradict it."""
+def _choose(
+    facts: dict[str, Any] | None, teacher: str | None, student: StudentConfig | None, folder: Path
+) -> tuple[str, StudentConfig]:
+    """The teacher's name and the student: the checkpoint's own, which a given student must not contradict."""
     if facts is None:
-        if student is None or not has_teacher:
+        if student is None or teacher is None:
             raise ConfigError(
                 f"{folder} has no lrc_config.json (a checkpoint of the original code?), so teacher, hidden size and "
                 "the attention, ffn and tie settings must be given."
             )
-        return student
+        return teacher, student
     stored = StudentConfig(**facts["student"])
     if student is not None and student != stored:
         raise ConfigError(_contradiction(student, stored, folder))
-    return stored
+    return teacher or str(facts["teacher"]), stored
 
 
 def _read_trained(weights: Path, variant: Variant) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -171,8 +171,7 @@ def write_student(
     for file_name, names in shards.filename_to_tensors.items():
         shard = {}
         for name in names:
-            merged = student_tensor(source.plan, name, _teacher_tensor(source, teacher, name), source.trained)
-            shard[name] = merged.to(stored).contiguous()
+            shard[name] = merged_tensor(source, teacher, name).to(stored).contiguous()
             done += 1
             progress(done, len(shapes))
         save_file(shard, draft / file_name, metadata={"format": "pt"})
@@ -187,14 +186,17 @@ def write_student(
             shutil.copyfile(source.teacher_folder / file_name, draft / file_name)
 
 
-def _teacher_tensor(source: Source, teacher: ModelTensors, name: str) -> Tensor:
-    if name in teacher:
-        return teacher.read(name)
-    return teacher.read(source.embedding)  # a tied head is stored once, under the embedding's name
+def merged_tensor(source: Source, teacher: ModelTensors, name: str) -> Tensor:
+    """Evaluate one tensor of the student, merged ones in float32; `name` is a member of `source.plan.names`."""
+    return student_tensor(source.plan, name, teacher.read(_stored_name(source, teacher, name)), source.trained)
+
+
+def _stored_name(source: Source, teacher: ModelTensors, name: str) -> str:
+    return name if name in teacher else source.embedding  # a tied head is stored once, under the embedding's name
 
 
 def _student_meta(source: Source, teacher: ModelTensors, name: str, dtype: torch.dtype) -> Tensor:
-    shape, _ = teacher.shape_and_dtype(name if name in teacher else source.embedding)
+    shape, _ = teacher.shape_and_dtype(_stored_name(source, teacher, name))
     if name in source.plan.merges:
         shape[source.plan.merges[name][1]] = source.student.hidden_size
     elif name in source.plan.gains:

@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 from lrc.clone.head import softcapped
 from lrc.config import ObjectiveConfig
 from lrc.errors import NumericsError
-from lrc.export.convert import Source
+from lrc.export.convert import Source, merged_tensor
 from lrc.models.checkpoint import variant_of
+from lrc.models.compute import dtype_name
 from lrc.models.folder import ModelTensors
-from lrc.models.merge_plan import student_tensor
 from lrc.models.pair_model import PairModel
 from lrc.models.teacher import load_model
 
@@ -51,11 +51,11 @@ def check_parity(source: Source, draft: Path) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, source.config.vocab_size, (2, POSITIONS // 2), generator=generator)
     factored = _factored_logits(source, ids, device)
-    in_memory = _difference(_merged_logits(source, ids), factored)
-    reloaded_model = load_model(str(draft), dtype=torch.float32, device=device)
-    after_reload = _difference(reloaded_model(input_ids=ids).logits, factored)
-    exported = ModelTensors(draft).dtype()
     scale = float(factored.square().mean().sqrt())
+    in_memory = _difference(_merged_logits(source, ids), factored, scale)
+    reloaded_model = load_model(str(draft), dtype=torch.float32, device=device)
+    after_reload = _difference(reloaded_model(input_ids=ids).logits, factored, scale)
+    exported = ModelTensors(draft).dtype()
     limits = ((in_memory, TOLERANCE[torch.float32]), (after_reload, TOLERANCE[exported]))
     passed = all(difference.relative_difference <= limit for difference, limit in limits)
     facts = {
@@ -63,7 +63,7 @@ def check_parity(source: Source, draft: Path) -> dict[str, Any]:
         "in_memory": asdict(in_memory),
         "after_reload": asdict(after_reload),
         "tolerance": TOLERANCE[exported],
-        "dtype": str(exported).removeprefix("torch."),
+        "dtype": dtype_name(exported),
         "positions": ids.numel(),
         "logit_scale": scale,
     }
@@ -94,10 +94,7 @@ def _merged_logits(source: Source, ids: Tensor) -> Tensor:
     """Logits of a stock model whose weights are merged in memory, never stored."""
     tensors = ModelTensors(source.teacher_folder)
     model = AutoModelForCausalLM.from_config(source.config, dtype=torch.float32).eval()
-    state = {}
-    for name in source.plan.names:
-        teacher = tensors.read(name if name in tensors else source.embedding)
-        state[name] = student_tensor(source.plan, name, teacher, source.trained).float()
+    state = {name: merged_tensor(source, tensors, name).float() for name in source.plan.names}
     missing = set(dict(model.named_parameters())) - set(state)
     assert not missing, missing
     model.load_state_dict(state, strict=False)
@@ -105,7 +102,6 @@ def _merged_logits(source: Source, ids: Tensor) -> Tensor:
     return logits
 
 
-def _difference(logits: Tensor, reference: Tensor) -> Difference:
+def _difference(logits: Tensor, reference: Tensor, scale: float) -> Difference:
     largest = float((logits.float() - reference).abs().max())
-    scale = float(reference.square().mean().sqrt())
     return Difference(max_abs_difference=largest, relative_difference=largest / max(scale, 1e-12))

@@ -5,7 +5,6 @@ layers before it leave, then the head. Only one layer's streams are held, plus t
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,23 +19,16 @@ from lrc.models.pair_model import PairModel
 Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """What the walk needs beside the text."""
-
-    pair: PairModel
-    """Its embedding projection already carries `Q`."""
-    teacher: nn.Module
-    basis: Tensor
-    """`Q`, `[d_T, d_S]` float64, orthonormal columns."""
-
-
 @torch.no_grad()
-def calibrate(calibration: Calibration, batches: list[Tensor], progress: Progress) -> list[float]:
+def calibrate(
+    pair: PairModel, teacher: nn.Module, basis: Tensor, batches: list[Tensor], progress: Progress
+) -> list[float]:
     """Solve all projections of the pair, layer by layer.
 
     Args:
-        calibration: Pair, teacher, basis.
+        pair: The pair; its projections hold the `pca` start, which the ridges pull to.
+        teacher: The model that the pair was made from.
+        basis: `Q`, `[d_T, d_S]` float64, orthonormal columns.
         batches: Ids, `[batch, seq]`, all of one shape.
         progress: Called with ("calibrate", layers done, layers).
 
@@ -44,7 +36,6 @@ def calibrate(calibration: Calibration, batches: list[Tensor], progress: Progres
         Relative error of the student's stream after each layer: mean over tokens of
         `|Q.T x_T - x_S|^2 / |Q.T x_T|^2`.
     """
-    pair, teacher = calibration.pair, calibration.teacher
     device = next(teacher.parameters()).device
     keywords = _layer_keywords(pair, teacher, batches[0].to(device))
     embedding = pair.base.get_submodule(
@@ -58,11 +49,11 @@ def calibrate(calibration: Calibration, batches: list[Tensor], progress: Progres
     pair.lockstep.teacher_stream = None
     errors = []
     for index, layer in enumerate(pair.layers):
-        fit = LayerFit(layer, calibration.basis, keywords[index], facts_for(pair.student_config).unit_gain)
+        fit = LayerFit(layer, basis, keywords[index], facts_for(pair.student_config).unit_gain)
         teacher_streams, student_streams = fit.run(teacher_streams, student_streams)
-        errors.append(_stream_error(calibration.basis, teacher_streams, student_streams))
+        errors.append(_stream_error(basis, teacher_streams, student_streams))
         progress("calibrate", index + 1, len(pair.layers))
-    _fit_head(calibration, teacher_streams, student_streams)
+    _fit_head(pair, teacher_streams, student_streams)
     return errors
 
 
@@ -92,19 +83,18 @@ def _stream_error(basis: Tensor, teacher: list[Tensor], student: list[Tensor]) -
     return float(torch.stack(errors).mean())
 
 
-def _fit_head(calibration: Calibration, teacher: list[Tensor], student: list[Tensor]) -> None:
+def _fit_head(pair: PairModel, teacher: list[Tensor], student: list[Tensor]) -> None:
     """The head's projection from the last norms; with a shared projection only the last gain is free."""
-    pair = calibration.pair
     norm = pair.base.get_submodule(pair.architecture.norm.removeprefix(f"{pair.architecture.base}."))
     assert isinstance(norm, PairNorm)
-    fit = Fit(calibration.basis.shape[1], calibration.basis.shape[0], calibration.basis.device)
+    projection = pair.head.parameter("")
+    fit = Fit(projection.shape[1], projection.shape[0], projection.device)
     for batch, (teacher_stream, student_stream) in enumerate(zip(teacher, student, strict=True)):
         pair.lockstep.teacher_stream = teacher_stream
         student_normed = norm(student_stream)
         assert pair.lockstep.teacher_stream is not None
         fit.add(batch, student_normed, pair.lockstep.teacher_stream)
     pair.lockstep.teacher_stream = None
-    projection = pair.head.parameter("")
     if pair.variant.tie_embedding_projection:
         gain = tied_head_gain(projection.double(), pair.head.teacher.get_parameter("weight"), fit.moments)
         norm.parameter("weight").copy_(gain - 1.0 + facts_for(pair.student_config).unit_gain)

@@ -31,6 +31,11 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return min(seconds, key=lambda dtype: seconds[dtype])
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """`torch.bfloat16` -> `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def _product_seconds(dtype: torch.dtype) -> float:
     left, right = torch.ones(128, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
     times = []

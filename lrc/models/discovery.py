@@ -75,7 +75,7 @@ def discover(config: Any) -> Architecture:
     if is_tied:
         projected[head] = ProjectedTensor(name=head, role="reader", axis=1)
     base = model.base_model_prefix
-    layers = _layer_list(model, base, config.num_hidden_layers)
+    layers = layer_list(model)
     norm = _last_norm(gains, base, layers)
     return Architecture(
         model_type=config.model_type,
@@ -126,12 +126,16 @@ def _moved_axes(config: Any, narrow: dict[str, torch.Size], wide: dict[str, torc
 
 
 def _tensor_name(model: PreTrainedModel, module: nn.Module) -> str:
-    names: dict[int, str] = {id(candidate): name for name, candidate in model.named_modules()}
-    name = names[id(module)]
-    return f"{name}.weight"
+    return next(f"{name}.weight" for name, candidate in model.named_modules() if candidate is module)
 
 
-def _layer_list(model: nn.Module, base: str, num_layers: int) -> str:
+def layer_list(model: PreTrainedModel) -> str:
+    """Name the module list of a stock model's layers (`model.layers`).
+
+    Raises:
+        ConfigError: There is none of the config's length.
+    """
+    base, num_layers = model.base_model_prefix, model.config.num_hidden_layers
     name: str
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == num_layers and name.startswith(base):

@@ -162,8 +162,7 @@ class LayerFit:
             inner = self._writer_input(position, stage, writer, tensors, before)
             written = self.layer.teacher.get_submodule(writer).forward(inner)
             writes.append(written)
-            missing = after.float() @ self.basis - before.float()
-            scale = 1 / after.float().square().mean(-1).clamp_min(1e-12)
+            missing, scale = self._missing(after, before)
             if stage.post_norm is not None:
                 # the post-norm divides by the root mean square, so the fit aims at the size before it
                 size = written.float().square().mean(-1).clamp_min(1e-12)
@@ -179,6 +178,11 @@ class LayerFit:
             added = [_call(self.layer.twin, stage.post_norm, tensors, piece.to(student[0].dtype)) for piece in added]
         return [(before + piece).to(before.dtype) for before, piece in zip(student, added, strict=True)]
 
+    def _missing(self, after: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """What the stage has to add to the student's stream, `[batch, seq, d_S]`, and each token's weight."""
+        after = after.float()
+        return after @ self.basis - before.float(), 1 / after.square().mean(-1).clamp_min(1e-12)
+
     def _fit_post_gain(
         self, post_norm: str, added: list[Tensor], teacher_after: list[Tensor], student: list[Tensor]
     ) -> None:
@@ -191,10 +195,9 @@ class LayerFit:
         below = torch.zeros_like(above)
         for piece, after, before in zip(added, teacher_after, student, strict=True):
             normed = _call(self.layer.twin, post_norm, {name: unit.to(dtype)}, piece.to(dtype)).float()
-            missing = after.float() @ self.basis - before.float()
-            weight = 1 / after.float().square().mean(-1, keepdim=True).clamp_min(1e-12)
-            above += (normed * missing * weight).sum((0, 1))
-            below += (normed.square() * weight).sum((0, 1))
+            missing, weight = self._missing(after, before)
+            above += (normed * missing * weight[..., None]).sum((0, 1))
+            below += (normed.square() * weight[..., None]).sum((0, 1))
         gain.copy_(above / below.clamp_min(1e-30) - 1.0 + self.unit_gain)
 
     def _writer_input(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lrc.clone.initialise import channel_selection, principal_basis, random_projection
 from lrc.config import StartConfig
-from lrc.models.calibrate import Calibration, calibrate
+from lrc.models.calibrate import calibrate
 from lrc.models.facts import embedding_scale, facts_for
 from lrc.models.pair_model import PairModel
 from lrc.models.stream import StreamMoments, stream_moments
@@ -74,7 +74,7 @@ def fill_start(
         basis = principal_basis(moments.second_moment, pair.student_config.hidden_size, settings.outlier_channels)
         _fill_basis(pair, teacher, basis)
         if settings.method == "calibrated":
-            errors = calibrate(Calibration(pair=pair, teacher=teacher, basis=basis), batches, progress)
+            errors = calibrate(pair, teacher, basis, batches, progress)
     tokens = sum(batch.numel() for batch in batches)
     return StartReport(method=settings.method, tokens=tokens, seconds=time.monotonic() - began, layer_errors=errors)
 

@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lrc.errors import CheckpointError, ConfigError
 
@@ -41,7 +40,9 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
         raise ConfigError(f"The config of {source} can't be loaded: {' '.join(str(error).split())}") from error
 
 
-def load_model(source: str, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> nn.Module:
+def load_model(
+    source: str, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """Load a causal LM for inference: evaluation mode, no gradients, SDPA attention.
 
     Raises:
@@ -50,14 +51,16 @@ def load_model(source: str, *, dtype: torch.dtype, device: torch.device, trust_r
     """
     check_source(source)
     try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
         )
     except Exception as error:  # damaged weights fail in many ways, none of them with a common base
         raise CheckpointError(
             f"The model {source} can't be loaded: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
-    return model.to(device).eval().requires_grad_(False)
+    model.to(device)  # type: ignore[arg-type]  # its decorator hides the signature
+    model.eval().requires_grad_(False)
+    return model
 
 
 def load_tokenizer(folder: Path) -> Any:

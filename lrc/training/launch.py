@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from lrc.config import Recipe, TrainConfig, recipe_to_dict
 from lrc.errors import CheckpointError, ConfigError
 from lrc.models.pair_model import PairModel
+from lrc.training.beside import write_beside
 
 
 def make_accelerator(settings: TrainConfig, folder: Path, device: torch.device) -> Accelerator:
@@ -62,6 +63,4 @@ def check_space(folder: Path, pair: PairModel, *, keep: int | None) -> None:
 
 def write_recipe(path: Path, recipe: Recipe) -> None:
     """Write the resolved recipe; `load_recipe` reads it back to an equal one."""
-    draft = path.with_name(f".{path.name}.partial")
-    draft.write_text(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False))
-    draft.replace(path)
+    write_beside(path, yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False))

@@ -132,9 +132,9 @@ def _optimiser_step(
         objective += losses.objective.detach()
         interval.add(losses)
         if settings.log_data_classes:
-            labels = [int(row) for row in (batch.labels != -100).sum(-1)]
-            interval.add_classes(losses.lm, labels, batch.data_classes)
-    trained = list(parts.pair.trained().values())
+            interval.add_classes(losses.lm, batch.labels_per_row, batch.data_classes)
+    (group,) = parts.optimizer.param_groups
+    trained = group["params"]
     norm = torch.nn.utils.get_total_norm([value.grad for value in trained if value.grad is not None])
     if not bool(torch.isfinite(norm) & torch.isfinite(objective)):
         parts.optimizer.zero_grad()
@@ -144,8 +144,7 @@ def _optimiser_step(
             "--resume auto from the last checkpoint."
         )
     torch.nn.utils.clip_grads_with_norm_(trained, settings.max_grad_norm, norm)
-    for group in parts.optimizer.param_groups:
-        group["lr"] = rate
+    group["lr"] = rate
     parts.optimizer.step()
     parts.optimizer.zero_grad()
     return float(norm)

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from lrc.models.pair_model import PairLosses, StepCounts
+from lrc.training.beside import write_beside
 
 
 class Interval:
@@ -84,9 +85,7 @@ class MetricsLog:
                     kept.append(line)
             except (ValueError, KeyError):
                 continue
-        draft = self.path.with_name(f".{self.path.name}.partial")
-        draft.write_text("".join(f"{line}\n" for line in kept))
-        draft.replace(self.path)
+        write_beside(self.path, "".join(f"{line}\n" for line in kept))
 
     def write(self, kind: str, values: dict[str, Any]) -> None:
         """Append one line (main process only) and hand its numbers to the trackers."""

@@ -21,6 +21,7 @@ from lrc.models.checkpoint import LRC_CONFIG
 from lrc.models.compute import choose_device, choose_dtype
 from lrc.models.folder import resolve_folder
 from lrc.models.teacher import load_config, load_model, load_tokenizer
+from lrc.verbs.progress import say
 from lrc.verbs.sources import locate_teacher
 
 INPUT_MARK = "> "
@@ -122,7 +123,7 @@ def _converse(state: _Chat) -> None:
         importlib.import_module("readline")  # from then on input() edits lines and recalls earlier ones
     parameters = sum(parameter.numel() for parameter in state.model.parameters()) / 1e6
     manner = "continues plain text" if state.tokenizer.chat_template is None else "chats"
-    _say(f"{state.name} ({parameters:.1f} M parameters) {manner}. {RESET} forgets, {QUIT} ends.")
+    say(f"{state.name} ({parameters:.1f} M parameters) {manner}. {RESET} forgets, {QUIT} ends.")
     while True:
         try:
             question = input(INPUT_MARK).strip()
@@ -133,12 +134,12 @@ def _converse(state: _Chat) -> None:
             return
         if question == RESET:
             state.turns.clear()
-            _say("Forgotten.")
+            say("Forgotten.")
         elif question:
             try:
                 _answer(state, question)
             except DataError as error:  # one question too long; the next may fit
-                _say(str(error))
+                say(str(error))
 
 
 def _answer(state: _Chat, question: str) -> None:
@@ -185,7 +186,7 @@ def _encode_within_window(state: _Chat, question: str) -> dict[str, Tensor]:
                 f"up to {state.max_new_tokens}. Shorten the question or lower max_new_tokens."
             )
         state.turns.pop(0)
-        _say("The oldest question and answer no longer fit into the model's context and are dropped.")
+        say("The oldest question and answer no longer fit into the model's context and are dropped.")
 
 
 def _encode(state: _Chat, question: str) -> dict[str, Tensor]:
@@ -204,7 +205,3 @@ def _encode(state: _Chat, question: str) -> dict[str, Tensor]:
         except TemplateError as error:  # some templates refuse system messages
             raise ConfigError(f"The model's chat template refuses this chat: {error}.") from error
     return {name: encoded[name].to(state.model.device) for name in ("input_ids", "attention_mask")}
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

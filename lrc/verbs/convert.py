@@ -1,14 +1,13 @@
 """`lrc convert`: a checkpoint becomes a plain Hugging Face folder that passed its parity check."""
 
 import json
-import sys
 from pathlib import Path
 
-from lrc.config import StudentConfig
+from lrc.config import ConvertConfig, StudentConfig
 from lrc.export.convert import read_source, write_student
 from lrc.export.folder import check_target, written_folder
 from lrc.export.parity import check_parity
-from lrc.verbs.progress import progress_lines
+from lrc.verbs.progress import progress_lines, say
 from lrc.verbs.sources import locate_teacher
 
 
@@ -18,8 +17,8 @@ def convert(
     *,
     teacher: str | None = None,
     student: StudentConfig | None = None,
-    dtype: str = "teacher",
-    max_shard_bytes: int = 5_000_000_000,
+    dtype: str = ConvertConfig.dtype,
+    max_shard_bytes: int = ConvertConfig.max_shard_bytes,
     trust_remote_code: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -49,9 +48,9 @@ def convert(
         checkpoint, teacher=teacher, student=student, locate=locate_teacher, trust_remote_code=trust_remote_code
     )
     for note in source.notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}")
     if dry_run:
-        print(f"dry run: {checkpoint} fits {source.teacher_folder}: good", file=sys.stderr)
+        say(f"dry run: {checkpoint} fits {source.teacher_folder}: good")
         return out
 
     with written_folder(out, overwrite=overwrite) as draft:
@@ -64,9 +63,8 @@ def convert(
         )
         facts = check_parity(source, draft)
         (draft / "parity.json").write_text(json.dumps(facts, indent=2) + "\n")
-    print(
+    say(
         f"parity: in memory {facts['in_memory']['relative_difference']:.1e}, after reload "
-        f"{facts['after_reload']['relative_difference']:.1e} of the logits' scale ({facts['dtype']})",
-        file=sys.stderr,
+        f"{facts['after_reload']['relative_difference']:.1e} of the logits' scale ({facts['dtype']})"
     )
     return out

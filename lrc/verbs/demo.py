@@ -8,7 +8,6 @@ from importlib.resources import files
 from pathlib import Path
 
 from lrc.config import Recipe, load_recipe
-from lrc.export.folder import check_target
 from lrc.report.terminal import print_scorecard
 from lrc.training.metrics import format_seconds
 from lrc.verbs.convert import convert
@@ -41,7 +40,6 @@ def demo(overrides: tuple[str, ...] = (), *, overwrite: bool = False, dry_run: b
     last = train(recipe, resume=None if overwrite else "auto", overwrite=overwrite, dry_run=dry_run)
     if dry_run:
         return run / "report" / "report.html"
-    check_target(student, overwrite=True)
     convert(last, student, dtype=recipe.convert.dtype, overwrite=True)
     evaluate(
         student,

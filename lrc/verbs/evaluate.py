@@ -1,8 +1,6 @@
 """`lrc evaluate`: a model folder, and its teacher if named, scored on held-out text."""
 
 import json
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,11 @@ from lrc.data.blocks import open_blocks, ordered_batches
 from lrc.errors import CheckpointError, ConfigError, DataError
 from lrc.evaluation.scorecard import card, continuations, score_text, text_bytes, text_windows
 from lrc.models.checkpoint import versions
-from lrc.models.compute import choose_device, choose_dtype
+from lrc.models.compute import choose_device, choose_dtype, dtype_name
 from lrc.models.folder import resolve_folder
 from lrc.models.teacher import load_config, load_model, load_tokenizer
-from lrc.verbs.progress import progress_lines
+from lrc.training.beside import write_beside
+from lrc.verbs.progress import progress_lines, say
 from lrc.verbs.sources import locate_data, locate_teacher
 
 
@@ -54,15 +53,13 @@ def evaluate(
         raise ConfigError(f"{results} exists. Use --overwrite to replace it, or name another --out.")
     inputs = _check(str(model), teacher, held_out, settings)
     if dry_run:
-        print(f"dry run: {len(inputs.windows)} windows of {held_out}: good", file=sys.stderr)
+        say(f"dry run: {len(inputs.windows)} windows of {held_out}: good")
         return results
     facts = _score(str(model), teacher, inputs, settings)
     facts["held_out"] = {"source": held_out, **facts["held_out"], "sequence_length": settings.sequence_length}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        draft = out / ".results.json.partial"
-        draft.write_text(json.dumps(facts, indent=2) + "\n")
-        os.replace(draft, results)
+        write_beside(results, json.dumps(facts, indent=2) + "\n")
     except OSError as error:
         raise CheckpointError(f"{results} can't be written: {error}. Earlier results are untouched.") from error
     return results
@@ -89,7 +86,7 @@ def _check(model: str, teacher: str | None, held_out: str, settings: EvaluateCon
         locate_data(held_out), tokenizer, sequence_length=settings.sequence_length, vocab_size=config.vocab_size
     )
     batches = ordered_batches(blocks, tokens=settings.tokens, batch_size=1)
-    windows = text_windows([batch.input_ids for batch in batches], set(tokenizer.all_special_ids))
+    windows = text_windows(batches, set(tokenizer.all_special_ids))
     if not any((labels >= 0).any() for _, labels in windows):
         raise DataError(f"{held_out} holds no text to score.")
     return _Inputs(folder=folder, teacher_folder=teacher_folder, tokenizer=tokenizer, windows=windows)
@@ -115,19 +112,19 @@ def _score(model: str, teacher: str | None, inputs: _Inputs, settings: EvaluateC
         "top1_agreement": agreement.top1_agreement if compared else None,
         "top5_agreement": agreement.top5_agreement if compared else None,
     }
-    teacher_size = load_config(str(inputs.teacher_folder)).hidden_size if compared else None
+    teacher_size = None if reference is None else reference.config.hidden_size
     return {
         "held_out": {"positions": agreement.positions, "bytes": num_bytes},
         "teacher": teacher_card,
         "student": student_card,
         "effective_rank": ranks,
-        "hidden_size": {"teacher": teacher_size, "student": load_config(str(inputs.folder)).hidden_size},
+        "hidden_size": {"teacher": teacher_size, "student": student.config.hidden_size},
         "samples": _samples(student, reference, inputs.tokenizer, settings),
         "versions": versions(),
         "machine": {
             "device": device.type,
             "threads": torch.get_num_threads(),
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": dtype_name(dtype),
         },
     }
 

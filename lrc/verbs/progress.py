@@ -10,6 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lrc.training.metrics import format_seconds
 
 
+def say(line: str) -> None:
+    """Print a line for the user on standard error; standard output is for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def progress_lines(label: str, unit: str, *, lines: int = 10) -> Callable[[int, int], None]:
     """Make a callback `(done, total)` that shows progress.
 
@@ -28,7 +33,7 @@ def _lines(label: str, unit: str, lines: int) -> Callable[[int, int], None]:
         if done == total or done % max(1, -(-total // lines)) == 0:
             spent = max(1e-9, time.monotonic() - began)
             left = format_seconds(spent / done * (total - done))
-            print(f"{label} {done}/{total} {unit}  {done / spent:.2f}/s  ETA {left}", file=sys.stderr, flush=True)
+            say(f"{label} {done}/{total} {unit}  {done / spent:.2f}/s  ETA {left}")
 
     return show
 

@@ -6,13 +6,12 @@ verbs; `hf_trainer.py` and `convert_ckpt.py` in the repository's root only call 
 
 import argparse
 import dataclasses
-import difflib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, get_type_hints
 
-from lrc.errors import ConfigError, LrcError
+from lrc.errors import ConfigError, LrcError, nearest_name
 
 Flags = TypeVar("Flags")
 
@@ -106,8 +105,8 @@ def spell(name: str) -> str:
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """Return a hint at the known word nearest to an unknown one, or at all of them."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    near = nearest_name(word, known)
+    return f"known: {', '.join(known)}" if near is None else f"did you mean {near}?"
 
 
 def _with_dashes(word: str) -> str:

@@ -1,10 +1,9 @@
 """What a recipe's `teacher` and data name: a path, a hub id, or what the demo embeds (`embedded:...`)."""
 
-import sys
-
 from lrc.embedded.teacher import embedded_teacher
 from lrc.embedded.text import embedded_text_folder
 from lrc.errors import ConfigError
+from lrc.verbs.progress import say
 
 EMBEDDED = "embedded:"
 EMBEDDED_TEACHER = "smollm2-135m-instruct"
@@ -22,7 +21,7 @@ def locate_teacher(name: str) -> str:
     inner = name.removeprefix(EMBEDDED)
     if inner != EMBEDDED_TEACHER:
         raise ConfigError(f"The embedded teacher is {EMBEDDED}{EMBEDDED_TEACHER}, found {name!r}.")
-    return str(embedded_teacher(inner, report=_say))
+    return str(embedded_teacher(inner, report=say))
 
 
 def locate_data(name: str) -> str:
@@ -37,8 +36,4 @@ def locate_data(name: str) -> str:
     if inner not in EMBEDDED_TEXTS:
         known = ", ".join(f"{EMBEDDED}{text}" for text in EMBEDDED_TEXTS)
         raise ConfigError(f"The embedded texts are {known}; found {name!r}.")
-    return str(embedded_text_folder(report=_say) / EMBEDDED_TEXTS[inner])
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    return str(embedded_text_folder(report=say) / EMBEDDED_TEXTS[inner])

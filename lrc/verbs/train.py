@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +16,19 @@ from lrc.errors import CheckpointError, ConfigError, DataError
 from lrc.evaluation.agreement import measure_pair
 from lrc.evaluation.effective_rank import pair_stream_ranks
 from lrc.models.checkpoint import checkpoint_facts, read_facts, variant_of, versions
-from lrc.models.compute import choose_device, choose_dtype
+from lrc.models.compute import choose_device, choose_dtype, dtype_name
 from lrc.models.discovery import discover
 from lrc.models.folder import resolve_folder, weights_hash
 from lrc.models.pair_model import PairModel
 from lrc.models.start import StartReport, fill_start
 from lrc.models.student import student_config
 from lrc.models.teacher import load_config, load_model, load_tokenizer
+from lrc.training.beside import write_beside
 from lrc.training.checkpoint import RunState, checkpoints, find_resume, load_checkpoint
 from lrc.training.launch import check_space, make_accelerator, start_trackers, write_recipe
 from lrc.training.loop import LoopParts, make_optimizer, run_loop
 from lrc.training.metrics import MetricsLog
-from lrc.verbs.progress import progress_lines
+from lrc.verbs.progress import progress_lines, say
 from lrc.verbs.sources import locate_data, locate_teacher
 
 CALIBRATION_BATCH = 2
@@ -65,7 +65,7 @@ def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False,
     inputs = _check(recipe, resume=resume, overwrite=overwrite)
     if dry_run:
         size, blocks = recipe.student.hidden_size, len(inputs.blocks)
-        _say(f"dry run: {recipe.teacher} -> hidden size {size}, {blocks} blocks: good")
+        say(f"dry run: {recipe.teacher} -> hidden size {size}, {blocks} blocks: good")
         return inputs.folder / f"checkpoint-{recipe.train.max_steps}"
     accelerator = make_accelerator(recipe.train, inputs.folder, choose_device(recipe.train.device))
     teacher, pair = _load_pair(recipe, inputs, accelerator)
@@ -80,7 +80,8 @@ def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False,
     if inputs.resume is not None:
         state = load_checkpoint(inputs.resume, pair.trained(), optimizer)
         log.rewind(state.step)
-        _say(f"resumed from {inputs.resume} at step {state.step}", accelerator)
+        if accelerator.is_main_process:
+            say(f"resumed from {inputs.resume} at step {state.step}")
     elif accelerator.is_main_process:
         _start(pair, teacher, recipe, inputs, log)
     accelerator.wait_for_everyone()
@@ -102,13 +103,15 @@ def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False,
     )
     last = run_loop(parts, state)
     accelerator.end_training()
-    _say(f"trained: {last}", accelerator)
+    if accelerator.is_main_process:
+        say(f"trained: {last}")
     return last
 
 
 def _load_pair(recipe: Recipe, inputs: _Inputs, accelerator: Accelerator) -> tuple[nn.Module, PairModel]:
     dtype = choose_dtype(recipe.train.compute_dtype, accelerator.device)
-    _say(f"teacher {recipe.teacher} on {accelerator.device} in {str(dtype).removeprefix('torch.')}", accelerator)
+    if accelerator.is_main_process:
+        say(f"teacher {recipe.teacher} on {accelerator.device} in {dtype_name(dtype)}")
     teacher = load_model(
         str(inputs.teacher_folder),
         dtype=dtype,
@@ -233,9 +236,7 @@ def _write_start(
         "effective_rank": ranks,
         "versions": versions(),
     }
-    draft = path.with_name(f".{path.name}.partial")
-    draft.write_text(json.dumps(facts, indent=2) + "\n")
-    draft.replace(path)
+    write_beside(path, json.dumps(facts, indent=2) + "\n")
 
 
 def _calibration_batches(recipe: Recipe, blocks: Blocks) -> list[Tensor]:
@@ -251,8 +252,3 @@ def _calibration_batches(recipe: Recipe, blocks: Blocks) -> list[Tensor]:
             f"side by side, but {recipe.data.train} has none. Pack the data or lower data.sequence_length."
         )
     return full
-
-
-def _say(text: str, accelerator: Accelerator | None = None) -> None:
-    if accelerator is None or accelerator.is_main_process:
-        print(text, file=sys.stderr, flush=True)

@@ -179,6 +179,8 @@ def test_an_index_that_names_a_missing_file_is_refused_by_name(tmp_path: Path) -
         "{}",
         '{"weight_map": []}',
         '{"weight_map": 5}',
+        '{"weight_map": {"a": 5}}',
+        '{"weight_map": {"a": ["b"]}}',
         "[]",
         "null",
     ],

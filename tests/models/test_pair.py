@@ -166,7 +166,7 @@ def test_gradient_matches_finite_differences_of_the_objective(variant: Variant, 
                 values.append(float(pair(*inputs, counts).objective))
                 parameter.sub_(sign * STEP * direction)
         numeric = (values[0] - values[1]) / (2 * STEP)
-        assert numeric == pytest.approx(float((found[name] * direction).sum()), rel=1e-2, abs=2e-3), name
+        assert numeric == pytest.approx(float((found[name] * direction).sum()), rel=3e-3, abs=5e-4), name
 
 
 def test_padding_and_ignored_labels_count_nowhere() -> None:
