@@ -30,7 +30,7 @@ def calibrate(
         teacher: The model that the pair was made from.
         basis: `Q`, `[d_T, d_S]` float64, orthonormal columns.
         batches: Ids, `[batch, seq]`, all of one shape.
-        progress: Called with ("calibrate", layers done, layers).
+        progress: Called with ("calibrate", layers done, layers), first with none done.
 
     Returns:
         Relative error of the student's stream after each layer: mean over tokens of
@@ -48,6 +48,7 @@ def calibrate(
         teacher_streams.append(pair.lockstep.teacher_stream)
     pair.lockstep.teacher_stream = None
     errors = []
+    progress("calibrate", 0, len(pair.layers))
     for index, layer in enumerate(pair.layers):
         fit = LayerFit(layer, basis, keywords[index], facts_for(pair.student_config).unit_gain)
         teacher_streams, student_streams = fit.run(teacher_streams, student_streams)

@@ -53,7 +53,7 @@ def stream_moments(
         pair: Tells where the stream is read.
         teacher: The stock teacher.
         batches: Ids, `[batch, seq]` each.
-        progress: Called with ("basis", batches done, batches).
+        progress: Called with ("basis", batches done, batches), first with none done.
     """
     width = pair.architecture.hidden_size
     device = next(teacher.parameters()).device
@@ -70,6 +70,7 @@ def stream_moments(
         rows += flat.shape[0]
 
     base = teacher.get_submodule(pair.architecture.base)
+    progress("basis", 0, len(batches))
     with stream_readers(pair, teacher, add):
         for done, batch in enumerate(batches):
             base(input_ids=batch.to(device), use_cache=False)

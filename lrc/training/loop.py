@@ -45,6 +45,8 @@ class LoopParts:
     facts: Callable[[int, int], dict[str, Any]]
     """(step, tokens) -> content of `lrc_config.json`."""
     held_out: Callable[[], Agreement] | None
+    progress: Callable[[int, int], None]
+    """Called with (steps done, steps of the run) after each step."""
 
 
 def make_optimizer(pair: PairModel, settings: TrainConfig) -> torch.optim.Optimizer:
@@ -93,6 +95,7 @@ def run_loop(parts: LoopParts, state: RunState) -> Path:
             state = RunState(
                 step=state.step + 1, tokens=state.tokens + counts.positions, seconds=time.monotonic() - resumed_at
             )
+            parts.progress(state.step, settings.max_steps)
             if state.step % settings.log_steps == 0 or state.step == settings.max_steps:
                 now = time.monotonic()
                 means = interval.means(parts.pair.term_names)

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -30,7 +31,7 @@ def _lines(label: str, unit: str, lines: int) -> Callable[[int, int], None]:
     began = time.monotonic()
 
     def show(done: int, total: int) -> None:
-        if done == total or done % max(1, -(-total // lines)) == 0:
+        if done and (done == total or done % max(1, -(-total // lines)) == 0):
             spent = max(1e-9, time.monotonic() - began)
             left = format_seconds(spent / done * (total - done))
             say(f"{label} {done}/{total} {unit}  {done / spent:.2f}/s  ETA {left}")
@@ -38,8 +39,35 @@ def _lines(label: str, unit: str, lines: int) -> Callable[[int, int], None]:
     return show
 
 
+@contextmanager
+def bar_on_terminal(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Give a callback `(done, total)` that moves a bar on a terminal and does nothing elsewhere.
+
+    For work that prints its own lines: they appear above the bar. The bar ends with the block, however that ends.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    bar = _new_bar(unit)
+    with bar:
+        yield _mover(bar, label)
+
+
 def _bar(label: str, unit: str) -> Callable[[int, int], None]:
-    bar = Progress(
+    bar = _new_bar(unit)
+    move = _mover(bar, label)
+    bar.start()
+
+    def show(done: int, total: int) -> None:
+        move(done, total)
+        if done == total:
+            bar.stop()
+
+    return show
+
+
+def _new_bar(unit: str) -> Progress:
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -47,13 +75,16 @@ def _bar(label: str, unit: str) -> Callable[[int, int], None]:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
+
+
+def _mover(bar: Progress, label: str) -> Callable[[int, int], None]:
     began = time.monotonic()
     task = bar.add_task(label, total=None, rate=0.0)
-    bar.start()
+    first: list[int] = []
 
-    def show(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total, rate=done / max(1e-9, time.monotonic() - began))
-        if done == total:
-            bar.stop()
+    def move(done: int, total: int) -> None:
+        first[:] = first or [max(0, done - 1)]  # a resumed run starts above 0
+        rate = (done - first[0]) / max(1e-9, time.monotonic() - began)
+        bar.update(task, completed=done, total=total, rate=rate)
 
-    return show
+    return move

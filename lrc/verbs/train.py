@@ -28,7 +28,7 @@ from lrc.training.checkpoint import RunState, checkpoints, find_resume, load_che
 from lrc.training.launch import check_space, make_accelerator, start_trackers, write_recipe
 from lrc.training.loop import LoopParts, make_optimizer, run_loop
 from lrc.training.metrics import MetricsLog
-from lrc.verbs.progress import progress_lines, say
+from lrc.verbs.progress import bar_on_terminal, progress_lines, say
 from lrc.verbs.sources import locate_data, locate_teacher
 
 CALIBRATION_BATCH = 2
@@ -90,18 +90,20 @@ def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False,
         width = pair.architecture.hidden_size
         return checkpoint_facts(recipe, teacher_hash=inputs.teacher_hash, d_teacher=width, step=step, tokens=tokens)
 
-    parts = LoopParts(
-        accelerator=accelerator,
-        pair=pair,
-        optimizer=optimizer,
-        blocks=inputs.blocks,
-        settings=recipe.train,
-        folder=inputs.folder,
-        log=log,
-        facts=facts,
-        held_out=(lambda: measure_pair(pair, inputs.held_out)) if inputs.held_out else None,
-    )
-    last = run_loop(parts, state)
+    with bar_on_terminal("train", "steps") as progress:
+        parts = LoopParts(
+            accelerator=accelerator,
+            pair=pair,
+            optimizer=optimizer,
+            blocks=inputs.blocks,
+            settings=recipe.train,
+            folder=inputs.folder,
+            log=log,
+            facts=facts,
+            held_out=(lambda: measure_pair(pair, inputs.held_out)) if inputs.held_out else None,
+            progress=progress,
+        )
+        last = run_loop(parts, state)
     accelerator.end_training()
     if accelerator.is_main_process:
         say(f"trained: {last}")
@@ -221,6 +223,7 @@ def _start(pair: PairModel, teacher: nn.Module, recipe: Recipe, inputs: _Inputs,
         pair.train()
         held_out = agreement.summary()
         log.write("held_out", {"step": 0, "tokens": 0, "seconds": 0.0, **held_out})
+        say(f"effective rank of the student's stream: {min(ranks):.0f} to {max(ranks):.0f} over the layers")
     _write_start(inputs.folder / "start.json", report, held_out, ranks)
 
 
