@@ -66,7 +66,7 @@ class PackedText:
             text = rows.read(index).get("text")
             if not isinstance(text, str):
                 raise DataError(f'{rows.where(index)}: "text" must be a string, as in the first row.')
-            ids += [*bos, *tokenizer(text, add_special_tokens=False)["input_ids"], *eos]
+            ids += [*bos, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], *eos]
         whole = len(ids) // sequence_length
         if whole == 0:
             raise DataError(

@@ -1,10 +1,12 @@
 """The teacher: a frozen stock causal LM, loaded once, never written."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from lrc.errors import CheckpointError, ConfigError
 
@@ -50,6 +52,8 @@ def load_model(
         CheckpointError: Its weights can't be read.
     """
     check_source(source)
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # a bar that no terminal redraws only litters logs
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code

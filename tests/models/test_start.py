@@ -54,11 +54,12 @@ def test_channel_gives_every_projection_the_same_selection_and_keeps_the_gains()
     torch.testing.assert_close(pair.trained()["gains.model.norm.weight"].data, gain[channels])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"gemma3_text"}))
 def test_pca_at_full_width_is_the_teacher(family: str) -> None:
-    """With d_S = d_T the basis is a rotation, which RMS norms don't see once gains are folded in."""
-    if family == "gemma3_text":
-        pytest.skip("norms behind the writers see the rotation")
+    """With d_S = d_T the basis is a rotation, which RMS norms don't see once gains are folded in.
+
+    Gemma 3 is no case of it: gains of the norms behind its writers act channel by channel, so they see the rotation.
+    """
     pair, _ = started(family, "pca", size=32)
     assert measure_pair(pair, held_out()).kl < 1e-4
 
