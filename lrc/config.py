@@ -260,61 +260,57 @@ def _known_keys(section: Any, prefix: str = "") -> list[str]:
     return keys
 
 
+ABOVE_ZERO: dict[str, str] = {
+    "student": "hidden_size",
+    "start": "tokens",
+    "objective": "temperature",
+    "data": "sequence_length held_out_tokens",
+    "train": "max_steps batch_size gradient_accumulation_steps learning_rate max_grad_norm log_steps save_steps "
+    "save_total_limit evaluate_steps",
+    "convert": "max_shard_bytes",
+    "evaluate": "tokens sequence_length sample_tokens",
+}
+"""Fields of each section that must be above 0 if they are given."""
+NOT_NEGATIVE: dict[str, str] = {
+    "start": "outlier_channels",
+    "objective": "lm_weight kl_weight clone_weight",
+    "train": "weight_decay seed",
+    "evaluate": "samples",
+}
+
+
+def range_problems(name: str, section: Any) -> list[str]:
+    """Check the numbers of the section that a recipe calls `name`; returns a line a problem."""
+    problems = []
+    for key in ABOVE_ZERO.get(name, "").split():
+        value = getattr(section, key)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            problems.append(f"{name}.{key} must be a finite number above 0, found {value}")
+    for key in NOT_NEGATIVE.get(name, "").split():
+        value = getattr(section, key)
+        if not (value >= 0 and math.isfinite(value)):
+            problems.append(f"{name}.{key} must be a finite number of at least 0, found {value}")
+    return problems
+
+
 def validate(recipe: Recipe, *, origin: str) -> None:
     """Check what the types can't say, and report every problem at once.
 
     Raises:
         ConfigError: With one line a problem.
     """
-    positive = {
-        "student.hidden_size": recipe.student.hidden_size,
-        "data.sequence_length": recipe.data.sequence_length,
-        "data.held_out_tokens": recipe.data.held_out_tokens,
-        "start.tokens": recipe.start.tokens,
-        "objective.temperature": recipe.objective.temperature,
-        "train.max_steps": recipe.train.max_steps,
-        "train.batch_size": recipe.train.batch_size,
-        "train.gradient_accumulation_steps": recipe.train.gradient_accumulation_steps,
-        "train.learning_rate": recipe.train.learning_rate,
-        "train.max_grad_norm": recipe.train.max_grad_norm,
-        "train.log_steps": recipe.train.log_steps,
-        "train.save_steps": recipe.train.save_steps,
-        "train.save_total_limit": recipe.train.save_total_limit,
-        "train.evaluate_steps": recipe.train.evaluate_steps,
-        "convert.max_shard_bytes": recipe.convert.max_shard_bytes,
-        "evaluate.tokens": recipe.evaluate.tokens,
-        "evaluate.sequence_length": recipe.evaluate.sequence_length,
-        "evaluate.sample_tokens": recipe.evaluate.sample_tokens,
-    }
-    not_negative = {
-        "objective.lm_weight": recipe.objective.lm_weight,
-        "objective.kl_weight": recipe.objective.kl_weight,
-        "objective.clone_weight": recipe.objective.clone_weight,
-        "start.outlier_channels": recipe.start.outlier_channels,
-        "train.weight_decay": recipe.train.weight_decay,
-        "train.seed": recipe.train.seed,
-        "evaluate.samples": recipe.evaluate.samples,
-    }
-    shares = {"train.warmup_ratio": recipe.train.warmup_ratio, "train.decay_ratio": recipe.train.decay_ratio}
-    problems = [
-        f"{key} must be a finite number above 0, found {value}"
-        for key, value in positive.items()
-        if value is not None and not (value > 0 and math.isfinite(value))
-    ]
-    problems += [
-        f"{key} must be a finite number of at least 0, found {value}"
-        for key, value in not_negative.items()
-        if not (value >= 0 and math.isfinite(value))
-    ]
+    train, objective = recipe.train, recipe.objective
+    problems = [problem for name in ABOVE_ZERO for problem in range_problems(name, getattr(recipe, name))]
+    shares = {"train.warmup_ratio": train.warmup_ratio, "train.decay_ratio": train.decay_ratio}
     problems += [f"{key} must lie in 0..1, found {value}" for key, value in shares.items() if not 0 <= value <= 1]
-    decays = {"train.beta1": recipe.train.beta1, "train.beta2": recipe.train.beta2}
+    decays = {"train.beta1": train.beta1, "train.beta2": train.beta2}
     problems += [f"{key} must lie in 0..1, 1 left out, found {b}" for key, b in decays.items() if not 0 <= b < 1]
     if not recipe.run:
         problems.append("run must name a folder, found an empty name")
-    if recipe.objective.lm_weight == recipe.objective.kl_weight == recipe.objective.clone_weight == 0:
+    if objective.lm_weight == objective.kl_weight == objective.clone_weight == 0:
         problems.append("objective: at least one of lm_weight, kl_weight, clone_weight must be above 0")
-    if recipe.start.outlier_channels > recipe.student.hidden_size:
-        size, channels = recipe.student.hidden_size, recipe.start.outlier_channels
+    size, channels = recipe.student.hidden_size, recipe.start.outlier_channels
+    if channels > size:
         problems.append(f"start.outlier_channels must be at most student.hidden_size = {size}, found {channels}")
     if problems:
         raise ConfigError(f"{origin}: " + "; ".join(problems) + ".")

@@ -35,7 +35,7 @@ COPIED = (
     "chat_template.jinja",
     "chat_template.json",
 )
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,17 @@ class Source:
     """Name of the embedding's tensor."""
     trained: dict[str, Tensor]
     notes: tuple[str, ...]
+    trust_remote_code: bool
+
+
+def check_dtype(dtype: str) -> None:
+    """Check the name of an exported dtype.
+
+    Raises:
+        ConfigError: There is no such one.
+    """
+    if dtype != "teacher" and dtype not in DTYPES:
+        raise ConfigError(f"The dtype must be teacher, {', '.join(DTYPES)}; found {dtype!r}.")
 
 
 def read_source(
@@ -101,6 +112,7 @@ def read_source(
         embedding=architecture.embedding,
         trained=trained,
         notes=notes,
+        trust_remote_code=trust_remote_code,
     )
 
 

@@ -31,6 +31,7 @@ def written_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
         CheckpointError: The disk is full or not writable.
     """
     check_target(out, overwrite=overwrite)
+    out = out.resolve()  # a link stays a link, and `.` has a name
     draft, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
     try:
         shutil.rmtree(draft, ignore_errors=True)
@@ -39,7 +40,12 @@ def written_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
         if out.exists():
             out.rename(old)
-        draft.rename(out)
+        try:
+            draft.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(

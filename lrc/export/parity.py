@@ -19,7 +19,7 @@ from lrc.models.pair_model import PairModel
 from lrc.models.teacher import load_model
 
 POSITIONS = 64
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest allowed difference of two logits as a share of the logits' root mean square, by exported dtype: rounding of
 the weights is all that may differ. Merging in another order alone stays below 1e-5 in float32."""
 
@@ -53,7 +53,8 @@ def check_parity(source: Source, draft: Path) -> dict[str, Any]:
     factored = _factored_logits(source, ids, device)
     scale = float(factored.square().mean().sqrt())
     in_memory = _difference(_merged_logits(source, ids), factored, scale)
-    reloaded_model = load_model(str(draft), dtype=torch.float32, device=device)
+    trust = source.trust_remote_code
+    reloaded_model = load_model(str(draft), dtype=torch.float32, device=device, trust_remote_code=trust)
     after_reload = _difference(reloaded_model(input_ids=ids).logits, factored, scale)
     exported = ModelTensors(draft).dtype()
     limits = ((in_memory, TOLERANCE[torch.float32]), (after_reload, TOLERANCE[exported]))
@@ -77,7 +78,8 @@ def check_parity(source: Source, draft: Path) -> dict[str, Any]:
 
 
 def _factored_logits(source: Source, ids: Tensor, device: torch.device) -> Tensor:
-    teacher = load_model(str(source.teacher_folder), dtype=torch.float32, device=device)
+    trust = source.trust_remote_code
+    teacher = load_model(str(source.teacher_folder), dtype=torch.float32, device=device, trust_remote_code=trust)
     pair = PairModel(
         teacher,
         hidden_size=source.student.hidden_size,
@@ -93,7 +95,9 @@ def _factored_logits(source: Source, ids: Tensor, device: torch.device) -> Tenso
 def _merged_logits(source: Source, ids: Tensor) -> Tensor:
     """Logits of a stock model whose weights are merged in memory, never stored."""
     tensors = ModelTensors(source.teacher_folder)
-    model = AutoModelForCausalLM.from_config(source.config, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(
+        source.config, dtype=torch.float32, trust_remote_code=source.trust_remote_code
+    ).eval()
     state = {name: merged_tensor(source, tensors, name).float() for name in source.plan.names}
     missing = set(dict(model.named_parameters())) - set(state)
     assert not missing, missing

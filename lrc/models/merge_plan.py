@@ -23,7 +23,7 @@ class MergePlan:
 
     @property
     def names(self) -> list[str]:
-        """Every tensor of the student, in the teacher's order."""
+        """Every tensor of the student: merged, gains, inherited."""
         return [*self.merges, *self.gains, *self.inherited]
 
     @property
@@ -74,7 +74,7 @@ def check_trained(plan: MergePlan, trained: dict[str, Tensor], d_teacher: int, d
 
 
 def student_tensor(plan: MergePlan, name: str, teacher: Tensor, trained: dict[str, Tensor]) -> Tensor:
-    """Evaluate one student tensor in float32 from the teacher's tensor and the trained ones.
+    """Evaluate one student tensor: merged and gains in float32, inherited ones as the teacher stores them.
 
     Args:
         plan: The student's plan.

@@ -65,7 +65,7 @@ class PairModel(nn.Module):
         tied = self.architecture.is_tied and variant.tie_embedding_projection
         self.student_config = student_config(config, hidden_size, tied=tied)
         self.softcap = logit_softcap(config)
-        self.term_names = _term_names(self.architecture, variant, objective)
+        self.term_names = measured_terms(self.architecture, variant, objective)
         self.lockstep = Lockstep()
         self.base, self.head = self._assemble(teacher, hidden_size)
 
@@ -199,7 +199,12 @@ class PairModel(nn.Module):
         return self.objective.temperature**2 / max(1, counts.labels)
 
 
-def _term_names(architecture: Architecture, variant: Variant, objective: ObjectiveConfig) -> tuple[str, ...]:
+def measured_terms(architecture: Architecture, variant: Variant, objective: ObjectiveConfig) -> tuple[str, ...]:
+    """List the clone terms that are measured, the columns of the clone sums.
+
+    Raises:
+        ConfigError: `objective.without` names a term that the student lacks.
+    """
     names = dict.fromkeys(
         term for stages in architecture.stages for stage in stages for term in clone_terms(stage, variant)
     )

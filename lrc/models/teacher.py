@@ -38,7 +38,7 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
     check_source(source)
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # bad values fail in many ways, none of them with a common base
         raise ConfigError(f"The config of {source} can't be loaded: {' '.join(str(error).split())}") from error
 
 
@@ -55,13 +55,25 @@ def load_model(
     if not sys.stderr.isatty():
         disable_progress_bar()  # a bar that no terminal redraws only litters logs
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
     except Exception as error:  # damaged weights fail in many ways, none of them with a common base
         raise CheckpointError(
             f"The model {source} can't be loaded: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
+    model: PreTrainedModel
+    model, loading = loaded
+    if loading["missing_keys"]:  # transformers fills these with random values
+        missing = sorted(loading["missing_keys"])
+        raise CheckpointError(
+            f"The weights of {source} must hold every tensor of the model, but {len(missing)} are missing, for example "
+            f"{missing[0]}. Fetch or convert the model again."
+        )
     model.to(device)  # type: ignore[arg-type]  # its decorator hides the signature
     model.eval().requires_grad_(False)
     return model

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def print_scorecard(results: Path) -> None:
@@ -35,7 +36,7 @@ def print_scorecard(results: Path) -> None:
     console = Console()
     console.print(table)
     for sample in facts["samples"]:
-        console.print(f"[bold]{sample['prompt']}[/bold]", highlight=False)
+        console.print(Text(sample["prompt"], style="bold"))
         for name in ("teacher", "student"):
             if sample[name] is not None:
-                console.print(f"  {name}: {' '.join(sample[name].split())}", markup=False, highlight=False)
+                console.print(Text(f"  {name}: {' '.join(sample[name].split())}"))

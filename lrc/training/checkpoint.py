@@ -20,6 +20,8 @@ from lrc.models.checkpoint import LRC_CONFIG, TRAINED_TENSORS
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's state beside its step count."""
 _NAME = re.compile(r"checkpoint-(\d+)$")
 
 
@@ -119,20 +121,33 @@ def load_checkpoint(folder: Path, trained: dict[str, nn.Parameter], optimizer: t
         raise CheckpointError(
             f"The checkpoint {folder} belongs to another student: {len(odd)} tensors differ, for example {odd[0]}."
         )
+    for name, parameter in trained.items():
+        if weights[name].shape != parameter.shape:
+            raise CheckpointError(
+                f"The checkpoint {folder} belongs to another student: {name} is {list(weights[name].shape)}, "
+                f"not {list(parameter.shape)}."
+            )
+    _check_moments(folder, trained, moments)
     with torch.no_grad():
         for name, parameter in trained.items():
-            if weights[name].shape != parameter.shape:
-                raise CheckpointError(
-                    f"The checkpoint {folder} belongs to another student: {name} is {list(weights[name].shape)}, "
-                    f"not {list(parameter.shape)}."
-                )
             parameter.copy_(weights[name])
-            state_of = {key.partition("/")[0]: value for key, value in moments.items() if key.partition("/")[2] == name}
             # AdamW keeps its step count on the CPU unless it is fused on a GPU, the moments beside the parameter
-            optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in state_of.items()
+            optimizer.state[parameter] = {"step": moments[f"step/{name}"]} | {
+                key: moments[f"{key}/{name}"].to(parameter.device) for key in MOMENTS
             }
     return state
+
+
+def _check_moments(folder: Path, trained: dict[str, nn.Parameter], moments: dict[str, Tensor]) -> None:
+    wanted = {f"step/{name}": torch.Size([]) for name in trained}
+    wanted |= {f"{key}/{name}": value.shape for name, value in trained.items() for key in MOMENTS}
+    found = {name: tensor.shape for name, tensor in moments.items()}
+    if found != wanted:
+        odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        raise CheckpointError(
+            f"The checkpoint {folder} holds another optimiser state than the run has: {len(odd)} tensors differ, for "
+            f"example {odd[0]}. Resume from another one."
+        )
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -153,6 +168,13 @@ def find_resume(folder: Path, resume: str) -> Path | None:
     if not (path / STATE).is_file():
         raise CheckpointError(f"--resume must name a checkpoint folder or be 'auto', but {path} has no {STATE}.")
     return path
+
+
+def discard_after(folder: Path, step: int) -> None:
+    """Delete a run's checkpoints after `step`, which a run that goes on from there will write anew."""
+    for path in checkpoints(folder):
+        if int(path.name.rpartition("-")[2]) > step:
+            shutil.rmtree(path)
 
 
 def rotate(folder: Path, keep: int | None, remove: Callable[[Path], None] = shutil.rmtree) -> None:

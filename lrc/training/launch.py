@@ -7,11 +7,30 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
 
 from lrc.config import Recipe, TrainConfig, recipe_to_dict
 from lrc.errors import CheckpointError, ConfigError
 from lrc.models.pair_model import PairModel
 from lrc.training.beside import write_beside
+
+
+def check_trackers(settings: TrainConfig) -> None:
+    """Check that accelerate knows the recipe's trackers and finds them installed.
+
+    Raises:
+        ConfigError: One is unknown or not installed.
+    """
+    unknown = set(settings.trackers) - {str(name) for name in LoggerType.list()}
+    missing = [name for name in settings.trackers if name not in unknown and not _is_installed(name)]
+    if unknown or missing:
+        what = f"knows no {sorted(unknown)[0]}" if unknown else f"finds no {missing[0]} installed"
+        raise ConfigError(f"train.trackers = {list(settings.trackers)} can't be used: accelerate {what}.")
+
+
+def _is_installed(tracker: str) -> bool:
+    return tracker in {str(found) for found in get_available_trackers()}
 
 
 def make_accelerator(settings: TrainConfig, folder: Path, device: torch.device) -> Accelerator:

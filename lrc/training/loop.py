@@ -85,6 +85,8 @@ def run_loop(parts: LoopParts, state: RunState) -> Path:
     interval = _new_interval(parts)
     resumed_at, logged_tokens, logged_at = time.monotonic() - state.seconds, state.tokens, time.monotonic()
     last = parts.folder / f"checkpoint-{state.step}"
+    if state.step >= settings.max_steps and not last.is_dir():  # resumed from another run's end
+        last = _save(parts, state)
     with _terminate_flag() as terminated:
         while state.step < settings.max_steps:
             batches = step_batches(parts.blocks, plan, state.step)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from lrc.config import ConvertConfig, StudentConfig
-from lrc.export.convert import read_source, write_student
+from lrc.export.convert import check_dtype, read_source, write_student
 from lrc.export.folder import check_target, written_folder
 from lrc.export.parity import check_parity
 from lrc.verbs.progress import progress_lines, say
@@ -44,6 +44,7 @@ def convert(
         NumericsError: The student's logits are not the factored student's; nothing is published.
     """
     check_target(out, overwrite=overwrite)
+    check_dtype(dtype)
     source = read_source(
         checkpoint, teacher=teacher, student=student, locate=locate_teacher, trust_remote_code=trust_remote_code
     )
@@ -54,13 +55,8 @@ def convert(
         return out
 
     with written_folder(out, overwrite=overwrite) as draft:
-        write_student(
-            source,
-            draft,
-            dtype=dtype,
-            max_shard_bytes=max_shard_bytes,
-            progress=progress_lines("merge", "tensors", lines=4),
-        )
+        with progress_lines("merge", "tensors", lines=4) as progress:
+            write_student(source, draft, dtype=dtype, max_shard_bytes=max_shard_bytes, progress=progress)
         facts = check_parity(source, draft)
         (draft / "parity.json").write_text(json.dumps(facts, indent=2) + "\n")
     say(

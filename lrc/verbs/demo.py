@@ -40,7 +40,14 @@ def demo(overrides: tuple[str, ...] = (), *, overwrite: bool = False, dry_run: b
     last = train(recipe, resume=None if overwrite else "auto", overwrite=overwrite, dry_run=dry_run)
     if dry_run:
         return run / "report" / "report.html"
-    convert(last, student, dtype=recipe.convert.dtype, overwrite=True)
+    convert(
+        last,
+        student,
+        dtype=recipe.convert.dtype,
+        max_shard_bytes=recipe.convert.max_shard_bytes,
+        trust_remote_code=recipe.trust_remote_code,
+        overwrite=True,
+    )
     evaluate(
         student,
         out=results,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrc.config import EvaluateConfig
+from lrc.config import EvaluateConfig, range_problems
 from lrc.data.blocks import open_blocks, ordered_batches
 from lrc.errors import CheckpointError, ConfigError, DataError
 from lrc.evaluation.scorecard import card, continuations, score_text, text_bytes, text_windows
@@ -51,6 +51,11 @@ def evaluate(
     results = out / "results.json"
     if results.exists() and not overwrite:
         raise ConfigError(f"{results} exists. Use --overwrite to replace it, or name another --out.")
+    problems = range_problems("evaluate", settings)
+    if problems:
+        raise ConfigError("; ".join(problems) + ".")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"The output {out} must be a folder, but it is a file. Name another one.")
     inputs = _check(str(model), teacher, held_out, settings)
     if dry_run:
         say(f"dry run: {len(inputs.windows)} windows of {held_out}: good")
@@ -99,7 +104,8 @@ def _score(model: str, teacher: str | None, inputs: _Inputs, settings: EvaluateC
     student = load_model(str(inputs.folder), dtype=dtype, device=device)
     reference = load_model(str(inputs.teacher_folder), dtype=dtype, device=device) if inputs.teacher_folder else None
     windows = [(ids.to(device), labels.to(device)) for ids, labels in inputs.windows]
-    agreement, ranks = score_text(student, reference, windows, progress_lines("held out", "windows"))
+    with progress_lines("held out", "windows") as progress:
+        agreement, ranks = score_text(student, reference, windows, progress)
     num_bytes = text_bytes(windows, inputs.tokenizer)
     measured = {"positions": agreement.positions, "num_bytes": num_bytes}
     teacher_card, compared = None, reference is not None

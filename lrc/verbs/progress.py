@@ -16,15 +16,20 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def progress_lines(label: str, unit: str, *, lines: int = 10) -> Callable[[int, int], None]:
-    """Make a callback `(done, total)` that shows progress.
+@contextmanager
+def progress_lines(label: str, unit: str, *, lines: int = 10) -> Iterator[Callable[[int, int], None]]:
+    """Give a callback `(done, total)` that shows progress until the block ends, however it ends.
 
     Args:
         label: What is done.
         unit: What is counted.
         lines: About how many lines are printed where there is no terminal.
     """
-    return _bar(label, unit) if sys.stderr.isatty() else _lines(label, unit, lines)
+    if not sys.stderr.isatty():
+        yield _lines(label, unit, lines)
+        return
+    with bar_on_terminal(label, unit) as show:
+        yield show
 
 
 def _lines(label: str, unit: str, lines: int) -> Callable[[int, int], None]:
@@ -48,26 +53,7 @@ def bar_on_terminal(label: str, unit: str) -> Iterator[Callable[[int, int], None
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
-    bar = _new_bar(unit)
-    with bar:
-        yield _mover(bar, label)
-
-
-def _bar(label: str, unit: str) -> Callable[[int, int], None]:
-    bar = _new_bar(unit)
-    move = _mover(bar, label)
-    bar.start()
-
-    def show(done: int, total: int) -> None:
-        move(done, total)
-        if done == total:
-            bar.stop()
-
-    return show
-
-
-def _new_bar(unit: str) -> Progress:
-    return Progress(
+    bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -75,6 +61,8 @@ def _new_bar(unit: str) -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
+    with bar:
+        yield _mover(bar, label)
 
 
 def _mover(bar: Progress, label: str) -> Callable[[int, int], None]:

@@ -3,10 +3,12 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -19,13 +21,13 @@ from lrc.models.checkpoint import checkpoint_facts, read_facts, variant_of, vers
 from lrc.models.compute import choose_device, choose_dtype, dtype_name
 from lrc.models.discovery import discover
 from lrc.models.folder import resolve_folder, weights_hash
-from lrc.models.pair_model import PairModel
+from lrc.models.pair_model import PairModel, measured_terms
 from lrc.models.start import StartReport, fill_start
 from lrc.models.student import student_config
 from lrc.models.teacher import load_config, load_model, load_tokenizer
 from lrc.training.beside import write_beside
-from lrc.training.checkpoint import RunState, checkpoints, find_resume, load_checkpoint
-from lrc.training.launch import check_space, make_accelerator, start_trackers, write_recipe
+from lrc.training.checkpoint import RunState, checkpoints, discard_after, find_resume, load_checkpoint
+from lrc.training.launch import check_space, check_trackers, make_accelerator, start_trackers, write_recipe
 from lrc.training.loop import LoopParts, make_optimizer, run_loop
 from lrc.training.metrics import MetricsLog
 from lrc.verbs.progress import bar_on_terminal, progress_lines, say
@@ -43,6 +45,8 @@ class _Inputs:
     teacher_hash: str
     blocks: Blocks
     held_out: list[tuple[Tensor, Tensor]]
+    calibration: list[Tensor]
+    """Ids of the start, `[batch, seq]` each; none for a random or resumed one."""
     resume: Path | None
 
 
@@ -78,10 +82,7 @@ def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False,
     log = MetricsLog(inputs.folder / "metrics.jsonl", accelerator, total_steps=recipe.train.max_steps)
     state = RunState(step=0, tokens=0, seconds=0.0)
     if inputs.resume is not None:
-        state = load_checkpoint(inputs.resume, pair.trained(), optimizer)
-        log.rewind(state.step)
-        if accelerator.is_main_process:
-            say(f"resumed from {inputs.resume} at step {state.step}")
+        state = _resume(inputs, pair, optimizer, log)
     elif accelerator.is_main_process:
         _start(pair, teacher, recipe, inputs, log)
     accelerator.wait_for_everyone()
@@ -110,6 +111,17 @@ def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False,
     return last
 
 
+def _resume(inputs: _Inputs, pair: PairModel, optimizer: torch.optim.Optimizer, log: MetricsLog) -> RunState:
+    """Go back to a checkpoint; what the run wrote after it is dropped, for it will be written anew."""
+    assert inputs.resume is not None
+    state = load_checkpoint(inputs.resume, pair.trained(), optimizer)
+    if log.accelerator.is_main_process:
+        log.rewind(state.step)
+        discard_after(inputs.folder, state.step)
+        say(f"resumed from {inputs.resume} at step {state.step}")
+    return state
+
+
 def _load_pair(recipe: Recipe, inputs: _Inputs, accelerator: Accelerator) -> tuple[nn.Module, PairModel]:
     dtype = choose_dtype(recipe.train.compute_dtype, accelerator.device)
     if accelerator.is_main_process:
@@ -133,11 +145,15 @@ def _load_pair(recipe: Recipe, inputs: _Inputs, accelerator: Accelerator) -> tup
 def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
     """Everything that can be wrong with the inputs, cheapest first."""
     folder = Path(recipe.run) / "train"
+    if resume is not None and overwrite:
+        raise ConfigError("--resume goes on with a run and --overwrite deletes it. Give one of the two.")
     if resume is None and checkpoints(folder) and not overwrite:
         raise ConfigError(
             f"{folder} already holds checkpoints. Go on with --resume auto, start anew with --overwrite, or name "
             "another run folder (run=...)."
         )
+    choose_device(recipe.train.device)
+    check_trackers(recipe.train)
     teacher_folder = resolve_folder(locate_teacher(recipe.teacher))
     config = load_config(str(teacher_folder), trust_remote_code=recipe.trust_remote_code)
     architecture = discover(config)
@@ -147,6 +163,7 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
             f"{recipe.student.hidden_size}. Choose a smaller one."
         )
     student_config(config, recipe.student.hidden_size, tied=False)
+    measured_terms(architecture, variant_of(recipe.student), recipe.objective)
     tokenizer = load_tokenizer(teacher_folder)
     blocks = open_blocks(
         locate_data(recipe.data.train),
@@ -168,12 +185,18 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
     found = find_resume(folder, resume) if resume is not None else None
     if found is not None:
         _check_resume(found, recipe, teacher_hash)
+        if found.resolve().parent != folder.resolve() and checkpoints(folder):
+            raise ConfigError(
+                f"{folder} already holds checkpoints of its own, so it can't go on from {found}. Name another run "
+                "folder."
+            )
     return _Inputs(
         folder=folder,
         teacher_folder=teacher_folder,
         teacher_hash=teacher_hash,
         blocks=blocks,
         held_out=held_out,
+        calibration=[] if found is not None else _calibration_batches(recipe, blocks),
         resume=found,
     )
 
@@ -206,15 +229,17 @@ def _prepare_folder(inputs: _Inputs, recipe: Recipe, *, overwrite: bool) -> None
 
 def _start(pair: PairModel, teacher: nn.Module, recipe: Recipe, inputs: _Inputs, log: MetricsLog) -> None:
     """Fill the start values, measure them, and write `start.json`."""
-    batches = _calibration_batches(recipe, inputs.blocks)
-    shown: dict[str, Callable[[int, int], None]] = {}
+    with ExitStack() as bars:
+        shown: dict[str, Callable[[int, int], None]] = {}
 
-    def progress(stage: str, done: int, total: int) -> None:
-        if stage not in shown:
-            shown[stage] = progress_lines(f"start: {stage}", "layers" if stage == "calibrate" else "batches")
-        shown[stage](done, total)
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in shown:
+                unit = "layers" if stage == "calibrate" else "batches"
+                shown[stage] = bars.enter_context(progress_lines(f"start: {stage}", unit))
+            shown[stage](done, total)
 
-    report = fill_start(pair, teacher, recipe.start, batches, seed=recipe.train.seed, progress=progress)
+        seed = recipe.train.seed
+        report = fill_start(pair, teacher, recipe.start, inputs.calibration, seed=seed, progress=progress)
     held_out, ranks = None, None
     if inputs.held_out:
         pair.eval()
@@ -247,6 +272,11 @@ def _calibration_batches(recipe: Recipe, blocks: Blocks) -> list[Tensor]:
     if recipe.start.method == "random":
         return []
     length = recipe.data.sequence_length
+    if recipe.start.tokens < CALIBRATION_BATCH * length:
+        raise DataError(
+            f"start.tokens must be at least {CALIBRATION_BATCH} rows of data.sequence_length = {length}, found "
+            f"{recipe.start.tokens}. Raise it or lower data.sequence_length."
+        )
     batches = ordered_batches(blocks, tokens=recipe.start.tokens, batch_size=CALIBRATION_BATCH)
     full = [batch.input_ids for batch in batches if batch.num_positions == CALIBRATION_BATCH * length]
     if not full:

@@ -34,8 +34,9 @@ class Letters:
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id
 
-    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+    def __call__(self, text: str, *, add_special_tokens: bool, verbose: bool) -> dict[str, list[int]]:
         assert not add_special_tokens
+        assert not verbose
         return {"input_ids": [ord(letter) - ord("a") for letter in text]}
 
 

@@ -1,0 +1,105 @@
+"""Device and dtype: what is asked for, what `auto` finds, and what a machine without a GPU refuses."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+from lrc.errors import ConfigError
+from lrc.models import compute
+from lrc.models.compute import choose_device, choose_dtype, dtype_name
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def with_gpu(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+
+
+def with_seconds(monkeypatch: pytest.MonkeyPatch, seconds: dict[torch.dtype, float]) -> None:
+    """Let a matrix product take these seconds; a dtype that is not listed must not be timed."""
+    monkeypatch.setattr(compute, "_product_seconds", lambda dtype: seconds[dtype])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "has_gpu", "expected"),
+    [
+        ("auto", True, "cuda"),
+        ("auto", False, "cpu"),
+        ("cpu", True, "cpu"),
+        ("cpu", False, "cpu"),
+        ("cuda", True, "cuda"),
+    ],
+)
+def test_the_device_is_the_one_asked_for_or_a_gpu_if_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, has_gpu: bool, expected: str
+) -> None:
+    with_gpu(monkeypatch, has_gpu)
+    assert choose_device(wanted) == torch.device(expected)
+
+
+def test_a_gpu_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpu(monkeypatch, False)
+    with pytest.raises(ConfigError, match=r"train\.device is cuda, but torch sees no GPU here\. Use auto or cpu\."):
+        choose_device("cuda")
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_dtype_that_is_asked_for_is_taken_without_timing(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, device: torch.device
+) -> None:
+    with_seconds(monkeypatch, {})
+    assert choose_dtype(dtype_name(dtype), device) == dtype
+
+
+@pytest.mark.parametrize(
+    ("float32", "bfloat16", "expected"),
+    [(1.0, 3.0, torch.float32), (3.0, 1.0, torch.bfloat16), (2.0, 2.0, torch.float32)],
+    ids=["float32 is faster", "bfloat16 is faster", "a tie keeps the exact one"],
+)
+def test_auto_takes_the_faster_dtype_of_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, float32: float, bfloat16: float, expected: torch.dtype
+) -> None:
+    with_seconds(monkeypatch, {torch.float32: float32, torch.bfloat16: bfloat16})
+    assert choose_dtype("auto", CPU) == expected
+
+
+@pytest.mark.parametrize(("supported", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_takes_bfloat16_on_a_gpu_that_has_it(
+    monkeypatch: pytest.MonkeyPatch, supported: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    with_seconds(monkeypatch, {})
+    assert choose_dtype("auto", CUDA) == expected
+
+
+class Products(TorchFunctionMode):
+    """Notes the dtype of every matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: list[torch.dtype] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function in (torch.Tensor.__matmul__, torch.Tensor.matmul, torch.matmul):
+            self.dtypes.append(result.dtype)
+        return result
+
+
+def test_a_dtype_s_time_is_the_best_of_four_products_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = iter([0.0, 7.0, 10.0, 12.0, 20.0, 29.0, 30.0, 34.0, 40.0, 41.0, *range(50, 100)])
+    monkeypatch.setattr(compute, "time", SimpleNamespace(perf_counter=lambda: next(readings)))
+    with Products() as products:
+        assert compute._product_seconds(torch.bfloat16) == 2.0
+    assert products.dtypes == [torch.bfloat16] * 4
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"), [(torch.float32, "float32"), (torch.bfloat16, "bfloat16"), (torch.float16, "float16")]
+)
+def test_a_dtype_is_named_without_its_library(dtype: torch.dtype, name: str) -> None:
+    assert dtype_name(dtype) == name

@@ -1,0 +1,263 @@
+"""One layer's fit against explicit least squares in float64, on rows that stock models hand out."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import Olmo2Config, Olmo2ForCausalLM
+
+from lrc.clone.initialise import RIDGES, UNCHECKED_RIDGE
+from lrc.clone.sites import Stage, Variant, projection_of
+from lrc.errors import ConfigError
+from lrc.models.facts import facts_for
+from lrc.models.layer_fit import Fit, LayerFit
+from lrc.models.pair_model import PairModel
+from tests.clone.test_initialise import ridge_on_rows
+from tests.models.stock_student import Calls, num_hooks, recorded, stock_student
+from tests.models.test_pair import fill_random, make_pair
+from tests.models.tiny_configs import FAMILIES, SIZES
+from tests.tiny import tiny_teacher
+
+IO = Variant(attention_projections="io", ffn_projections="io")
+
+
+def id_batches(count: int, seed: int = 3) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(4, 48, (2, 16), generator=generator) for _ in range(count)]
+
+
+def explicit_fit(
+    inputs: list[Tensor], targets: list[Tensor], prior: Tensor, weights: list[Tensor] | None = None
+) -> Tensor:
+    """Fit `[rows, d]` batches: every fifth one chooses the ridge, then all are fitted."""
+    if weights is None:
+        weights = [torch.ones(len(batch), dtype=torch.float64) for batch in inputs]
+    held_out = range(4, len(inputs), 5)
+    fitted = [number for number in range(len(inputs)) if number not in held_out]
+
+    def rows(batches: list[Tensor], chosen: Any) -> Tensor:
+        return torch.cat([batches[number] for number in chosen])
+
+    def error(ridge: float) -> float:
+        parts = [rows(batches, fitted) for batches in (inputs, targets, weights)]
+        off = rows(targets, held_out) - rows(inputs, held_out) @ ridge_on_rows(*parts, ridge, prior)
+        return float((rows(weights, held_out) * off.square().sum(1)).sum())
+
+    ridge = min(RIDGES, key=error) if held_out else UNCHECKED_RIDGE
+    return ridge_on_rows(torch.cat(inputs), torch.cat(targets), torch.cat(weights), ridge, prior)
+
+
+@dataclass
+class Walk:
+    """All layers of a pair fitted one after the other, and the stock models' view of the same batches."""
+
+    pair: PairModel
+    basis: Tensor
+    prior: dict[str, Tensor]
+    """Trained tensors before the fit, float64."""
+    fitted: dict[str, Tensor]
+    streams: list[tuple[list[Tensor], list[Tensor]]]
+    """What each fit returned: the teacher's and the student's streams."""
+    teacher: nn.Module
+    teacher_calls: Calls
+    student_calls: Calls
+
+    def stream(self, calls: Calls, layer: int, position: int) -> list[Tensor]:
+        """A model's stream before a layer's stage, or after its last one: `[rows, d]` batches."""
+        stages = self.pair.architecture.stages[layer]
+        if position == len(stages):
+            return [output.flatten(0, 1) for _, output in calls[f"model.layers.{layer}"]]
+        stage = stages[position]
+        return self.inputs(calls, f"model.layers.{layer}.{stage.norm or stage.readers[0]}")
+
+    def inputs(self, calls: Calls, name: str) -> list[Tensor]:
+        return [given.flatten(0, 1) for given, _ in calls[name]]
+
+    def missing(self, layer: int, position: int) -> tuple[list[Tensor], list[Tensor]]:
+        """What the stage is to add, and the weight of each row."""
+        after = self.stream(self.teacher_calls, layer, position + 1)
+        before = self.stream(self.student_calls, layer, position)
+        wanted = [theirs @ self.basis - ours for theirs, ours in zip(after, before, strict=True)]
+        return wanted, [1 / rows.square().mean(1) for rows in after]
+
+
+def layer_fits(pair: PairModel, teacher: nn.Module, basis: Tensor, ids: Tensor) -> list[LayerFit]:
+    keywords: list[dict[str, Any]] = []
+    layers = list(teacher.get_submodule("model.layers").children())
+    handles = [
+        layer.register_forward_pre_hook(lambda _, args, given: keywords.append(given), with_kwargs=True)
+        for layer in layers
+    ]
+    teacher(input_ids=ids, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    unit = facts_for(pair.student_config).unit_gain
+    return [LayerFit(layer, basis, given, unit) for layer, given in zip(pair.layers, keywords, strict=True)]
+
+
+def random_basis() -> Tensor:
+    return torch.linalg.qr(torch.randn(32, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(5))).Q
+
+
+@torch.no_grad()
+def walk(teacher: Any, variant: Variant, num_batches: int) -> Walk:
+    pair, basis, batches = make_pair(teacher, 16, variant), random_basis(), id_batches(num_batches)
+    fill_random(pair)
+    prior = {name: parameter.double() for name, parameter in pair.trained().items()}
+    streams = [([teacher.model.embed_tokens(ids) for ids in batches], [pair.base.embed_tokens(ids) for ids in batches])]
+    for fit in layer_fits(pair, teacher, basis, batches[0]):
+        streams.append(fit.run(*streams[-1]))
+    exact = teacher.double()
+    names = [name for name, _ in exact.named_modules() if name.startswith("model.layers.") and "rotary" not in name]
+    names = [name for name in names if not name.endswith(("self_attn", "mlp"))]
+    student = stock_student(pair, exact)
+    with recorded(exact, names) as teacher_calls, recorded(student, names) as student_calls:
+        for ids in batches:
+            exact(input_ids=ids, use_cache=False)
+            student(input_ids=ids, use_cache=False)
+    fitted = {name: parameter.double() for name, parameter in pair.trained().items()}
+    return Walk(pair, basis, prior, fitted, streams[1:], exact, teacher_calls, student_calls)
+
+
+@pytest.mark.parametrize("num_batches", [3, 10], ids=["unchecked", "checked"])
+@pytest.mark.parametrize("variant", [Variant(), IO], ids=["all", "io"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_readers_regress_the_teacher_s_normed_inputs_on_the_student_s(
+    family: str, variant: Variant, num_batches: int
+) -> None:
+    found = walk(tiny_teacher(family), variant, num_batches)
+    for layer, stages in enumerate(found.pair.architecture.stages):
+        for stage in stages:
+            name = f"model.layers.{layer}.{stage.readers[0]}"
+            inputs, targets = found.inputs(found.student_calls, name), found.inputs(found.teacher_calls, name)
+            for reader in stage.readers:
+                trained = f"projections.model.layers.{layer}.{projection_of(reader, stage, variant)}"
+                first = f"projections.model.layers.{layer}.{projection_of(stage.readers[0], stage, variant)}"
+                expected = explicit_fit(inputs, targets, found.prior[first].T).T
+                torch.testing.assert_close(found.fitted[trained], expected, rtol=0, atol=1e-3, msg=trained)
+
+
+@pytest.mark.parametrize("num_batches", [3, 10], ids=["unchecked", "checked"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_writers_regress_what_the_student_s_stream_lacks_with_the_teacher_s_size_as_weight(
+    family: str, num_batches: int
+) -> None:
+    found = walk(tiny_teacher(family), Variant(), num_batches)
+    for layer, stages in enumerate(found.pair.architecture.stages):
+        for position, stage in enumerate(stages):
+            name = f"model.layers.{layer}.{stage.writers[0]}"
+            weight = found.teacher.get_parameter(f"{name}.weight")
+            written = [rows @ weight.T for rows in found.inputs(found.student_calls, name)]
+            missing, weights = found.missing(layer, position)
+            if stage.post_norm is not None:
+                sizes = [rows.square().mean(1) for rows in written]
+                missing = [rows * size.sqrt()[:, None] for rows, size in zip(missing, sizes, strict=True)]
+                weights = [rows / size for rows, size in zip(weights, sizes, strict=True)]
+            expected = explicit_fit(written, missing, found.prior[f"projections.{name}"], weights)
+            error = found.fitted[f"projections.{name}"] - expected
+            # directions that no row has hold float32's rounding over the smallest ridge; what is written has not
+            rows = torch.cat(written)
+            assert float(error.abs().max()) < 0.02, name
+            assert float((rows @ error).abs().max()) < 1e-3 * float((rows @ expected).abs().max()), name
+
+
+def test_the_gain_behind_a_writer_is_a_weighted_least_squares_a_channel() -> None:
+    found = walk(tiny_teacher("gemma3_text"), Variant(), 6)
+    eps = found.pair.student_config.rms_norm_eps
+    for layer, stages in enumerate(found.pair.architecture.stages):
+        for position, stage in enumerate(stages):
+            name = f"model.layers.{layer}.{stage.post_norm}"
+            written = torch.cat(found.inputs(found.student_calls, name))
+            normed = written / (written.square().mean(1, keepdim=True) + eps).sqrt()
+            missing, weights = (torch.cat(batches) for batches in found.missing(layer, position))
+            root = weights.sqrt()[:, None]
+            gains = [
+                torch.linalg.lstsq(root * normed[:, [channel]], root * missing[:, [channel]]).solution.item()
+                for channel in range(16)
+            ]
+            expected = torch.tensor(gains, dtype=torch.float64) - 1  # Gemma stores the gain less one
+            torch.testing.assert_close(found.fitted[f"gains.{name}.weight"], expected, rtol=0, atol=1e-4, msg=name)
+
+
+def test_a_fit_leaves_gains_before_readers_and_other_layers_alone() -> None:
+    teacher = tiny_teacher("gemma3_text")
+    pair, batches = make_pair(teacher, 16), id_batches(3)
+    fill_random(pair)
+    before = {name: parameter.detach().clone() for name, parameter in pair.trained().items()}
+    with torch.no_grad():
+        (first, _) = layer_fits(pair, teacher, random_basis(), batches[0])
+        first.run(
+            [teacher.model.embed_tokens(ids) for ids in batches], [pair.base.embed_tokens(ids) for ids in batches]
+        )
+    changed = {name for name, parameter in pair.trained().items() if not torch.equal(parameter, before[name])}
+    names = [*(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{name}_proj" for name in ("gate", "up", "down"))]
+    expected = {f"projections.model.layers.0.{name}" for name in names}
+    gains = ("post_attention_layernorm", "post_feedforward_layernorm")
+    assert changed == expected | {f"gains.model.layers.0.{norm}.weight" for norm in gains}
+
+
+def check_streams(found: Walk) -> None:
+    for layer, (teacher, student) in enumerate(found.streams):
+        for kept, calls in ((teacher, found.teacher_calls), (student, found.student_calls)):
+            for ours, stock in zip(kept, found.stream(calls, layer, 2), strict=True):
+                error = (ours.flatten(0, 1) - stock).abs().max()
+                assert float(error) < 1e-4 * float(stock.abs().max()), layer
+
+
+@pytest.mark.parametrize("variant", [Variant(), IO], ids=["all", "io"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_streams_after_a_fit_are_those_of_the_stock_merged_layer(family: str, variant: Variant) -> None:
+    window = {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}
+    check_streams(walk(tiny_teacher(family, **(window if family == "gemma3_text" else {})), variant, 3))
+
+
+def test_readers_of_the_bare_stream_are_fitted_too() -> None:
+    """OLMo 2 has norms behind its writers only."""
+    torch.manual_seed(0)
+    teacher = Olmo2ForCausalLM(Olmo2Config(**SIZES)).eval().requires_grad_(False)
+    found = walk(teacher, Variant(), 3)
+    assert all(stage.norm is None and stage.post_norm for stage in found.pair.architecture.stages[0])
+    check_streams(found)
+
+
+@pytest.mark.parametrize("num_batches", [4, 7])
+@pytest.mark.parametrize("weighted", [False, True], ids=["even", "weighted"])
+def test_a_fit_chooses_its_ridge_on_every_fifth_batch_and_then_takes_all(num_batches: int, weighted: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shape = {"dtype": torch.float64, "generator": generator}
+    fit = Fit(5, 3, torch.device("cpu"))
+    inputs = [torch.randn(2, 4, 5, **shape) for _ in range(num_batches)]
+    targets = [batch[..., :3] + 2 * torch.randn(2, 4, 3, **shape) for batch in inputs]
+    weights = [torch.rand(2, 4, **shape) + 0.1 for _ in range(num_batches)] if weighted else None
+    for number in range(num_batches):
+        fit.add(number, inputs[number], targets[number], weights[number] if weights else None)
+    prior = torch.randn(5, 3, **shape)
+    rows = [[batch.flatten(0, 1) for batch in batches] for batches in (inputs, targets)]
+    expected = explicit_fit(*rows, prior, [batch.flatten() for batch in weights] if weights else None)
+    torch.testing.assert_close(fit.solve(prior), expected, rtol=0, atol=1e-9)
+    stacked = torch.cat(rows[0])
+    scale = torch.cat([batch.flatten() for batch in weights])[:, None] if weights else 1.0
+    torch.testing.assert_close(fit.moments.input_input, stacked.T @ (scale * stacked), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"writers": ("mlp.down_proj", "mlp.down_proj")}, "takes one writer a stage"),
+        ({"readers": ("mlp.down_proj",)}, r"can't follow mlp\.down_proj: its input is made inside mlp\. Use"),
+    ],
+    ids=["two writers", "an inner input"],
+)
+def test_a_stage_that_can_t_be_fitted_is_refused_and_leaves_no_hooks(changes: dict[str, Any], message: str) -> None:
+    teacher = tiny_teacher("llama")
+    pair, (ids,) = make_pair(teacher, 16), id_batches(1)
+    hooks = num_hooks(teacher)
+    with torch.no_grad():
+        fit = layer_fits(pair, teacher, random_basis(), ids)[0]
+        mlp: Stage = fit.stages[1]
+        fit.stages = (replace(mlp, **changes),)
+        with pytest.raises(ConfigError, match=message):
+            fit.run([teacher.model.embed_tokens(ids)], [pair.base.embed_tokens(ids)])
+    assert num_hooks(teacher) == hooks

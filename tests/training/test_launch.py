@@ -1,0 +1,116 @@
+"""Around the loop: processes that don't see each other, a disk too small, and a recipe that reads back equal."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lrc.clone.sites import Variant
+from lrc.config import ObjectiveConfig, TrainConfig, load_recipe
+from lrc.errors import CheckpointError, ConfigError
+from lrc.models.pair_model import PairModel
+from lrc.training.launch import check_space, make_accelerator, start_trackers, write_recipe
+from tests.tiny import tiny_recipe, tiny_teacher
+
+CPU = torch.device("cpu")
+TRAINED_VALUES = 16 * (32 * 16) + 5 * 16
+"""Values of the tiny pair: 7 projections in each of 2 layers, embedding and head; 2 gains a layer and the last."""
+
+
+def settings(**changes: Any) -> TrainConfig:
+    return TrainConfig(max_steps=1, **changes)
+
+
+def test_one_process_on_the_cpu_computes_in_the_pairs_own_dtype(tmp_path: Path) -> None:
+    accelerator = make_accelerator(settings(), tmp_path / "run", CPU)
+    assert (accelerator.num_processes, accelerator.process_index, accelerator.is_main_process) == (1, 0, True)
+    assert accelerator.device == CPU
+    assert accelerator.mixed_precision == "no"
+    assert accelerator.gradient_accumulation_steps == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("launched", [2, 8])
+def test_processes_that_would_train_alone_are_refused(
+    tmp_path: Path, launched: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_accelerator(settings(), tmp_path, CPU)  # accelerate has found one process; the launcher counts more
+    monkeypatch.setenv("WORLD_SIZE", str(launched))
+    with pytest.raises(ConfigError, match=rf"{launched} processes were launched but accelerate joins 1.*torchrun"):
+        make_accelerator(settings(), tmp_path, CPU)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert make_accelerator(settings(), tmp_path, CPU).num_processes == 1
+
+
+def test_an_unknown_tracker_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.trackers = \['carrier-pigeon'\]"):
+        make_accelerator(settings(trackers=("carrier-pigeon",)), tmp_path, CPU)
+
+
+def test_trackers_write_below_the_runs_folder(tmp_path: Path) -> None:
+    accelerator = make_accelerator(settings(trackers=("tensorboard",)), tmp_path, CPU)
+    assert accelerator.project_dir == str(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("trackers", "calls"), [((), []), (("tensorboard",), [("lrc", {"config": {"tags": "small,first"}})])]
+)
+def test_trackers_are_opened_with_the_recipes_tags(trackers: tuple[str, ...], calls: list[Any]) -> None:
+    opened: list[Any] = []
+    accelerator: Any = SimpleNamespace(init_trackers=lambda name, **options: opened.append((name, options)))
+    start_trackers(accelerator, settings(trackers=trackers, tags=("small", "first")))
+    assert opened == calls
+
+
+@pytest.fixture(scope="module")
+def pair() -> PairModel:
+    return PairModel(tiny_teacher("llama"), hidden_size=16, variant=Variant(), objective=ObjectiveConfig())
+
+
+@pytest.mark.parametrize(("keep", "num_checkpoints"), [(1, 2), (2, 3), (5, 6), (None, 3)])
+def test_the_disk_must_hold_the_kept_checkpoints_and_one_more(
+    tmp_path: Path, pair: PairModel, keep: int | None, num_checkpoints: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+    needed = num_checkpoints * 3 * 4 * TRAINED_VALUES  # weights and two moments in float32
+    free = needed
+
+    def disk_usage(folder: Path) -> Any:
+        asked.append(folder)
+        return SimpleNamespace(free=free)
+
+    monkeypatch.setattr("lrc.training.launch.shutil.disk_usage", disk_usage)
+    check_space(tmp_path, pair, keep=keep)
+    free = needed - 1
+    with pytest.raises(CheckpointError, match=r"room for 0\.0 GB.*found 0\.0 GB.*train\.save_total_limit"):
+        check_space(tmp_path, pair, keep=keep)
+    assert asked == [tmp_path, tmp_path]
+
+
+def test_a_full_disk_is_told_in_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    big: Any = SimpleNamespace(trained=lambda: {"projections.lm_head": torch.empty(10**9, device="meta")})
+    monkeypatch.setattr("lrc.training.launch.shutil.disk_usage", lambda folder: SimpleNamespace(free=1_540_000_000))
+    with pytest.raises(CheckpointError, match=r"room for 36\.0 GB of checkpoints, found 1\.5 GB"):
+        check_space(tmp_path, big, keep=2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"objective__without": ["attn-q", "mlp-out"], "train__trackers": ["tensorboard"], "train__tags": ["a", "1"]},
+        {"train__save_total_limit": None, "data__held_out": None, "train__learning_rate": 6.7e-5},
+        {"run": "runs/é: #1", "teacher": "null", "train__warmup_ratio": 1e-9},
+    ],
+    ids=["plain", "lists", "nulls", "odd words"],
+)
+def test_a_written_recipe_reads_back_equal(tmp_path: Path, changes: dict[str, Any]) -> None:
+    recipe = tiny_recipe(tmp_path, **changes)
+    for _ in range(2):
+        write_recipe(tmp_path / "recipe.yaml", recipe)
+        assert load_recipe(tmp_path / "recipe.yaml") == recipe
+    assert "!!python" not in (tmp_path / "recipe.yaml").read_text()
+    assert not list(tmp_path.glob(".recipe*"))

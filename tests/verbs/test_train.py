@@ -1,0 +1,239 @@
+"""`lrc train`: the start that it measures and writes down, and runs that are begun anew, gone on with or finished."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, kl_div
+from transformers import AutoModelForCausalLM
+
+from lrc.config import load_recipe
+from lrc.errors import CheckpointError, ConfigError, DataError
+from lrc.models.checkpoint import versions
+from lrc.training.checkpoint import find_resume
+from lrc.verbs.convert import convert
+from lrc.verbs.train import train
+from tests.tiny import tiny_recipe, write_rows
+
+MEASURES = {"kl", "cross_entropy", "teacher_cross_entropy", "top1_agreement", "top5_agreement", "positions"}
+
+
+def read_lines(run: Path, kind: str) -> list[dict[str, Any]]:
+    lines = map(json.loads, (run / "train" / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == kind]
+
+
+def read_start(run: Path) -> dict[str, Any]:
+    start: dict[str, Any] = json.loads((run / "train" / "start.json").read_text())
+    return start
+
+
+def files_below(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def use_short_rows(root: Path) -> None:
+    """Leave no two full rows side by side."""
+    write_rows(root / "train.jsonl", ragged=True)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with a calibrated start."""
+    root = tmp_path_factory.mktemp("train")
+    train(tiny_recipe(root, train__max_steps=4, train__save_total_limit=2))
+    return root
+
+
+def test_a_calibrated_start_is_written_down(root: Path) -> None:
+    start = read_start(root / "run")
+    assert set(start) == {
+        "method",
+        "calibration_tokens",
+        "seconds",
+        "layer_errors",
+        "held_out",
+        "effective_rank",
+        "versions",
+    }
+    assert (start["method"], start["calibration_tokens"]) == ("calibrated", 256)
+    assert start["seconds"] > 0
+    assert len(start["layer_errors"]) == 2
+    assert all(0 < error < 1 for error in start["layer_errors"])
+    assert len(start["effective_rank"]) == 2
+    assert all(1 < rank <= 16 for rank in start["effective_rank"])
+    assert start["versions"] == versions()
+
+
+def test_the_first_held_out_line_is_the_starts(root: Path) -> None:
+    lines = read_lines(root / "run", "held_out")
+    start = read_start(root / "run")["held_out"]
+    assert set(start) == MEASURES
+    assert lines[0] == {"kind": "held_out", "step": 0, "tokens": 0, "seconds": 0.0, **start}
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
+
+
+def test_held_out_lines_are_what_plain_models_give_in_float64(root: Path, tmp_path: Path) -> None:
+    folders = (convert(root / "run" / "train" / "checkpoint-4", tmp_path / "student"), root / "teacher")
+    student, teacher = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64) for folder in folders)
+    rows = [json.loads(line)["input_ids"] for line in (root / "held_out.jsonl").read_text().splitlines()]
+    ids = torch.tensor(rows)
+    with torch.no_grad():
+        log_s, log_t = (model(ids).logits[:, :-1].flatten(0, 1).log_softmax(-1) for model in (student, teacher))
+    labels = ids[:, 1:].flatten()
+    first, *_, last = read_lines(root / "run", "held_out")
+    assert first["positions"] == last["positions"] == labels.numel() == 60
+    kl = float(kl_div(log_s, log_t, log_target=True, reduction="batchmean"))
+    assert last["kl"] == pytest.approx(kl, rel=1e-3)
+    assert last["cross_entropy"] == pytest.approx(float(cross_entropy(log_s, labels)), rel=1e-4)
+    best = log_t.argmax(-1, keepdim=True)
+    for measure, few in (("top1_agreement", 1), ("top5_agreement", 5)):
+        assert last[measure] == float((log_s.topk(few).indices == best).any(-1).double().mean())
+    for line in (first, last):
+        assert line["teacher_cross_entropy"] == pytest.approx(float(cross_entropy(log_t, labels)), rel=1e-4)
+
+
+def test_a_random_start_looks_at_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tiny_recipe(tmp_path, start__method="random", train__max_steps=1, data__held_out=None)
+    use_short_rows(tmp_path)
+    train(recipe)
+    start = read_start(tmp_path / "run")
+    assert (start["method"], start["calibration_tokens"], start["layer_errors"]) == ("random", 0, [])
+    assert start["held_out"] is start["effective_rank"] is None
+    assert read_lines(tmp_path / "run", "held_out") == []
+    assert "start:" not in capsys.readouterr().err
+
+
+def test_what_is_going_on_is_said_on_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = train(tiny_recipe(tmp_path, train__max_steps=1))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert lines[0] == f"teacher {tmp_path / 'teacher'} on cpu in float32"
+    ranks = read_start(tmp_path / "run")["effective_rank"]
+    assert f"effective rank of the student's stream: {min(ranks):.0f} to {max(ranks):.0f} over the layers" in lines
+    for part in ("start: basis 4/4 batches", "start: calibrate 2/2 layers"):
+        assert any(line.startswith(part) for line in lines)
+    assert lines[-1] == f"trained: {last}"
+
+
+def test_the_runs_folder_holds_the_resolved_recipe(root: Path) -> None:
+    recipe = tiny_recipe(root, train__max_steps=4, train__save_total_limit=2)
+    assert load_recipe(root / "run" / "train" / "recipe.yaml") == recipe
+    names = sorted(path.name for path in (root / "run" / "train").iterdir())
+    assert names == ["checkpoint-2", "checkpoint-4", "metrics.jsonl", "recipe.yaml", "start.json"]
+
+
+def test_going_on_with_a_finished_run_changes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files_below(root)
+    last = train(tiny_recipe(root, train__max_steps=4, train__save_total_limit=2), resume="auto")
+    assert last == root / "run" / "train" / "checkpoint-4"
+    assert files_below(root) == before
+    assert f"resumed from {last} at step 4" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_where_the_checkpoint_will_lie(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files_below(root)
+    recipe = tiny_recipe(root, run=str(root / "other"), train__max_steps=9)
+    assert train(recipe, dry_run=True) == root / "other" / "train" / "checkpoint-9"
+    assert files_below(root) == before
+    assert capsys.readouterr().err == f"dry run: {root / 'teacher'} -> hidden size 16, 40 blocks: good\n"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_beginning_anew_leaves_nothing_of_an_earlier_try(tmp_path: Path, overwrite: bool) -> None:
+    recipe = tiny_recipe(tmp_path, start__method="random", train__max_steps=2)
+    folder = tmp_path / "run" / "train"
+    (folder / ".checkpoint-8.partial").mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"kind": "train", "step": 7}\n')
+    if overwrite:
+        (folder / "checkpoint-8").mkdir()
+        (folder / "checkpoint-8" / "state.json").write_text("{}")
+        with pytest.raises(ConfigError, match="--overwrite"):
+            train(recipe)
+    train(recipe, overwrite=overwrite)
+    assert [path.name for path in sorted(folder.glob("*checkpoint*"))] == ["checkpoint-2"]
+    assert [line["step"] for line in read_lines(tmp_path / "run", "train")] == [2]
+
+
+def test_a_checkpoint_that_does_not_say_what_it_is_cannot_be_resumed(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, start__method="random", train__max_steps=2)
+    (train(recipe) / "lrc_config.json").unlink()
+    before = files_below(tmp_path)
+    with pytest.raises(CheckpointError, match=r"checkpoint-2 has no lrc_config\.json"):
+        train(recipe, resume="auto")
+    assert files_below(tmp_path) == before
+
+
+@pytest.mark.parametrize("method", ["channel", "pca", "calibrated"])
+def test_a_start_that_reads_data_needs_full_rows(tmp_path: Path, method: str) -> None:
+    recipe = tiny_recipe(tmp_path, start__method=method, train__max_steps=1)
+    use_short_rows(tmp_path)
+    with pytest.raises(DataError) as caught:
+        train(recipe)
+    for part in (f"The {method} start needs 2 rows", "data.sequence_length = 16", str(tmp_path / "train.jsonl")):
+        assert part in str(caught.value)
+
+
+def test_calibration_takes_full_rows_from_the_front_only(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, start__method="pca", start__tokens=100, train__max_steps=1)
+    lines = (tmp_path / "train.jsonl").read_text().splitlines()
+    short = json.dumps({"input_ids": json.loads(lines[3])["input_ids"][:9]})
+    (tmp_path / "train.jsonl").write_text("\n".join([*lines[:3], short, *lines[4:]]) + "\n")
+    train(recipe)
+    # 16 + 16 + 16 + 9 + 16 + 16 + 16 tokens reach 100; the pair with the short row and the odd one at the end drop out
+    assert read_start(tmp_path / "run")["calibration_tokens"] == 64
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective__without": ["attn-z"]},
+        {"train__trackers": ["carrier-pigeon"]},
+        {"train__device": "cuda"},
+        {"start__method": "calibrated"},
+    ],
+    ids=["clone term", "tracker", "device", "calibration rows"],
+)
+def test_a_dry_run_refuses_what_the_run_would_refuse(
+    tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    recipe = tiny_recipe(tmp_path, **{"start__method": "random", **changes})
+    use_short_rows(tmp_path)
+    with pytest.raises((ConfigError, DataError)):
+        train(recipe, dry_run=True)
+
+
+def test_a_refused_start_leaves_the_earlier_run(tmp_path: Path) -> None:
+    train(tiny_recipe(tmp_path, start__method="random", train__max_steps=2))
+    use_short_rows(tmp_path)
+    before = files_below(tmp_path)
+    with pytest.raises(DataError):
+        train(tiny_recipe(tmp_path), overwrite=True)
+    assert files_below(tmp_path) == before
+
+
+def test_too_few_start_tokens_are_called_by_their_name(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        train(tiny_recipe(tmp_path, start__tokens=16))
+    assert "start.tokens" in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [1, None])
+def test_a_run_that_goes_back_drops_the_checkpoints_after_that_step(tmp_path: Path, keep: int | None) -> None:
+    changes: dict[str, Any] = {"start__method": "random", "data__held_out": None, "train__save_steps": 1}
+    train(tiny_recipe(tmp_path, train__max_steps=3, **changes))
+    folder = tmp_path / "run" / "train"
+    back = tiny_recipe(tmp_path, train__max_steps=2, train__save_total_limit=keep, **changes)
+    last = train(back, resume=str(folder / "checkpoint-1"))
+    assert last.is_dir()
+    assert find_resume(folder, "auto") == last
+
+
+def test_a_finished_checkpoint_of_another_run_ends_with_a_checkpoint_here(tmp_path: Path) -> None:
+    first = train(tiny_recipe(tmp_path, start__method="random", train__max_steps=2))
+    other = tiny_recipe(tmp_path, start__method="random", train__max_steps=2, run=str(tmp_path / "other"))
+    assert (train(other, resume=str(first)) / "model.safetensors").is_file()
