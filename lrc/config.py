@@ -162,6 +162,8 @@ class EvaluateConfig:
     """Prompts that both models continue greedily."""
     sample_tokens: int = 40
     """New tokens of each continuation."""
+    compute_dtype: ComputeDtype = "auto"
+    """As `train.compute_dtype`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,7 @@ def _check(model: str, teacher: str | None, held_out: str, settings: EvaluateCon
 def _score(model: str, teacher: str | None, inputs: _Inputs, settings: EvaluateConfig) -> dict[str, Any]:
     """Load the models and measure everything that `results.json` holds."""
     device = choose_device("auto")
-    dtype = choose_dtype("auto", device)
+    dtype = choose_dtype(settings.compute_dtype, device)
     student = load_model(str(inputs.folder), dtype=dtype, device=device)
     reference = load_model(str(inputs.teacher_folder), dtype=dtype, device=device) if inputs.teacher_folder else None
     windows = [(ids.to(device), labels.to(device)) for ids, labels in inputs.windows]

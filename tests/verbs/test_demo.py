@@ -23,6 +23,8 @@ def overrides(root: Path) -> tuple[str, ...]:
         "data.held_out_tokens=64",
         "start.tokens=256",
         "train.max_steps=4",
+        "train.compute_dtype=float32",
+        "evaluate.compute_dtype=float32",
         "evaluate.tokens=64",
         "evaluate.sequence_length=16",
         "evaluate.sample_tokens=4",
