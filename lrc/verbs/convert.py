@@ -61,6 +61,7 @@ def convert(
         (draft / "parity.json").write_text(json.dumps(facts, indent=2) + "\n")
     say(
         f"parity: in memory {facts['in_memory']['relative_difference']:.1e}, after reload "
-        f"{facts['after_reload']['relative_difference']:.1e} of the logits' scale ({facts['dtype']})"
+        f"{facts['after_reload']['relative_difference']:.1e} of the logits' scale; rounding to "
+        f"{facts['dtype']} {facts['rounding']:.1e}"
     )
     return out

@@ -29,10 +29,15 @@ class Models:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
         self.factored = torch.tensor([[3.0, -4.0], [0.0, 0.0]])  # root mean square 2.5
-        self.in_memory = self.after_reload = self.factored
+        self.merges: list[torch.dtype] = []
+        self.in_memory = self.rounded = self.after_reload = self.factored
         monkeypatch.setattr(parity, "_factored_logits", lambda source, ids, device: self.factored)
-        monkeypatch.setattr(parity, "_merged_logits", lambda source, ids: self.in_memory)
+        monkeypatch.setattr(parity, "_merged_logits", self.merged)
         monkeypatch.setattr(parity, "load_model", self.load)
+
+    def merged(self, source: Any, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        self.merges.append(dtype)
+        return self.in_memory if len(self.merges) == 1 else self.rounded
 
     def load(self, source: str, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> Any:
         assert not trust_remote_code
@@ -41,9 +46,12 @@ class Models:
         return lambda input_ids: SimpleNamespace(logits=self.after_reload)
 
     def check(self, exported: torch.dtype = torch.float32) -> dict[str, Any]:
+        self.merges.clear()
         save_file({"weight": torch.zeros(1, dtype=exported)}, self.folder / "model.safetensors")
         source: Any = SimpleNamespace(config=SimpleNamespace(vocab_size=48), trust_remote_code=False)
-        return check_parity(source, self.folder)
+        facts = check_parity(source, self.folder)
+        assert self.merges == [torch.float32, exported]
+        return facts
 
 
 @pytest.fixture
@@ -60,22 +68,35 @@ def one_off(logits: Tensor, difference: float) -> Tensor:
 
 def test_the_difference_is_the_largest_one_over_the_root_mean_square(models: Models) -> None:
     models.in_memory = one_off(models.factored, 0.0001)
-    models.after_reload = one_off(models.factored, 0.125)
+    models.rounded = one_off(models.factored, 0.3)
+    models.after_reload = one_off(models.rounded, 0.0002)
     facts = models.check(torch.bfloat16)
     assert facts["logit_scale"] == 2.5
     assert facts["in_memory"]["max_abs_difference"] == pytest.approx(0.0001)
     assert facts["in_memory"]["relative_difference"] == pytest.approx(0.0001 / 2.5)
-    assert facts["after_reload"] == {"max_abs_difference": 0.125, "relative_difference": 0.05}
+    assert facts["after_reload"]["max_abs_difference"] == pytest.approx(0.0002, rel=1e-3)
+    assert facts["after_reload"]["relative_difference"] == pytest.approx(0.0002 / 2.5, rel=1e-3)
+    assert facts["rounding"] == pytest.approx((0.3**2 * 1.25 / 4) ** 0.5 / 2.5)
     assert facts["passed"] is True
-    assert (facts["dtype"], facts["tolerance"], facts["positions"]) == ("bfloat16", 0.1, 64)
+    assert (facts["dtype"], facts["tolerance"], facts["positions"]) == ("bfloat16", 1e-4, 64)
 
 
 @pytest.mark.parametrize("exported", LIMITS, ids=str)
-def test_the_tolerance_goes_by_the_exported_dtype(models: Models, exported: torch.dtype) -> None:
-    models.after_reload = one_off(models.factored, 0.98 * LIMITS[exported] * 2.5)
+def test_the_tolerance_of_rounding_goes_by_the_exported_dtype(models: Models, exported: torch.dtype) -> None:
+    def rounded_by(share: float) -> None:
+        models.rounded = models.after_reload = models.factored + share * LIMITS[exported] * 2.5
+
+    rounded_by(0.98)
     facts = models.check(exported)
-    assert (facts["passed"], facts["tolerance"]) == (True, LIMITS[exported])
-    models.after_reload = one_off(models.factored, 1.02 * LIMITS[exported] * 2.5)
+    assert (facts["passed"], facts["rounding_tolerance"]) == (True, LIMITS[exported])
+    rounded_by(1.02)
+    with pytest.raises(NumericsError):
+        models.check(exported)
+
+
+@pytest.mark.parametrize("exported", LIMITS, ids=str)
+def test_a_folder_that_differs_from_the_rounded_weights_never_passes(models: Models, exported: torch.dtype) -> None:
+    models.after_reload = one_off(models.rounded, 1.1e-4 * 2.5)
     with pytest.raises(NumericsError):
         models.check(exported)
 
@@ -88,7 +109,7 @@ def test_the_merge_in_memory_has_the_tolerance_of_float32_alone(models: Models, 
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-@pytest.mark.parametrize("place", ["in_memory", "after_reload", "factored"])
+@pytest.mark.parametrize("place", ["in_memory", "rounded", "after_reload", "factored"])
 def test_logits_that_are_not_finite_never_pass(models: Models, place: str, wrong: float) -> None:
     setattr(models, place, one_off(models.factored, wrong))
     with pytest.raises(NumericsError):
@@ -100,12 +121,12 @@ def test_a_refusal_says_what_was_allowed_and_found(models: Models) -> None:
     with pytest.raises(NumericsError) as caught:
         models.check(torch.float16)
     message = str(caught.value)
-    for part in ("within 0.02", "found 0.5", "in memory 0)", "Nothing was published"):
+    for part in ("in memory within 0.0001, found 0;", "found 0.5", "within 0.02", "Nothing was published"):
         assert part in message
 
 
 def test_logits_that_are_all_zero_are_compared_too(models: Models) -> None:
-    models.factored = models.in_memory = models.after_reload = torch.zeros(2, 2)
+    models.factored = models.in_memory = models.rounded = models.after_reload = torch.zeros(2, 2)
     assert models.check()["passed"] is True
     models.after_reload = one_off(models.factored, 1e-3)
     with pytest.raises(NumericsError):
@@ -137,7 +158,7 @@ def test_a_folder_with_one_wrong_tensor_is_refused(checkpoint: Path, tmp_path: P
     tensors = load_file(out / "model.safetensors")
     tensors["model.layers.0.self_attn.k_proj.weight"] *= 1.05
     save_file(tensors, wrong / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(NumericsError, match=r"in memory (0|[0-9.]+e-0[5-9])\)"):
+    with pytest.raises(NumericsError, match=r"in memory within 0.0001, found (0|[0-9.]+e-0[5-9]);"):
         check_parity(source, wrong)
 
 

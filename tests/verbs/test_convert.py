@@ -23,6 +23,7 @@ FACTS = {
     "passed": True,
     "in_memory": {"max_abs_difference": 1.0, "relative_difference": 2.34e-6},
     "after_reload": {"max_abs_difference": 2.0, "relative_difference": 0.0119},
+    "rounding": 0.0234,
     "dtype": "bfloat16",
 }
 
@@ -81,7 +82,9 @@ def test_the_student_is_published_with_its_parity_after_the_check(
     lines = captured.err.splitlines()
     assert lines[:2] == ["note: 9 tensors were ignored.", "note: Odd."]
     assert [line.split("  ")[0] for line in lines[2:4]] == ["merge 1/2 tensors", "merge 2/2 tensors"]
-    assert lines[4:] == ["parity: in memory 2.3e-06, after reload 1.2e-02 of the logits' scale (bfloat16)"]
+    assert lines[4:] == [
+        "parity: in memory 2.3e-06, after reload 1.2e-02 of the logits' scale; rounding to bfloat16 2.3e-02"
+    ]
 
 
 def test_what_was_asked_for_reaches_the_stages(tmp_path: Path, stages: Stages) -> None:
