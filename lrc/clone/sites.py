@@ -25,12 +25,27 @@ class ProjectedTensor:
         """Name of the module that owns the tensor."""
         return self.name.rpartition(".")[0]
 
+    @property
+    def site(self) -> str:
+        """Name of what one projection serves, see `site_of`."""
+        return site_of(self.name)
+
+
+def site_of(tensor: str) -> str:
+    """Name what a tensor's projection belongs to: `o_proj.weight` and `o_proj.bias` -> `o_proj`.
+
+    Tensors that are no module's `weight` or `bias` (stacked experts) stand for themselves, and their biases join
+    them: `experts.down_proj` and `experts.down_proj_bias` -> `experts.down_proj`.
+    """
+    owner, _, last = tensor.rpartition(".")
+    return owner if last in ("weight", "bias") else tensor.removesuffix("_bias")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One read-compute-write of a layer: the readers that share an input and the writers that answer.
 
-    All names are module names relative to the layer.
+    Names are relative to the layer. A reader or writer is a module, or a tensor inside one (`bare`).
     """
 
     kind: StageKind
@@ -40,6 +55,12 @@ class Stage:
     """The norm that makes the readers' input; its own input is the residual stream."""
     post_norm: str | None
     """The norm on a writer's output before it joins the residual stream (Gemma 3), if any."""
+    bare: tuple[tuple[str, str], ...] = ()
+    """Readers and writers that are no modules (stacked experts), each with the module that holds it."""
+
+    def module_of(self, site: str) -> str:
+        """Name the module that runs a reader or writer."""
+        return dict(self.bare).get(site, site)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +90,7 @@ def projection_of(module: str, stage: Stage, variant: Variant) -> str:
 
 
 def clone_terms(stage: Stage, variant: Variant) -> dict[str, str]:
-    """List a stage's clone terms: term name -> the module (relative to the layer) it is measured at.
+    """List a stage's clone terms: term name -> the reader or writer (relative to the layer) it is measured at.
 
     `all` stages compare each reader's output, `io` stages the lifted input (measured at the first reader); every
     stage compares its writers' outputs. One writer gives `attn-out` / `mlp-out`; a second one adds its own name.
@@ -79,10 +100,26 @@ def clone_terms(stage: Stage, variant: Variant) -> dict[str, str]:
         terms[f"{stage.kind}-in"] = stage.readers[0]
     else:
         for reader in stage.readers:
+            if reader in dict(stage.bare):
+                continue  # what it makes is seen inside its module only
             terms[f"{stage.kind}-{short_name(reader)}"] = reader
     for position, writer in enumerate(stage.writers):
         suffix = "out" if position == 0 else f"out-{short_name(writer)}"
         terms[f"{stage.kind}-{suffix}"] = writer
+    return terms
+
+
+def layer_terms(stages: tuple[Stage, ...], variant: Variant) -> dict[str, tuple[str, Stage]]:
+    """List a layer's clone terms: term name -> reader or writer, and its stage.
+
+    Two stages of a kind may claim one name (routed and shared experts, a hybrid's two mixers); the later one then adds
+    the name of the module around it: `mlp-out-shared_experts`.
+    """
+    terms: dict[str, tuple[str, Stage]] = {}
+    for stage in stages:
+        for term, site in clone_terms(stage, variant).items():
+            name = term if term not in terms else f"{term}-{site.rpartition('.')[0].rpartition('.')[2]}"
+            terms[name] = (site, stage)
     return terms
 
 

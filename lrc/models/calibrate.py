@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from lrc.clone.initialise import tied_head_gain
-from lrc.models.facts import facts_for
 from lrc.models.layer_fit import Fit, LayerFit
 from lrc.models.pair import PairNorm
 from lrc.models.pair_model import PairModel
@@ -50,7 +49,7 @@ def calibrate(
     errors = []
     progress("calibrate", 0, len(pair.layers))
     for index, layer in enumerate(pair.layers):
-        fit = LayerFit(layer, basis, keywords[index], facts_for(pair.student_config).unit_gain)
+        fit = LayerFit(layer, basis, keywords[index], pair.architecture.scales.unit_gain)
         teacher_streams, student_streams = fit.run(teacher_streams, student_streams)
         errors.append(_stream_error(basis, teacher_streams, student_streams))
         progress("calibrate", index + 1, len(pair.layers))
@@ -98,6 +97,6 @@ def _fit_head(pair: PairModel, teacher: list[Tensor], student: list[Tensor]) -> 
     pair.lockstep.teacher_stream = None
     if pair.variant.tie_embedding_projection:
         gain = tied_head_gain(projection.double(), pair.head.teacher.get_parameter("weight"), fit.moments)
-        norm.parameter("weight").copy_(gain - 1.0 + facts_for(pair.student_config).unit_gain)
+        norm.parameter("weight").copy_(gain - 1.0 + pair.architecture.scales.unit_gain)
     else:
         projection.copy_(fit.solve(projection.T).T)

@@ -1,21 +1,28 @@
 """Discovery: which tensors of an architecture are projected, found by building its config at two hidden sizes.
 
 A matrix whose input axis moved is a reader, one whose output axis moved a writer, a vector that moved a norm gain (or
-a writer's bias), and what did not move is inherited. A forward pass on the meta device then tells which readers share
-an input, which norm makes it and which writer answers. No list of module names is kept for any family.
+a writer's bias), and what did not move is inherited. One forward of a tiny random model (`models/trace.py`) then tells
+which readers share an input, which norm makes it and which writer answers. No family has a list of module names.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lrc.clone.sites import ProjectedTensor, Stage, StageKind
+from lrc.clone.sites import ProjectedTensor, Role, Stage
 from lrc.errors import ConfigError
+from lrc.models.scales import ScaleLaw, Scales, measure_scales, scale_law
 from lrc.models.student import resized_config
+from lrc.models.tiny import LAYERS, random_model, tiny_config
+from lrc.models.trace import Trace, find_role, last_norm, run_trace, trace_stages
+
+_Signature = frozenset[tuple[str, int, int]]
+_NUMBERS = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +46,15 @@ class Architecture:
     """Module list of the layers (`model.layers`)."""
     norm: str
     """Last norm (`model.norm`)."""
+    scale_law: ScaleLaw
+    """Constants of the embedding, the gains and the head, at any width."""
     stages: tuple[tuple[Stage, ...], ...]
     """Stages of each layer, in the order they run."""
+
+    @property
+    def scales(self) -> Scales:
+        """Constants of the teacher itself."""
+        return self.scale_law.at_width(self.hidden_size)
 
 
 def discover(config: Any) -> Architecture:
@@ -57,48 +71,120 @@ def discover(config: Any) -> Architecture:
     if d_teacher is None:
         raise ConfigError(f"{config.model_type} can't be cloned: its config has no hidden_size (a composite config?).")
     models = [_meta_model(config, size) for size in (d_teacher, 2 * d_teacher)]
-    shapes = [{name: parameter.shape for name, parameter in model.named_parameters()} for model in models]
-    moved = _moved_axes(config, shapes[0], shapes[1])
+    moved = _moved_axes(config, models[0], models[1])
     model = models[0]
-    owners = {name.rpartition(".")[0] for name, (axis, rank) in moved.items() if rank > 1}
+    base, layers = model.base_model_prefix, layer_list(model)
+    head = _tensor_name(model, model.get_output_embeddings(), "head")
+    is_tied = head not in dict(model.named_parameters())
+    seen = _look(config, model, moved, head)
     projected: dict[str, ProjectedTensor] = {}
     gains = []
-    embedding = _tensor_name(model, model.get_input_embeddings())
-    head = _tensor_name(model, model.get_output_embeddings())
+    owners = {name.rpartition(".")[0] for name, (_, rank) in moved.items() if rank > 1}
     for name, (axis, rank) in moved.items():
         if rank == 1 and name.rpartition(".")[0] not in owners:
             gains.append(name)
-            continue
-        reads = axis == rank - 1 and rank > 1
-        projected[name] = ProjectedTensor(name=name, role="reader" if reads else "writer", axis=axis)
-    is_tied = head not in shapes[0]
+        else:
+            projected[name] = ProjectedTensor(name=name, role=seen.role(name, axis, rank), axis=axis)
     if is_tied:
         projected[head] = ProjectedTensor(name=head, role="reader", axis=1)
-    base = model.base_model_prefix
-    layers = layer_list(model)
-    norm = _last_norm(gains, base, layers)
+    num_layers = len(list(model.get_submodule(layers).children()))
     return Architecture(
         model_type=config.model_type,
         hidden_size=d_teacher,
-        num_layers=config.num_hidden_layers,
+        num_layers=num_layers,
         projected=projected,
         gains=tuple(gains),
-        inherited=tuple(name for name in shapes[0] if name not in moved),
-        embedding=embedding,
+        inherited=tuple(name for name in _stored(model) if name not in moved),
+        embedding=_tensor_name(model, model.get_input_embeddings(), "embedding"),
         head=head,
         is_tied=is_tied,
         base=base,
         layers=layers,
-        norm=norm,
-        stages=_trace_stages(model, layers, projected, gains),
+        norm=seen.norm,
+        scale_law=seen.scale_law,
+        stages=tuple(seen.stages[_signature(moved, f"{layers}.{index}.")] for index in range(num_layers)),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """What the forward of a tiny random model told; layers go by their signature."""
+
+    norm: str
+    scale_law: ScaleLaw
+    stages: dict[_Signature, tuple[Stage, ...]]
+    roles: dict[str, Role]
+    """Role of each projected tensor; numbers in names replaced, for the tiny model may have fewer layers."""
+
+    def role(self, name: str, axis: int, rank: int) -> Role:
+        found = self.roles.get(_NUMBERS.sub("#", name))
+        return found or ("reader" if axis == rank - 1 and rank > 1 else "writer")
+
+
+def _signature(moved: Mapping[str, tuple[int, int]], prefix: str) -> _Signature:
+    """What a layer is made of: the names of its moved tensors and where they moved."""
+    return frozenset(
+        (name.removeprefix(prefix), axis, rank) for name, (axis, rank) in moved.items() if name.startswith(prefix)
+    )
+
+
+def _look(config: Any, full: PreTrainedModel, moved: Mapping[str, tuple[int, int]], head: str) -> _Seen:
+    """Run a tiny random model of the config; one of full depth if a short one lacks a kind of layer."""
+    layers = layer_list(full)
+    wanted = {_signature(moved, f"{layers}.{index}.") for index in range(config.num_hidden_layers)}
+    for num_layers in (LAYERS, config.num_hidden_layers):
+        model = random_model(tiny_config(config, num_layers=num_layers))
+        names = set(_stored(model))
+        kept = {name: place for name, place in moved.items() if name in names}
+        depth = range(model.config.num_hidden_layers)
+        signatures = {index: _signature(kept, f"{layers}.{index}.") for index in depth}
+        if wanted <= set(signatures.values()):
+            break
+    trace = run_trace(model, full.base_model_prefix)
+    norm = last_norm(trace, layers, config)
+    entries = []
+    for name, (axis, rank) in kept.items():
+        if rank > 1 or not _is_gain(name, kept):
+            entry = ProjectedTensor(name=name, role="reader", axis=axis)
+            entries.append(replace(entry, role=find_role(model, trace, entry, rank)))
+    stages = trace_stages(trace, layers, entries)
+    return _Seen(
+        norm=norm,
+        scale_law=_scale_law(model, trace, layers=layers, norm=norm),
+        stages={signatures[index]: stages[index] for index in depth},
+        roles={_NUMBERS.sub("#", entry.name): entry.role for entry in entries},
+    )
+
+
+def _scale_law(model: PreTrainedModel, trace: Trace, *, layers: str, norm: str) -> ScaleLaw:
+    """Measure the constants of the traced model and of one twice as wide."""
+    config = model.config
+    wide = random_model(resized_config(config, 2 * config.hidden_size, tied=bool(config.tie_word_embeddings)))
+    both = [
+        measure_scales(one, seen, layers=layers, norm=norm)
+        for one, seen in ((model, trace), (wide, run_trace(wide, model.base_model_prefix)))
+    ]
+    return scale_law(both[0], both[1], width=config.hidden_size, kind=config.model_type)
+
+
+def _is_gain(name: str, moved: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether a moved vector stands alone: no matrix of its module moved."""
+    owner = name.rpartition(".")[0]
+    return not any(rank > 1 and other.rpartition(".")[0] == owner for other, (_, rank) in moved.items())
+
+
+def _stored(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Parameters and the buffers that a checkpoint holds, a tied head left out."""
+    stored = model.state_dict(keep_vars=True)
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored}
+    return {**dict(model.named_parameters()), **buffers}
 
 
 def _meta_model(config: Any, hidden_size: int) -> PreTrainedModel:
     resized = resized_config(config, hidden_size, tied=bool(config.tie_word_embeddings))
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(resized, attn_implementation="sdpa")
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(resized)
     except Exception as error:  # a class may object in any way of its own; the text is shown to the user
         raise ConfigError(
             f"{config.model_type} can't be built at hidden size {hidden_size}: {type(error).__name__}: {error}"
@@ -107,17 +193,28 @@ def _meta_model(config: Any, hidden_size: int) -> PreTrainedModel:
     return model
 
 
-def _moved_axes(config: Any, narrow: dict[str, torch.Size], wide: dict[str, torch.Size]) -> dict[str, tuple[int, int]]:
+def _moved_axes(config: Any, narrow: PreTrainedModel, wide: PreTrainedModel) -> dict[str, tuple[int, int]]:
+    """Axis and rank of every tensor that follows the hidden size."""
+    wide_tensors = _stored(wide)
     moved = {}
-    for name, shape in narrow.items():
-        axes = [axis for axis, (a, b) in enumerate(zip(shape, wide[name], strict=True)) if a != b]
+    for name, tensor in _stored(narrow).items():
+        if name not in wide_tensors:
+            continue
+        axes = [axis for axis, (a, b) in enumerate(zip(tensor.shape, wide_tensors[name].shape, strict=True)) if a != b]
         if len(axes) > 1:
             raise ConfigError(
-                f"{config.model_type} can't be cloned: both axes of {name} {list(shape)} follow the hidden size, so "
-                "its inner width is not free of it. Choose a teacher whose head size is separate."
+                f"{config.model_type} can't be cloned: both axes of {name} {list(tensor.shape)} follow the hidden "
+                "size, so its inner width is not free of it. Choose a teacher whose head size is separate."
+            )
+        if axes and tensor.shape[axes[0]] != narrow.config.hidden_size:
+            raise ConfigError(
+                f"{config.model_type} can't be cloned: axis {axes[0]} of {name} {list(tensor.shape)} follows the "
+                f"hidden size but is not {narrow.config.hidden_size} wide, so it is not the residual stream."
             )
         if axes:
-            moved[name] = (axes[0], len(shape))
+            moved[name] = (axes[0], tensor.dim())
+    if set(wide_tensors) != set(_stored(narrow)):
+        raise ConfigError(f"{config.model_type} can't be cloned: which tensors it has depends on its hidden size.")
     if not moved:
         raise ConfigError(
             f"{config.model_type} can't be cloned: no tensor follows config.hidden_size (a composite config?)."
@@ -125,8 +222,11 @@ def _moved_axes(config: Any, narrow: dict[str, torch.Size], wide: dict[str, torc
     return moved
 
 
-def _tensor_name(model: PreTrainedModel, module: nn.Module) -> str:
-    return next(f"{name}.weight" for name, candidate in model.named_modules() if candidate is module)
+def _tensor_name(model: PreTrainedModel, module: nn.Module | None, what: str) -> str:
+    for name, candidate in model.named_modules():
+        if candidate is module:
+            return f"{name}.weight"
+    raise ConfigError(f"{model.config.model_type} can't be cloned: {type(model).__name__} has no {what} of its own.")
 
 
 def layer_list(model: PreTrainedModel) -> str:
@@ -141,83 +241,3 @@ def layer_list(model: PreTrainedModel) -> str:
         if isinstance(module, nn.ModuleList) and len(module) == num_layers and name.startswith(base):
             return name
     raise ConfigError(f"{type(model).__name__} has no list of {num_layers} layers below {base!r}.")
-
-
-def _last_norm(gains: list[str], base: str, layers: str) -> str:
-    outside = {name.rpartition(".")[0] for name in gains if not name.startswith(f"{layers}.")}
-    if len(outside) != 1:
-        raise ConfigError(f"One norm is expected between layers and head, found {sorted(outside)} below {base!r}.")
-    return outside.pop()
-
-
-@dataclass(frozen=True)
-class _Call:
-    module: str
-    input: Tensor
-    output: Tensor
-
-
-def _trace_stages(
-    model: PreTrainedModel, layers: str, projected: dict[str, ProjectedTensor], gains: list[str]
-) -> tuple[tuple[Stage, ...], ...]:
-    """Run the model once on the meta device and read the order of readers, writers and norms from who got what."""
-    interesting = {entry.module for entry in projected.values()} | {name.rpartition(".")[0] for name in gains}
-    calls: list[_Call] = []
-
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda _, args, output: calls.append(_Call(name, args[0], output))
-
-    handles = [
-        module.register_forward_hook(watch(name))
-        for name, module in model.named_modules()
-        if name.startswith(f"{layers}.") and name in interesting
-    ]
-    base = model.get_submodule(layers.rpartition(".")[0])
-    try:
-        with torch.no_grad():
-            # a ready 4-D mask: making one from positions reads values, which the meta device has none of
-            mask = torch.zeros(1, 1, 4, 4, device="meta")
-            base(input_ids=torch.zeros(1, 4, dtype=torch.long, device="meta"), attention_mask=mask, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    roles = {entry.module: entry.role for entry in projected.values() if not entry.name.endswith(".bias")}
-    by_layer: dict[int, list[_Call]] = {}
-    for call in calls:
-        index, _, inner = call.module.removeprefix(f"{layers}.").partition(".")
-        by_layer.setdefault(int(index), []).append(_Call(inner, call.input, call.output))
-    num_layers = len(list(model.get_submodule(layers).children()))
-    return tuple(tuple(_stages_of(by_layer.get(index, []), roles, f"{layers}.{index}.")) for index in range(num_layers))
-
-
-def _stages_of(calls: list[_Call], roles: Mapping[str, str], prefix: str) -> Iterator[Stage]:
-    norms = [call for call in calls if prefix + call.module not in roles]
-    groups: list[list[_Call]] = []
-    writers: list[list[_Call]] = []
-    for call in calls:
-        role = roles.get(prefix + call.module)
-        if role == "reader":
-            if not groups or groups[-1][0].input is not call.input:
-                groups.append([])
-                writers.append([])
-            groups[-1].append(call)
-        elif role == "writer":
-            if not groups:
-                raise ConfigError(f"{prefix}{call.module} writes to the residual stream before anything was read.")
-            writers[-1].append(call)
-    if not groups or any(not group for group in writers):
-        raise ConfigError(f"{prefix}: each group of readers must be answered by a writer; this layer's are not.")
-    for readers, answers in zip(groups, writers, strict=True):
-        before = [norm.module for norm in norms if norm.output is readers[0].input]
-        after = [norm.module for norm in norms if any(norm.input is answer.output for answer in answers)]
-        yield Stage(
-            kind=_kind(readers[0].module),
-            readers=tuple(call.module for call in readers),
-            writers=tuple(call.module for call in answers),
-            norm=before[0] if before else None,
-            post_norm=after[0] if after else None,
-        )
-
-
-def _kind(module: str) -> StageKind:
-    return "attn" if "attn" in module or "attention" in module else "mlp"

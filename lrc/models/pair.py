@@ -16,9 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 from lrc.clone.losses import clone_error
 from lrc.clone.merge import lift, merge, project
-from lrc.clone.sites import Stage, Variant, clone_terms, projection_of
+from lrc.clone.sites import Stage, Variant, layer_terms, projection_of
 from lrc.config import ObjectiveConfig
 from lrc.models.part import Pieces, ProjectedPart
+from lrc.models.trace import first_tensor
 
 
 class Lockstep:
@@ -46,14 +47,17 @@ class Cloning:
 class PairEmbedding(ProjectedPart):
     """Both embeddings; only the rows of the batch are projected."""
 
-    def __init__(self, pieces: Pieces, lockstep: Lockstep) -> None:
+    def __init__(self, pieces: Pieces, lockstep: Lockstep, *, scale: float) -> None:
+        """Join both embeddings; `scale` is what the stock model multiplies the embedding's output with."""
         super().__init__(pieces)
         self.lockstep = lockstep
+        self.scale = scale
         self.twin.padding_idx = None  # type: ignore[assignment]  # rows are renumbered below; nothing is padding
 
     def forward(self, input_ids: Tensor) -> Tensor:
         with torch.no_grad():
-            self.lockstep.teacher_stream = self.teacher(input_ids)
+            teacher = self.teacher(input_ids)
+            self.lockstep.teacher_stream = teacher if self.scale == 1 else teacher * self.scale
         rows = self.teacher.weight[input_ids.flatten()]  # type: ignore[index]
         ((projection, axis),) = self.plan.merges.values()
         weight = merge(rows, self.projection(projection, rows.dtype), axis)
@@ -87,15 +91,13 @@ class PairLayer(ProjectedPart):
         self._points: dict[str, Tensor] | None = None
         self._terms: dict[str, Tensor] = {}
         self._valid: Tensor | None = None
-        for stage in cloning.stages:
-            for term, module in clone_terms(stage, cloning.variant).items():
-                if term in cloning.term_names:
-                    self._attach(term, module, stage)
+        for term, (site, stage) in layer_terms(cloning.stages, cloning.variant).items():
+            if term in cloning.term_names:
+                self._attach(term, site, stage)
 
-    def forward(self, student_stream: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, student_stream: Tensor, *args: Any, **kwargs: Any) -> Any:
         assert self.lockstep.teacher_stream is not None
-        arguments = (student_stream, self.lockstep.teacher_stream, self.lockstep.valid, kwargs)
-        student: Tensor
+        arguments = (student_stream, self.lockstep.teacher_stream, self.lockstep.valid, args, kwargs)
         if self.checkpointing and torch.is_grad_enabled():
             student, teacher, terms = checkpoint(self._run, *arguments, use_reentrant=False)
         else:
@@ -106,47 +108,65 @@ class PairLayer(ProjectedPart):
         return student
 
     def _run(
-        self, student_stream: Tensor, teacher_stream: Tensor, valid: Tensor | None, kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self,
+        student_stream: Tensor,
+        teacher_stream: Tensor,
+        valid: Tensor | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[Any, Tensor, Tensor | None]:
+        """Return what the student's layer returns (the stream, or a tuple that opens with it), and the teacher's."""
         self._points = {} if valid is not None else None
         self._terms = {}
         self._valid = valid
         with torch.no_grad():
-            teacher: Tensor = self.teacher(teacher_stream, **kwargs)
-        student: Tensor = functional_call(self.twin, self.student_tensors(), (student_stream,), kwargs, strict=True)
+            teacher = first_tensor(self.teacher(teacher_stream, *args, **kwargs))
+        inputs = (student_stream, *args)
+        student = functional_call(self.twin, self.student_tensors(), inputs, kwargs, strict=True)
+        assert teacher is not None
         self._points = None
         if valid is None:
             return student, teacher, None
-        zero = torch.zeros((), device=student.device)
+        zero = torch.zeros((), device=teacher.device)
         return student, teacher, torch.stack([self._terms.get(name, zero) for name in self.cloning.term_names])
 
-    def _attach(self, term: str, module: str, stage: Stage) -> None:
+    def _attach(self, term: str, site: str, stage: Stage) -> None:
         """Hook the teacher's module to hand its clone point over, and the twin's to be measured against it."""
-        from_input = module in stage.readers and self.cloning.variant.shares_input(stage.kind)
+        from_input = site in stage.readers and self.cloning.variant.shares_input(stage.kind)
 
-        def keep(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def keep(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if self._points is not None:
-                self._points[term] = args[0] if from_input else output
+                self._points[term] = _activation(args if from_input else output)
 
-        def measure(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def measure(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if self._points is not None:
-                self._terms[term] = self._error(term, module, stage, args[0], output)
+                self._terms[term] = self._error(term, site, stage, _activation(args), _activation(output))
 
+        module = stage.module_of(site)
         self.teacher.get_submodule(module).register_forward_hook(keep)
         self.twin.get_submodule(module).register_forward_hook(measure)
 
-    def _error(self, term: str, module: str, stage: Stage, student_input: Tensor, student_output: Tensor) -> Tensor:
+    def _error(self, term: str, site: str, stage: Stage, student_input: Tensor, student_output: Tensor) -> Tensor:
         assert self._points is not None and self._valid is not None
         teacher = self._points.pop(term)
         student = student_output
-        if module in stage.readers:
+        if site in stage.readers:
             if self.cloning.variant.shares_input(stage.kind):
-                student = lift(student_input, self._projection_of(module, stage, student_input.dtype))
+                student = lift(student_input, self._projection_of(site, stage, student_input.dtype))
         elif stage.kind == "attn" and self.cloning.objective.attention_output_space == "teacher":
-            student = self.teacher.get_submodule(module).forward(student_input)  # forward: no hook is to run
+            student = self.teacher.get_submodule(site).forward(student_input)  # forward: no hook is to run
         else:
-            teacher = project(teacher, self._projection_of(module, stage, student_output.dtype))
+            teacher = project(teacher, self._projection_of(site, stage, student_output.dtype))
+        positions = self._valid.shape  # experts and routers see all positions in one row
+        student, teacher = student.reshape(*positions, -1), teacher.reshape(*positions, -1)
         return clone_error(student, teacher, self._valid, self.cloning.objective.clone_error)
 
-    def _projection_of(self, module: str, stage: Stage, dtype: torch.dtype) -> Tensor:
-        return self.projection(projection_of(module, stage, self.cloning.variant), dtype)
+    def _projection_of(self, site: str, stage: Stage, dtype: torch.dtype) -> Tensor:
+        return self.projection(projection_of(site, stage, self.cloning.variant), dtype)
+
+
+def _activation(value: Any) -> Tensor:
+    """The activation among a module's arguments or outputs: a router's logits come with scores and indices."""
+    found = first_tensor(value)
+    assert found is not None
+    return found

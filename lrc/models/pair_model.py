@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lrc.clone.head import HeadWeights, head_losses
-from lrc.clone.sites import Variant, clone_terms
+from lrc.clone.sites import Variant, layer_terms
 from lrc.config import ObjectiveConfig
 from lrc.errors import ConfigError
 from lrc.models.discovery import Architecture, discover
@@ -90,8 +90,9 @@ class PairModel(nn.Module):
 
         embedding, head = (name.rpartition(".")[0] for name in (architecture.embedding, architecture.head))
         head_part = ProjectedPart(pieces(head))
+        scale = architecture.scales.beside_embedding
         for name, part in (
-            (embedding, PairEmbedding(pieces(embedding), self.lockstep)),
+            (embedding, PairEmbedding(pieces(embedding), self.lockstep, scale=scale)),
             (architecture.norm, PairNorm(pieces(architecture.norm), self.lockstep)),
         ):
             skeleton.set_submodule(name, part)
@@ -144,7 +145,8 @@ class PairModel(nn.Module):
             valid: `[batch, seq]` positions that count in clone terms; None measures none.
 
         Returns:
-            Student `[batch, seq, d_S]`, teacher `[batch, seq, d_T]`, clone sums `[layers, terms]` or None.
+            Student `[batch, seq, d_S]`, teacher `[batch, seq, d_T]`, both times the family's constant on logits
+            (Granite, Cohere), so that heads and soft-cap make the logits of it; clone sums `[layers, terms]` or None.
         """
         self.lockstep.valid = valid if self.term_names else None
         self.lockstep.terms = []
@@ -152,6 +154,8 @@ class PairModel(nn.Module):
         teacher, terms = self.lockstep.teacher_stream, self.lockstep.terms
         self.lockstep.teacher_stream, self.lockstep.terms = None, []
         assert teacher is not None
+        if (scale := self.architecture.scales.logits) != 1:
+            student, teacher = student * scale, teacher * scale
         return student, teacher, torch.stack(terms) if terms else None
 
     def heads(self) -> tuple[Tensor, Tensor]:
@@ -205,9 +209,7 @@ def measured_terms(architecture: Architecture, variant: Variant, objective: Obje
     Raises:
         ConfigError: `objective.without` names a term that the student lacks.
     """
-    names = dict.fromkeys(
-        term for stages in architecture.stages for stage in stages for term in clone_terms(stage, variant)
-    )
+    names = dict.fromkeys(term for stages in architecture.stages for term in layer_terms(stages, variant))
     unknown = set(objective.without) - set(names) - {"all"}
     if unknown:
         raise ConfigError(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lrc.clone.merge import merge
-from lrc.clone.sites import Stage, Variant, projection_of
+from lrc.clone.sites import Stage, Variant, projection_of, site_of
 from lrc.models.discovery import Architecture
 
 
@@ -50,7 +50,8 @@ class ProjectedPart(nn.Module):
         self._twin = (pieces.twin,)
         self.prefix = pieces.prefix
         self.plan = plan
-        device = next(pieces.teacher.parameters()).device
+        # a norm without a gain has nothing to train
+        device = next((parameter.device for parameter in pieces.teacher.parameters()), None)
         self.projections = nn.ParameterDict(
             {
                 _key(name): nn.Parameter(torch.zeros(plan.d_teacher, plan.d_student, device=device))
@@ -79,9 +80,12 @@ class ProjectedPart(nn.Module):
     def student_tensors(self) -> dict[str, Tensor]:
         """Evaluate every tensor of the twin: merged, trained or inherited; names relative to the part."""
         teacher = dict(self.teacher.named_parameters())
-        dtype = next(iter(teacher.values())).dtype
+        dtype = next((tensor.dtype for tensor in teacher.values()), torch.float32)
         projections = {name: self.projection(name, dtype) for name in self.plan.projections}
-        tensors: dict[str, Tensor] = dict(self.twin.named_buffers())
+        # buffers that a checkpoint holds (a router's correction) are the teacher's, made ones (rotary) the twin's
+        stored = self.teacher.state_dict(keep_vars=True)
+        theirs = {name: value for name, value in self.teacher.named_buffers() if name in stored}
+        tensors: dict[str, Tensor] = dict(self.twin.named_buffers()) | theirs
         for name, _ in self.twin.named_parameters():
             if name in self.plan.merges:
                 projection, axis = self.plan.merges[name]
@@ -109,9 +113,9 @@ def part_plan(architecture: Architecture, variant: Variant, d_student: int, pref
         if not name.startswith(prefix):
             continue
         inner = name.removeprefix(prefix)
-        module = inner.rpartition(".")[0]
-        stage = next((stage for stage in stages if module in (*stage.readers, *stage.writers)), None)
-        merges[inner] = (projection_of(module, stage, variant) if stage else module, entry.axis)
+        site = site_of(inner)
+        stage = next((stage for stage in stages if site in (*stage.readers, *stage.writers)), None)
+        merges[inner] = (projection_of(site, stage, variant) if stage else site, entry.axis)
     gains = tuple(name.removeprefix(prefix) for name in architecture.gains if name.startswith(prefix))
     return PartPlan(d_teacher=architecture.hidden_size, d_student=d_student, merges=merges, gains=gains)
 

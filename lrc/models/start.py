@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from lrc.clone.initialise import channel_selection, principal_basis, random_projection
 from lrc.config import StartConfig
 from lrc.models.calibrate import calibrate
-from lrc.models.facts import embedding_scale, facts_for
 from lrc.models.pair_model import PairModel
 from lrc.models.stream import StreamMoments, stream_moments
 
@@ -53,7 +52,7 @@ def fill_start(
         progress: Called with (stage, done, total) as work goes on.
     """
     began = time.monotonic()
-    unit_gain = facts_for(pair.student_config).unit_gain
+    unit_gain = pair.architecture.scales.unit_gain
     for part in pair.parts():
         for gain in part.gains.values():
             gain.fill_(unit_gain)
@@ -97,7 +96,7 @@ def _fill_basis(pair: PairModel, teacher: nn.Module, basis: Tensor) -> None:
     fewer channels that hold nearly the same energy.
     """
     tensors = dict(teacher.named_parameters())
-    offset = 1.0 - facts_for(pair.student_config).unit_gain
+    offset = 1.0 - pair.architecture.scales.unit_gain
     layers = pair.architecture.layers
     norm_of = {
         f"projections.{layers}.{index}.{reader}": f"{layers}.{index}.{stage.norm}.weight"
@@ -108,7 +107,8 @@ def _fill_basis(pair: PairModel, teacher: nn.Module, basis: Tensor) -> None:
     }
     norm_of[f"projections.{pair.head.prefix}".rstrip(".")] = f"{pair.architecture.norm}.weight"
     embedding = f"projections.{pair.architecture.embedding.rpartition('.')[0]}"
-    scale = embedding_scale(teacher.config) / embedding_scale(pair.student_config)
+    law = pair.architecture.scale_law
+    scale = law.at_width(basis.shape[0]).embedding / law.at_width(basis.shape[1]).embedding
     for name, parameter in pair.trained().items():
         if name in norm_of:
             gain = tensors[norm_of[name]].double() + offset

@@ -11,10 +11,12 @@ from transformers import AutoModelForCausalLM
 from lrc.errors import ConfigError
 
 
-def head_size(config: Any) -> int:
-    """Return the width of one attention head, explicit or hidden size / heads."""
-    explicit = getattr(config, "head_dim", None)
-    return int(explicit or config.hidden_size // config.num_attention_heads)
+def head_size(config: Any) -> int | None:
+    """Return the width of one attention head, explicit or hidden size / heads; None for a model without attention."""
+    explicit, heads = getattr(config, "head_dim", None), getattr(config, "num_attention_heads", None)
+    if explicit or heads:
+        return int(explicit or config.hidden_size // heads)
+    return None
 
 
 def resized_config(config: Any, hidden_size: int, *, tied: bool) -> Any:
@@ -26,7 +28,8 @@ def resized_config(config: Any, hidden_size: int, *, tied: bool) -> Any:
         tied: Whether the copy's embedding and head are one tensor.
     """
     resized = copy.deepcopy(config)
-    resized.head_dim = head_size(config)
+    if (size := head_size(config)) is not None:
+        resized.head_dim = size
     resized.hidden_size = hidden_size
     resized.tie_word_embeddings = tied
     return resized
@@ -66,7 +69,7 @@ def _class_problem(config: Any) -> str | None:
 def _short(config: Any) -> Any:
     short = copy.deepcopy(config)
     short.num_hidden_layers = 1
-    if getattr(short, "layer_types", None):
+    if isinstance(vars(short).get("layer_types"), list):
         short.layer_types = short.layer_types[:1]
     return short
 

@@ -11,7 +11,6 @@ from lrc.clone.initialise import principal_basis
 from lrc.clone.sites import Variant
 from lrc.config import StartConfig
 from lrc.models.calibrate import calibrate
-from lrc.models.facts import facts_for
 from lrc.models.pair_model import PairModel
 from lrc.models.start import fill_start
 from lrc.models.stream import stream_moments
@@ -112,7 +111,7 @@ def test_a_shared_projection_leaves_the_last_gain_to_fit_the_logits(family: str,
     logits = torch.cat(found.teacher_outputs["model.norm"]) @ head.T
     gain = torch.linalg.lstsq(rows.flatten(0, 1), logits.flatten()[:, None]).solution[:, 0]
     stored = found.pair.trained()["gains.model.norm.weight"].double()
-    expected = gain - 1 + facts_for(found.pair.student_config).unit_gain
+    expected = gain - 1 + found.pair.architecture.scales.unit_gain
     torch.testing.assert_close(stored, expected, rtol=1e-3, atol=1e-3)
 
 

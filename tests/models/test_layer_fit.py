@@ -11,7 +11,6 @@ from transformers import Olmo2Config, Olmo2ForCausalLM
 from lrc.clone.initialise import RIDGES, UNCHECKED_RIDGE
 from lrc.clone.sites import Stage, Variant, projection_of
 from lrc.errors import ConfigError
-from lrc.models.facts import facts_for
 from lrc.models.layer_fit import Fit, LayerFit
 from lrc.models.pair_model import PairModel
 from tests.clone.test_initialise import ridge_on_rows
@@ -93,7 +92,7 @@ def layer_fits(pair: PairModel, teacher: nn.Module, basis: Tensor, ids: Tensor) 
     teacher(input_ids=ids, use_cache=False)
     for handle in handles:
         handle.remove()
-    unit = facts_for(pair.student_config).unit_gain
+    unit = pair.architecture.scales.unit_gain
     return [LayerFit(layer, basis, given, unit) for layer, given in zip(pair.layers, keywords, strict=True)]
 
 

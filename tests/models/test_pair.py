@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from lrc.clone.sites import Variant
 from lrc.config import ObjectiveConfig
-from lrc.models.facts import facts_for
 from lrc.models.merge_plan import merge_plan, student_tensor
 from lrc.models.pair_model import PairModel, StepCounts
 from tests.models.tiny_configs import FAMILIES
@@ -77,7 +76,7 @@ def test_identity_projection_reproduces_the_teacher(family: str, variant: Varian
 def test_identity_holds_with_the_teachers_gains_folded_into_the_projections(family: str, tied: bool) -> None:
     teacher = tiny_teacher(family, tie_word_embeddings=tied)
     pair = make_pair(teacher, 32)
-    unit, tensors = facts_for(teacher.config).unit_gain, dict(teacher.named_parameters())
+    unit, tensors = pair.architecture.scales.unit_gain, dict(teacher.named_parameters())
     with torch.no_grad():
         for name, parameter in pair.trained().items():
             parameter.copy_(torch.eye(32) if name.startswith("projections") else torch.full((32,), unit))
