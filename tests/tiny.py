@@ -28,11 +28,16 @@ def tiny_teacher(family: str, *, seed: int = 0, **changes: Any) -> nn.Module:
 def teacher_folder(folder: Path, family: str = "llama", *, seed: int = 0, **changes: Any) -> Path:
     """Save a tiny teacher with a word-level tokenizer."""
     tiny_teacher(family, seed=seed, **changes).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Save the word-level tokenizer beside a teacher."""
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    return folder
 
 
 def write_rows(path: Path, *, rows: int = 40, length: int = 16, seed: int = 0, ragged: bool = False) -> Path:

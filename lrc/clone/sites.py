@@ -57,6 +57,9 @@ class Stage:
     """The norm on a writer's output before it joins the residual stream (Gemma 3), if any."""
     bare: tuple[tuple[str, str], ...] = ()
     """Readers and writers that are no modules (stacked experts), each with the module that holds it."""
+    residual: float | None = 1.0
+    """Factor on what the writer (or its post-norm) makes as it joins the stream (Granite); None: it is not simply
+    added, or another stage reads the same stream (parallel blocks)."""
 
     def module_of(self, site: str) -> str:
         """Name the module that runs a reader or writer."""

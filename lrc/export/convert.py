@@ -16,11 +16,12 @@ from torch import Tensor
 from lrc.clone.sites import Variant
 from lrc.config import StudentConfig
 from lrc.errors import CheckpointError, ConfigError
+from lrc.export.teacher_tensors import TeacherTensors, is_renamed, open_teacher
 from lrc.models.checkpoint import TRAINED_TENSORS, from_original, is_original, read_facts, variant_of
 from lrc.models.discovery import discover
-from lrc.models.folder import WEIGHTS_INDEX, ModelTensors, resolve_folder, weights_hash
+from lrc.models.folder import WEIGHTS_INDEX, resolve_folder, weights_hash
 from lrc.models.merge_plan import MergePlan, check_trained, merge_plan, student_tensor
-from lrc.models.student import student_config
+from lrc.models.student import empty_student, student_config
 from lrc.models.teacher import load_config
 
 COPIED = (
@@ -52,6 +53,12 @@ class Source:
     trained: dict[str, Tensor]
     notes: tuple[str, ...]
     trust_remote_code: bool
+    renamed: bool
+    """Whether the family's files name tensors unlike its model (stacked experts)."""
+
+    def open_teacher(self) -> TeacherTensors:
+        """Open the teacher's tensors."""
+        return open_teacher(self.teacher_folder, renamed=self.renamed, trust_remote_code=self.trust_remote_code)
 
 
 def check_dtype(dtype: str) -> None:
@@ -113,6 +120,7 @@ def read_source(
         trained=trained,
         notes=notes,
         trust_remote_code=trust_remote_code,
+        renamed=is_renamed(teacher_folder, plan.names, architecture.embedding, architecture.head),
     )
 
 
@@ -166,7 +174,8 @@ def write_student(
 ) -> None:
     """Merge every tensor and write config, shards, tokenizer and generation config into a folder.
 
-    At most one shard and one teacher tensor are in memory.
+    At most one shard and one teacher tensor are in memory, except for families whose files use other names than their
+    model: those are merged in memory and stored by transformers.
 
     Args:
         source: The checkpoint and its teacher.
@@ -175,8 +184,27 @@ def write_student(
         max_shard_bytes: Largest file.
         progress: Called with (tensors done, tensors).
     """
-    teacher = ModelTensors(source.teacher_folder)
+    teacher = source.open_teacher()
     stored = teacher.dtype() if dtype == "teacher" else DTYPES[dtype]
+    source.config.dtype = stored
+    if source.renamed:
+        _write_by_transformers(source, draft, teacher, stored, max_shard_bytes, progress)
+    else:
+        _write_shards(source, draft, teacher, stored, max_shard_bytes, progress)
+    source.config.save_pretrained(draft)
+    for file_name in COPIED:
+        if (source.teacher_folder / file_name).is_file():
+            shutil.copyfile(source.teacher_folder / file_name, draft / file_name)
+
+
+def _write_shards(
+    source: Source,
+    draft: Path,
+    teacher: TeacherTensors,
+    stored: torch.dtype,
+    max_shard_bytes: int,
+    progress: Callable[[int, int], None],
+) -> None:
     shapes = {name: _student_meta(source, teacher, name, stored) for name in source.plan.names}
     shards = split_torch_state_dict_into_shards(shapes, max_shard_size=max_shard_bytes)
     done = 0
@@ -191,23 +219,38 @@ def write_student(
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (draft / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    source.config.dtype = stored
-    source.config.save_pretrained(draft)
-    for file_name in COPIED:
-        if (source.teacher_folder / file_name).is_file():
-            shutil.copyfile(source.teacher_folder / file_name, draft / file_name)
 
 
-def merged_tensor(source: Source, teacher: ModelTensors, name: str) -> Tensor:
+def _write_by_transformers(
+    source: Source,
+    draft: Path,
+    teacher: TeacherTensors,
+    stored: torch.dtype,
+    max_shard_bytes: int,
+    progress: Callable[[int, int], None],
+) -> None:
+    model: Any = empty_student(source.config)
+    names, state = source.plan.names, {}
+    for done, name in enumerate(names, start=1):
+        state[name] = merged_tensor(source, teacher, name).to(stored).contiguous()
+        progress(done, len(names))
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    model.save_pretrained(draft, max_shard_size=max_shard_bytes)
+    for path in draft.glob("*.safetensors"):
+        path.chmod(0o644)
+
+
+def merged_tensor(source: Source, teacher: TeacherTensors, name: str) -> Tensor:
     """Evaluate one tensor of the student, merged ones in float32; `name` is a member of `source.plan.names`."""
     return student_tensor(source.plan, name, teacher.read(_stored_name(source, teacher, name)), source.trained)
 
 
-def _stored_name(source: Source, teacher: ModelTensors, name: str) -> str:
+def _stored_name(source: Source, teacher: TeacherTensors, name: str) -> str:
     return name if name in teacher else source.embedding  # a tied head is stored once, under the embedding's name
 
 
-def _student_meta(source: Source, teacher: ModelTensors, name: str, dtype: torch.dtype) -> Tensor:
+def _student_meta(source: Source, teacher: TeacherTensors, name: str, dtype: torch.dtype) -> Tensor:
     shape, _ = teacher.shape_and_dtype(_stored_name(source, teacher, name))
     if name in source.plan.merges:
         shape[source.plan.merges[name][1]] = source.student.hidden_size

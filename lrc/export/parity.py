@@ -107,7 +107,7 @@ def _factored_logits(source: Source, ids: Tensor, device: torch.device) -> Tenso
 
 def _merged_logits(source: Source, ids: Tensor, dtype: torch.dtype) -> Tensor:
     """Float32 logits of a stock model whose weights are merged in memory and rounded to `dtype`, never stored."""
-    tensors = ModelTensors(source.teacher_folder)
+    tensors = source.open_teacher()
     model = AutoModelForCausalLM.from_config(
         source.config, dtype=torch.float32, trust_remote_code=source.trust_remote_code
     ).eval()

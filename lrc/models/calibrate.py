@@ -4,6 +4,7 @@ The student's stream `x_S` is to track `Q.T x_T`. Each layer is fitted (`models/
 layers before it leave, then the head. Only one layer's streams are held, plus the moments.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lrc.clone.initialise import tied_head_gain
+from lrc.errors import ConfigError
 from lrc.models.layer_fit import Fit, LayerFit
 from lrc.models.pair import PairNorm
 from lrc.models.pair_model import PairModel
@@ -21,7 +23,7 @@ Progress = Callable[[str, int, int], None]
 @torch.no_grad()
 def calibrate(
     pair: PairModel, teacher: nn.Module, basis: Tensor, batches: list[Tensor], progress: Progress
-) -> list[float]:
+) -> tuple[list[float], list[str]]:
     """Solve all projections of the pair, layer by layer.
 
     Args:
@@ -33,7 +35,11 @@ def calibrate(
 
     Returns:
         Relative error of the student's stream after each layer: mean over tokens of
-        `|Q.T x_T - x_S|^2 / |Q.T x_T|^2`.
+        `|Q.T x_T - x_S|^2 / |Q.T x_T|^2`. Then a line for every kind of writer that kept its `pca` start, with the
+        reason and how many layers have it.
+
+    Raises:
+        ConfigError: The stock model hands its layers more than the stream by position.
     """
     device = next(teacher.parameters()).device
     keywords = _layer_keywords(pair, teacher, batches[0].to(device))
@@ -46,15 +52,17 @@ def calibrate(
         assert pair.lockstep.teacher_stream is not None
         teacher_streams.append(pair.lockstep.teacher_stream)
     pair.lockstep.teacher_stream = None
-    errors = []
+    errors: list[float] = []
+    kept: Counter[str] = Counter()
     progress("calibrate", 0, len(pair.layers))
     for index, layer in enumerate(pair.layers):
         fit = LayerFit(layer, basis, keywords[index], pair.architecture.scales.unit_gain)
         teacher_streams, student_streams = fit.run(teacher_streams, student_streams)
+        kept.update(fit.kept)
         errors.append(_stream_error(basis, teacher_streams, student_streams))
         progress("calibrate", index + 1, len(pair.layers))
     _fit_head(pair, teacher_streams, student_streams)
-    return errors
+    return errors, [f"{what} in {count} of {len(pair.layers)} layers" for what, count in kept.items()]
 
 
 def _layer_keywords(pair: PairModel, teacher: nn.Module, batch: Tensor) -> list[dict[str, Any]]:
@@ -62,6 +70,8 @@ def _layer_keywords(pair: PairModel, teacher: nn.Module, batch: Tensor) -> list[
     found: list[dict[str, Any]] = []
 
     def hook(_: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if len(args) > 1:
+            raise ConfigError("The calibrated start can't follow layers called by position. Use start.method=pca.")
         found.append(keywords)
 
     layers = teacher.get_submodule(pair.architecture.layers)
@@ -97,6 +107,8 @@ def _fit_head(pair: PairModel, teacher: list[Tensor], student: list[Tensor]) -> 
     pair.lockstep.teacher_stream = None
     if pair.variant.tie_embedding_projection:
         gain = tied_head_gain(projection.double(), pair.head.teacher.get_parameter("weight"), fit.moments)
+        if "weight" not in norm.plan.gains:
+            return  # nothing else is free
         norm.parameter("weight").copy_(gain - 1.0 + pair.architecture.scales.unit_gain)
     else:
         projection.copy_(fit.solve(projection.T).T)

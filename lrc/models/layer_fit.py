@@ -16,6 +16,7 @@ from lrc.clone.initialise import Moments, validated_ridge_regression
 from lrc.clone.sites import Stage, projection_of
 from lrc.errors import ConfigError
 from lrc.models.pair import PairLayer
+from lrc.models.trace import first_tensor
 
 CHECK_EVERY = 5
 """One batch in so many chooses the ridges and is fitted only afterwards."""
@@ -77,14 +78,61 @@ class LayerFit:
         self.unit_gain = unit_gain
         self.stages = layer.cloning.stages
         self.calls: dict[int, _StageCall] = {}
+        self.kept: list[str] = []
+        """Writers that kept the values they had before the fit, each with the reason."""
 
     def run(self, teacher: list[Tensor], student: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Fit the layer on its input streams, `[batch, seq, d]` each; return its output streams."""
         points = [self._teacher_points(stream) for stream in teacher]
+        entered = student
         for position, stage in enumerate(self.stages):
             self._fit_readers(stage, [point[position] for point in points], student)
-            student = self._fit_writer(position, stage, [point[position + 1] for point in points], student)
+            reason = self._unfit(position, stage)
+            if reason is None:
+                student = self._fit_writer(position, stage, [point[position + 1] for point in points], student)
+            else:
+                self.kept.append(f"{', '.join(stage.writers)} ({reason})")
+                student = self._student_after(position, entered)
         return [point[-1] for point in points], student
+
+    def _unfit(self, position: int, stage: Stage) -> str | None:
+        """Why a stage's writer can't be fitted, or None."""
+        if stage.bare:
+            return "its experts are stacked"
+        if len(stage.writers) != 1:
+            return "several writers answer one input"
+        if stage.residual is None:
+            return "it runs beside another stage, or what it writes is not simply added"
+        if stage.post_norm is not None and stage.residual != 1:
+            return "what its post-norm makes is multiplied"
+        if position not in self.calls:
+            return f"its input is made inside {_parent(stage)}"
+        return None
+
+    def _student_after(self, position: int, entered: list[Tensor]) -> list[Tensor]:
+        """Run the student's layer as it stands; return its stream after a stage."""
+        tensors, twin = self.layer.student_tensors(), self.layer.twin
+        following = self.stages[position + 1] if position + 1 < len(self.stages) else None
+        streams: list[Tensor] = []
+
+        def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
+            raise _Reached(args[0])
+
+        handle = None
+        if following is not None:
+            handle = twin.get_submodule(_point(following)).register_forward_pre_hook(stop)
+        try:
+            for stream in entered:
+                try:
+                    made = first_tensor(functional_call(twin, tensors, (stream,), self.keywords))
+                    assert made is not None
+                    streams.append(made)
+                except _Reached as reached:
+                    streams.append(reached.value)
+        finally:
+            if handle is not None:
+                handle.remove()
+        return streams
 
     def _teacher_points(self, stream: Tensor) -> list[Tensor]:
         """The teacher's stream at each stage of the layer and after it; remembers how the stages are called."""
@@ -93,15 +141,16 @@ class LayerFit:
         for position, stage in enumerate(self.stages):
             handles += self._watch(position, stage, points)
         try:
-            after = self.layer.teacher(stream, **self.keywords)
+            after = first_tensor(self.layer.teacher(stream, **self.keywords))
         finally:
             for handle in handles:
                 handle.remove()
+        assert after is not None
         return [*points, after]
 
     def _watch(self, position: int, stage: Stage, points: list[Tensor]) -> list[Any]:
         teacher = self.layer.teacher
-        point = teacher.get_submodule(stage.norm or stage.readers[0])
+        point = teacher.get_submodule(_point(stage))
         handles = [point.register_forward_pre_hook(lambda _, args: points.append(args[0]))]
         if position in self.calls:
             return handles
@@ -118,14 +167,10 @@ class LayerFit:
             slots: dict[int | str, Any] = dict(enumerate(arguments))
             slots.update(keywords)
             slot = next((key for key, value in slots.items() if value is args[0]), None)
-            if slot is None:
-                raise ConfigError(
-                    f"The calibrated start can't follow {stage.readers[0]}: its input is made inside {_parent(stage)}. "
-                    "Use start.method=pca."
-                )
-            self.calls[position] = _StageCall(arguments, keywords, slot)
+            if slot is not None:
+                self.calls[position] = _StageCall(arguments, keywords, slot)
 
-        handles.append(teacher.get_submodule(stage.readers[0]).register_forward_pre_hook(find))
+        handles.append(teacher.get_submodule(stage.module_of(stage.readers[0])).register_forward_pre_hook(find))
         return handles
 
     def _student_normed(self, stage: Stage, tensors: dict[str, Tensor], stream: Tensor) -> Tensor:
@@ -151,8 +196,8 @@ class LayerFit:
         self, position: int, stage: Stage, teacher_after: list[Tensor], student: list[Tensor]
     ) -> list[Tensor]:
         """Fit the stage's writer and return the student's stream after it."""
-        if len(stage.writers) != 1:
-            raise ConfigError(f"The calibrated start takes one writer a stage, found {stage.writers}.")
+        factor = stage.residual
+        assert factor is not None
         (writer,) = stage.writers
         d_teacher, d_student = self.basis.shape
         fit = Fit(d_teacher, d_student, self.basis.device)
@@ -163,6 +208,8 @@ class LayerFit:
             written = self.layer.teacher.get_submodule(writer).forward(inner)
             writes.append(written)
             missing, scale = self._missing(after, before)
+            if factor != 1:
+                missing = missing / factor
             if stage.post_norm is not None:
                 # the post-norm divides by the root mean square, so the fit aims at the size before it
                 size = written.float().square().mean(-1).clamp_min(1e-12)
@@ -172,6 +219,8 @@ class LayerFit:
         fitted = fit.solve(projection)
         projection.copy_(fitted)
         added = [(write.float() @ fitted.float()) for write in writes]
+        if factor != 1:
+            added = [piece * factor for piece in added]
         if stage.post_norm is not None:
             self._fit_post_gain(stage.post_norm, added, teacher_after, student)
             tensors = self.layer.student_tensors()
@@ -222,9 +271,14 @@ class LayerFit:
         raise ConfigError(f"{writer} did not run where discovery saw it.")
 
 
+def _point(stage: Stage) -> str:
+    """The module whose input is the stream that a stage reads."""
+    return stage.norm or stage.module_of(stage.readers[0])
+
+
 def _parent(stage: Stage) -> str:
     """The innermost module that holds all readers and writers of a stage."""
-    paths = [name.split(".")[:-1] for name in (*stage.readers, *stage.writers)]
+    paths = [stage.module_of(name).split(".")[:-1] for name in (*stage.readers, *stage.writers)]
     shared = []
     for parts in zip(*paths, strict=False):
         if len(set(parts)) > 1:

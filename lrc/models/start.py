@@ -5,7 +5,7 @@
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -29,6 +29,8 @@ class StartReport:
     seconds: float
     layer_errors: list[float] = field(default_factory=list)
     """Relative error of the student's stream after each layer; only a calibrated start knows it."""
+    kept: list[str] = field(default_factory=list)
+    """Writers that a calibrated start left at their `pca` values, and why."""
 
 
 @torch.no_grad()
@@ -54,9 +56,10 @@ def fill_start(
     began = time.monotonic()
     unit_gain = pair.architecture.scales.unit_gain
     for part in pair.parts():
-        for gain in part.gains.values():
-            gain.fill_(unit_gain)
+        for name in part.plan.gains:
+            part.parameter(name).fill_(0.0 if is_bias(name) else unit_gain)
     errors: list[float] = []
+    kept: list[str] = []
     if settings.method == "random":
         batches = []
         generator = torch.Generator().manual_seed(seed)
@@ -73,9 +76,15 @@ def fill_start(
         basis = principal_basis(moments.second_moment, pair.student_config.hidden_size, settings.outlier_channels)
         _fill_basis(pair, teacher, basis)
         if settings.method == "calibrated":
-            errors = calibrate(pair, teacher, basis, batches, progress)
+            errors, kept = calibrate(pair, teacher, basis, batches, progress)
     tokens = sum(batch.numel() for batch in batches)
-    return StartReport(method=settings.method, tokens=tokens, seconds=time.monotonic() - began, layer_errors=errors)
+    seconds = time.monotonic() - began
+    return StartReport(method=settings.method, tokens=tokens, seconds=seconds, layer_errors=errors, kept=kept)
+
+
+def is_bias(vector: str) -> bool:
+    """Whether a trained vector is the bias of a norm, not its gain."""
+    return vector.rpartition(".")[2] == "bias"
 
 
 def _fill_channels(pair: PairModel, teacher: nn.Module, moments: StreamMoments) -> None:
@@ -99,19 +108,31 @@ def _fill_basis(pair: PairModel, teacher: nn.Module, basis: Tensor) -> None:
     offset = 1.0 - pair.architecture.scales.unit_gain
     layers = pair.architecture.layers
     norm_of = {
-        f"projections.{layers}.{index}.{reader}": f"{layers}.{index}.{stage.norm}.weight"
+        f"projections.{layers}.{index}.{reader}": f"{layers}.{index}.{stage.norm}"
         for index, stages in enumerate(pair.architecture.stages)
         for stage in stages
         if stage.norm is not None
         for reader in (*stage.readers, f"{stage.readers[0].rpartition('.')[0]}.input")
     }
-    norm_of[f"projections.{pair.head.prefix}".rstrip(".")] = f"{pair.architecture.norm}.weight"
+    norm_of[f"projections.{pair.head.prefix}".rstrip(".")] = pair.architecture.norm
     embedding = f"projections.{pair.architecture.embedding.rpartition('.')[0]}"
     law = pair.architecture.scale_law
     scale = law.at_width(basis.shape[0]).embedding / law.at_width(basis.shape[1]).embedding
-    for name, parameter in pair.trained().items():
+    growth = (basis.shape[0] / basis.shape[1]) ** 0.5
+    trained = pair.trained()
+    for name, parameter in trained.items():
         if name in norm_of:
-            gain = tensors[norm_of[name]].double() + offset
-            parameter.copy_(gain[:, None] * basis * (basis.shape[0] / basis.shape[1]) ** 0.5)
+            parameter.copy_(_gain(tensors, norm_of[name], offset, basis)[:, None] * basis * growth)
         elif name.startswith("projections."):
             parameter.copy_(basis * (scale if name == embedding else 1.0))
+    for name, parameter in trained.items():
+        if name.startswith("gains.") and is_bias(name):
+            norm = name.removeprefix("gains.").removesuffix(".bias")
+            reader = _gain(tensors, norm, offset, basis)[:, None] * basis * growth
+            parameter.copy_(torch.linalg.lstsq(reader, tensors[f"{norm}.bias"].double()[:, None]).solution[:, 0])
+
+
+def _gain(tensors: Mapping[str, Tensor], norm: str, offset: float, basis: Tensor) -> Tensor:
+    """The teacher's gain of a norm, `[d_T]` float64; ones if it has none."""
+    stored = tensors.get(f"{norm}.weight")
+    return torch.ones_like(basis[:, 0]) if stored is None else stored.double() + offset

@@ -45,7 +45,7 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
 def load_model(
     source: str, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Load a causal LM for inference: evaluation mode, no gradients, SDPA attention.
+    """Load a causal LM for inference: evaluation mode, no gradients, the class's own choice of attention.
 
     Raises:
         ConfigError: The source is not a model.
@@ -58,7 +58,6 @@ def load_model(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
-            attn_implementation="sdpa",
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )

@@ -6,7 +6,7 @@ writes (stacked experts) is probed: a change at one hidden index shows in that o
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from lrc.clone.sites import ProjectedTensor, Role, Stage, StageKind, site_of
 from lrc.errors import ConfigError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """One call of a module: its first tensor in and out, and how to repeat it."""
 
@@ -145,12 +145,17 @@ def trace_stages(trace: Trace, layers: str, projected: Iterable[ProjectedTensor]
         if not entry.name.endswith("bias"):
             sites.setdefault(entry.module, {})[site_of(entry.name)] = entry.role
     by_layer: dict[int, list[Call]] = {}
+    after: dict[int, Tensor] = {}
     for call in trace.calls:
         if call.module.startswith(f"{layers}."):
             index, _, inner = call.module.removeprefix(f"{layers}.").partition(".")
             if inner:
                 by_layer.setdefault(int(index), []).append(call)
-    return {index: tuple(_stages_of(calls, sites, f"{layers}.{index}.")) for index, calls in by_layer.items()}
+            elif index.isdigit():
+                after[int(index)] = call.output
+    return {
+        index: tuple(_stages_of(calls, sites, f"{layers}.{index}.", after[index])) for index, calls in by_layer.items()
+    }
 
 
 @dataclass
@@ -161,7 +166,7 @@ class _Group:
     writers: list[tuple[str, Call]]
 
 
-def _stages_of(calls: list[Call], sites: dict[str, dict[str, Role]], prefix: str) -> Iterator[Stage]:
+def _stages_of(calls: list[Call], sites: dict[str, dict[str, Role]], prefix: str, after: Tensor) -> Iterator[Stage]:
     groups: list[_Group] = []
     for call in calls:
         roles = sites.get(call.module, {})
@@ -177,8 +182,13 @@ def _stages_of(calls: list[Call], sites: dict[str, dict[str, Role]], prefix: str
                 if not groups:
                     raise ConfigError(f"{site} writes to the residual stream before anything was read.")
                 groups[-1].writers.append((site.removeprefix(prefix), call))
-    for group in _answered(groups, prefix):
-        yield _stage(group, calls, sites, prefix)
+    found = [_stage(group, calls, sites, prefix) for group in _answered(groups, prefix)]
+    points = [stream for _, stream, _ in found] + [after]
+    for position, (stage, stream, written) in enumerate(found):
+        beside = [points[other] for other in (position - 1, position + 1) if other >= 0]
+        is_parallel = any(multiple(stream, other) == 1 for other in beside)
+        joined = None if is_parallel or written is None else multiple(written, points[position + 1] - stream)
+        yield replace(stage, residual=joined)
 
 
 def _answered(groups: list[_Group], prefix: str) -> list[_Group]:
@@ -198,27 +208,33 @@ def _answered(groups: list[_Group], prefix: str) -> list[_Group]:
     return kept
 
 
-def _stage(group: _Group, calls: list[Call], sites: dict[str, dict[str, Role]], prefix: str) -> Stage:
+def _stage(
+    group: _Group, calls: list[Call], sites: dict[str, dict[str, Role]], prefix: str
+) -> tuple[Stage, Tensor, Tensor | None]:
+    """The stage, the stream that it reads and what its only writer (or the post-norm) adds."""
     norms = [call for call in calls if call.module not in sites and multiple(call.input, call.output) is None]
     read = group.readers[0][1].input
-    before = [norm.module for norm in norms if multiple(norm.output, read) is not None]
+    before = [norm for norm in norms if multiple(norm.output, read) is not None]
     after = [
-        norm.module
+        norm
         for norm in norms
-        if norm.module not in before and any(multiple(call.output, norm.input) is not None for _, call in group.writers)
+        if norm not in before and any(multiple(call.output, norm.input) is not None for _, call in group.writers)
     ]
-    return Stage(
+    made = [call.output for call in (after[:1] or [call for _, call in group.writers])]
+    stage = Stage(
         kind=_kind(group.readers[0][0]),
         readers=tuple(site for site, _ in group.readers),
         writers=tuple(site for site, _ in group.writers),
-        norm=before[0].removeprefix(prefix) if before else None,
-        post_norm=after[0].removeprefix(prefix) if after else None,
+        norm=before[0].module.removeprefix(prefix) if before else None,
+        post_norm=after[0].module.removeprefix(prefix) if after else None,
         bare=tuple(
             (site, call.module.removeprefix(prefix))
             for site, call in (*group.readers, *group.writers)
             if prefix + site != call.module
         ),
     )
+    stream = before[0].input if before else read
+    return stage, stream, made[0].view_as(stream) if len(made) == 1 else None
 
 
 def _kind(module: str) -> StageKind:

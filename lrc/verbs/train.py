@@ -240,6 +240,8 @@ def _start(pair: PairModel, teacher: nn.Module, recipe: Recipe, inputs: _Inputs,
 
         seed = recipe.train.seed
         report = fill_start(pair, teacher, recipe.start, inputs.calibration, seed=seed, progress=progress)
+    for line in report.kept:
+        say(f"start: not calibrated, kept at its pca start: {line}")
     held_out, ranks = None, None
     if inputs.held_out:
         pair.eval()
@@ -260,6 +262,7 @@ def _write_start(
         "calibration_tokens": report.tokens,
         "seconds": report.seconds,
         "layer_errors": report.layer_errors,
+        "kept_at_pca": report.kept,
         "held_out": held_out,
         "effective_rank": ranks,
         "versions": versions(),

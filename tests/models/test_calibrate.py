@@ -51,7 +51,8 @@ def calibrated(family: str, variant: Variant, num_batches: int = 6, **changes: A
     before = {name: parameter.double() for name, parameter in pair.trained().items()}
     reported: list[tuple[str, int, int]] = []
     hooks = num_hooks(teacher)
-    errors = calibrate(pair, teacher, basis, batches, lambda *report: reported.append(report))
+    errors, kept = calibrate(pair, teacher, basis, batches, lambda *report: reported.append(report))
+    assert not kept
     counts = (hooks, num_hooks(teacher))
     exact = teacher.double()
     outputs = []

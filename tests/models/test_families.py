@@ -8,8 +8,10 @@ from torch import Tensor
 
 from lrc.clone.head import softcapped
 from lrc.clone.sites import Variant
+from lrc.config import StartConfig
 from lrc.models.merge_plan import merge_plan, student_tensor
 from lrc.models.pair_model import PairModel
+from lrc.models.start import fill_start
 from tests.models.family_configs import FAMILY_CONFIGS, random_model
 from tests.models.test_pair import VARIANTS, batch, counts_of, fill_random, gradients, make_pair
 
@@ -72,3 +74,36 @@ def test_a_gradient_reaches_every_trained_tensor(family: str, variant: Variant) 
     for name, gradient in gradients(pair, *batch()).items():
         assert float(gradient.abs().max()) > 0, name
         assert bool(gradient.isfinite().all()), name
+
+
+@each_family
+def test_five_steps_from_a_pca_start_lower_the_loss(family: str) -> None:
+    teacher = random_model(FAMILY_CONFIGS[family]())
+    pair = make_pair(teacher, 16)
+    ids, labels, valid = batch(rows=4, length=12)
+    fill_start(pair, teacher, StartConfig(method="pca"), [ids], seed=0)
+    optimizer = torch.optim.AdamW(pair.trained().values(), lr=3e-3)
+    losses = []
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss = pair(ids, labels, valid, counts_of(labels, valid)).objective
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.99 * losses[0]
+
+
+@each_family
+def test_generation_with_a_cache_equals_without(family: str) -> None:
+    teacher = random_model(FAMILY_CONFIGS[family]())
+    pair = make_pair(teacher, 16)
+    fill_random(pair)
+    student = merged(pair, teacher)
+    ids, _, _ = batch(rows=2, length=5)
+    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    with_cache = student.generate(ids, use_cache=True, **settings)
+    assert torch.equal(with_cache, student.generate(ids, use_cache=False, **settings))
+    with torch.no_grad():
+        known = student(ids[:, :3], use_cache=True).past_key_values
+        last = student(ids[:, 3:4], past_key_values=known, use_cache=True).logits[:, -1]
+    torch.testing.assert_close(last, student(ids[:, :4]).logits[:, -1], atol=1e-5, rtol=1e-4)

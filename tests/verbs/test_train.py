@@ -54,6 +54,7 @@ def test_a_calibrated_start_is_written_down(root: Path) -> None:
         "calibration_tokens",
         "seconds",
         "layer_errors",
+        "kept_at_pca",
         "held_out",
         "effective_rank",
         "versions",
@@ -61,6 +62,7 @@ def test_a_calibrated_start_is_written_down(root: Path) -> None:
     assert (start["method"], start["calibration_tokens"]) == ("calibrated", 256)
     assert start["seconds"] > 0
     assert len(start["layer_errors"]) == 2
+    assert start["kept_at_pca"] == []
     assert all(0 < error < 1 for error in start["layer_errors"])
     assert len(start["effective_rank"]) == 2
     assert all(1 < rank <= 16 for rank in start["effective_rank"])
