@@ -7,13 +7,25 @@ import time
 from importlib.resources import files
 from pathlib import Path
 
+import torch
+
 from lrc.config import Recipe, load_recipe
+from lrc.models.compute import choose_device, choose_dtype
 from lrc.report.terminal import print_scorecard
 from lrc.training.metrics import format_seconds
 from lrc.verbs.convert import convert
 from lrc.verbs.evaluate import evaluate
 from lrc.verbs.report import report
 from lrc.verbs.train import train
+
+LONGER = (
+    "train.max_steps=60",
+    "train.learning_rate=4e-5",
+    "train.warmup_ratio=0.1",
+    "train.save_steps=15",
+    "train.evaluate_steps=15",
+)
+"""The demo on a machine whose bfloat16 is fast: four to eight times as many steps in the same quarter of an hour."""
 
 
 def demo_recipe(overrides: tuple[str, ...] = ()) -> Recipe:
@@ -33,7 +45,8 @@ def demo(overrides: tuple[str, ...] = (), *, overwrite: bool = False, dry_run: b
         The report's page.
     """
     began = time.monotonic()
-    recipe = demo_recipe(overrides)
+    is_fast = choose_dtype("auto", choose_device("auto")) is torch.bfloat16
+    recipe = demo_recipe((*LONGER, *overrides) if is_fast else overrides)
     run = Path(recipe.run)
     student, results = run / "convert", run / "evaluate"
     assert recipe.data.held_out is not None
