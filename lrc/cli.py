@@ -52,6 +52,40 @@ def train_verb(
     train(load_recipe(recipe, overrides), resume=resume, overwrite=overwrite, dry_run=dry_run)
 
 
+def plan_verb(teacher: tyro.conf.Positional[str], /, *, hidden_size: int, trust_remote_code: bool = False) -> None:
+    """Show what a teacher is made of and what a student would be; ends with "supported" or the reason why not.
+
+    Args:
+        teacher: Folder or hub id; only its config is read.
+        hidden_size: The student's hidden size.
+        trust_remote_code: Run code that comes with the teacher.
+    """
+    from lrc.verbs.plan import plan
+
+    print("\n".join(plan(teacher, hidden_size=hidden_size, trust_remote_code=trust_remote_code)))
+
+
+def check_verb(
+    teacher: tyro.conf.Positional[str],
+    /,
+    *,
+    tiny: bool = False,
+    hidden_size: int | None = None,
+    trust_remote_code: bool = False,
+) -> None:
+    """Prove that a teacher can be cloned: identity, merge, gradients, falling loss, export, cache.
+
+    Args:
+        teacher: Folder or hub id.
+        tiny: Read the config only and check a tiny random model of it.
+        hidden_size: Width of the checked student (default: about half of the teacher's).
+        trust_remote_code: Run code that comes with the teacher.
+    """
+    from lrc.verbs.check import check
+
+    check(teacher, tiny=tiny, hidden_size=hidden_size, trust_remote_code=trust_remote_code)
+
+
 def convert_verb(
     checkpoint: tyro.conf.Positional[Path],
     out: tyro.conf.Positional[Path],
@@ -167,6 +201,8 @@ def chat_verb(
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo_verb,
     "train": train_verb,
+    "plan": plan_verb,
+    "check": check_verb,
     "convert": convert_verb,
     "evaluate": evaluate_verb,
     "report": report_verb,

@@ -15,6 +15,8 @@ from lrc.errors import CheckpointError, ConfigError, DataError, LrcError, Numeri
 FUNCTIONS = {
     "demo": "lrc.verbs.demo.demo",
     "train": "lrc.verbs.train.train",
+    "plan": "lrc.verbs.plan.plan",
+    "check": "lrc.verbs.check.check",
     "convert": "lrc.verbs.convert.convert",
     "evaluate": "lrc.verbs.evaluate.evaluate",
     "report": "lrc.verbs.report.report",

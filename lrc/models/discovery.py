@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lrc.clone.sites import ProjectedTensor, Role, Stage
 from lrc.errors import ConfigError
 from lrc.models.scales import ScaleLaw, Scales, measure_scales, scale_law
-from lrc.models.student import resized_config
+from lrc.models.student import is_tied_config, resized_config
 from lrc.models.tiny import LAYERS, random_model, tiny_config
 from lrc.models.trace import Trace, find_role, last_norm, run_trace, trace_stages
 
@@ -67,6 +67,18 @@ def discover(config: Any) -> Architecture:
         ConfigError: The architecture ties its head size to its hidden size, nothing moves with `hidden_size`, or a
             layer has a part that can't be told.
     """
+    try:
+        return _discover(config)
+    except ConfigError:
+        raise
+    except Exception as error:  # any class may break in a way of its own; the text is shown to the user
+        raise ConfigError(
+            f"{config.model_type} can't be cloned: building or running it at another hidden size fails with "
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _discover(config: Any) -> Architecture:
     d_teacher = getattr(config, "hidden_size", None)
     if d_teacher is None:
         raise ConfigError(f"{config.model_type} can't be cloned: its config has no hidden_size (a composite config?).")
@@ -159,7 +171,7 @@ def _look(config: Any, full: PreTrainedModel, moved: Mapping[str, tuple[int, int
 def _scale_law(model: PreTrainedModel, trace: Trace, *, layers: str, norm: str) -> ScaleLaw:
     """Measure the constants of the traced model and of one twice as wide."""
     config = model.config
-    wide = random_model(resized_config(config, 2 * config.hidden_size, tied=bool(config.tie_word_embeddings)))
+    wide = random_model(resized_config(config, 2 * config.hidden_size, tied=is_tied_config(config)))
     both = [
         measure_scales(one, seen, layers=layers, norm=norm)
         for one, seen in ((model, trace), (wide, run_trace(wide, model.base_model_prefix)))
@@ -181,8 +193,10 @@ def _stored(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _meta_model(config: Any, hidden_size: int) -> PreTrainedModel:
-    resized = resized_config(config, hidden_size, tied=bool(config.tie_word_embeddings))
+    resized = resized_config(config, hidden_size, tied=is_tied_config(config))
     try:
+        # as a saved student is read: what a config derives from its hidden size (Mamba's inner width) is derived anew
+        resized = type(config).from_dict(resized.to_dict())
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(resized)
     except Exception as error:  # a class may object in any way of its own; the text is shown to the user

@@ -19,6 +19,11 @@ def head_size(config: Any) -> int | None:
     return None
 
 
+def is_tied_config(config: Any) -> bool:
+    """Whether a config says that embedding and head are one tensor; a family that does not say has two."""
+    return bool(getattr(config, "tie_word_embeddings", False))
+
+
 def resized_config(config: Any, hidden_size: int, *, tied: bool) -> Any:
     """Copy a config with another hidden size; head size explicit, everything else the teacher's.
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lrc.models.student import resized_config
+from lrc.models.student import is_tied_config, resized_config
 
 HIDDEN = 32
 VOCABULARY = 64
@@ -35,8 +35,8 @@ def tiny_config(config: Any, *, num_layers: int = LAYERS) -> Any:
         num_layers: Layers to keep, from the front.
     """
     heads = int(getattr(config, "num_attention_heads", None) or 1)
-    hidden = min(config.hidden_size, heads * -(-HIDDEN // heads))
-    tiny = resized_config(config, hidden, tied=bool(config.tie_word_embeddings))
+    hidden = min(config.hidden_size, heads * max(2, -(-HIDDEN // heads)))  # a narrower one must exist too
+    tiny = resized_config(config, hidden, tied=is_tied_config(config))
     tiny.dtype = torch.float32
     changes = [_with_few_layers(tiny, num_layers), _with_small_vocabulary]
     changes += [_with_width(name) for name in WIDTH_FIELDS if isinstance(getattr(config, name, None), int)]

@@ -21,6 +21,7 @@ from lrc.models.checkpoint import checkpoint_facts, read_facts, variant_of, vers
 from lrc.models.compute import choose_device, choose_dtype, dtype_name
 from lrc.models.discovery import discover
 from lrc.models.folder import resolve_folder, weights_hash
+from lrc.models.oracles import require_family
 from lrc.models.pair_model import PairModel, measured_terms
 from lrc.models.start import StartReport, fill_start
 from lrc.models.student import student_config
@@ -163,6 +164,7 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
             f"{recipe.student.hidden_size}. Choose a smaller one."
         )
     student_config(config, recipe.student.hidden_size, tied=False)
+    require_family(config)
     measured_terms(architecture, variant_of(recipe.student), recipe.objective)
     tokenizer = load_tokenizer(teacher_folder)
     blocks = open_blocks(

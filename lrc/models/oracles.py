@@ -1,0 +1,227 @@
+"""The oracles: checks with a known answer that prove a family (or one teacher) before anything is spent on it.
+
+At the teacher's own width, projections of ones on the diagonal must give the teacher's logits; at a narrower width the
+merged stock model must equal the factored student, gradients must reach every trained tensor, a few steps must lower
+the loss, and the stock model must survive saving and generate alike with and without a cache.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from lrc.clone.head import softcapped
+from lrc.clone.sites import Variant
+from lrc.config import ObjectiveConfig, StartConfig
+from lrc.errors import ConfigError
+from lrc.models.merge_plan import merge_plan, student_tensor
+from lrc.models.pair_model import PairModel, StepCounts
+from lrc.models.start import fill_start, is_bias
+from lrc.models.student import is_tied_config, student_config
+from lrc.models.tiny import random_model, tiny_config
+
+TOLERANCE = 1e-4
+"""Largest difference of two logits as a share of the largest logit, float32."""
+STEPS = 5
+LEARNING_RATE = 3e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oracle:
+    """One check's outcome."""
+
+    name: str
+    passed: bool
+    found: str
+    """What was measured, or why it failed."""
+
+
+def run_oracles(teacher: Any, *, hidden_size: int | None = None) -> list[Oracle]:
+    """Run every oracle on a teacher in float32.
+
+    Args:
+        teacher: Stock causal LM, frozen, in float32.
+        hidden_size: Width of the student; None: about half of the teacher's.
+    """
+    narrow = hidden_size or _narrow_size(teacher.config)
+    return [*_pair_oracles(teacher, narrow), *_stock_oracles(teacher, narrow)]
+
+
+def require_family(config: Any) -> None:
+    """Refuse a family that fails the identity or the merge oracle on a tiny random model of its config.
+
+    Raises:
+        ConfigError: An oracle fails; a student would be wrong.
+    """
+    tiny = random_model(tiny_config(config))
+    for name, oracle in (("identity", _identity), ("merged = factored", partial(_merged, _narrow_size(tiny.config)))):
+        result = _run(name, oracle, tiny)
+        if not result.passed:
+            raise ConfigError(
+                f"{config.model_type} can't be cloned: a tiny random model of it fails the {name} oracle "
+                f"({result.found}). A student of it would be wrong."
+            )
+
+
+def _pair_oracles(teacher: Any, narrow: int) -> list[Oracle]:
+    return [
+        _run("identity", _identity, teacher),
+        _run("merged = factored", partial(_merged, narrow), teacher),
+        _run("gradient reaches all", partial(_gradients, narrow), teacher),
+        _run("five steps lower the loss", partial(_steps, narrow), teacher),
+    ]
+
+
+def _stock_oracles(teacher: Any, narrow: int) -> list[Oracle]:
+    return [
+        _run("export and reload", partial(_reload, narrow), teacher),
+        _run("cache = no cache", partial(_cache, narrow), teacher),
+    ]
+
+
+def _run(name: str, oracle: Callable[[Any], tuple[bool, str]], teacher: Any) -> Oracle:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            passed, found = oracle(teacher)
+    except Exception as error:  # noqa: BLE001  a family may break in any way; its text is the reason shown
+        passed, found = False, f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return Oracle(name=name, passed=passed, found=found)
+
+
+def _identity(teacher: Any) -> tuple[bool, str]:
+    pair = _make_pair(teacher, teacher.config.hidden_size)
+    tensors = dict(teacher.named_parameters())
+    with torch.no_grad():
+        for name, parameter in pair.trained().items():
+            is_projection = name.startswith("projections.")
+            parameter.copy_(torch.eye(len(parameter)) if is_projection else tensors[name.removeprefix("gains.")])
+        return _compare(_factored(pair, _ids(teacher)), teacher(_ids(teacher)).logits)
+
+
+def _merged(narrow: int, teacher: Any) -> tuple[bool, str]:
+    pair = _random_pair(teacher, narrow)
+    with torch.no_grad():
+        return _compare(_stock(pair, teacher)(_ids(teacher)).logits, _factored(pair, _ids(teacher)))
+
+
+def _gradients(narrow: int, teacher: Any) -> tuple[bool, str]:
+    pair = _random_pair(teacher, narrow)
+    _objective(pair, _ids(teacher)).backward()
+    trained = pair.trained()
+    dead = [name for name, tensor in trained.items() if tensor.grad is None or float(tensor.grad.abs().max()) == 0]
+    return not dead, f"{dead[0]} gets none" if dead else f"{len(trained)} tensors"
+
+
+def _steps(narrow: int, teacher: Any) -> tuple[bool, str]:
+    pair, ids = _make_pair(teacher, narrow), _ids(teacher)
+    fill_start(pair, teacher, StartConfig(method="pca"), [ids], seed=0)
+    optimizer = torch.optim.AdamW(pair.trained().values(), lr=LEARNING_RATE)
+    losses = []
+    for _ in range(STEPS + 1):
+        optimizer.zero_grad()
+        loss = _objective(pair, ids)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses[-1] < losses[0], f"{losses[0]:.3g} to {losses[-1]:.3g}"
+
+
+def _reload(narrow: int, teacher: Any) -> tuple[bool, str]:
+    student = _stock(_random_pair(teacher, narrow), teacher)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        student.save_pretrained(folder)
+        again: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        return _compare(again(_ids(teacher)).logits, student(_ids(teacher)).logits)
+
+
+def _cache(narrow: int, teacher: Any) -> tuple[bool, str]:
+    off = _cache_error(_stock(_random_pair(teacher, narrow), teacher))
+    if off is None:
+        return True, "keeps no cache of keys and values"
+    theirs = _cache_error(teacher) or 0.0
+    if off >= TOLERANCE and theirs >= TOLERANCE:
+        return True, f"the teacher's own logits differ by {theirs:.0e} with a cache, the student's by {off:.0e}"
+    return off < TOLERANCE, f"logits differ by {off:.0e} of the largest"
+
+
+def _cache_error(model: Any) -> float | None:
+    """Relative difference of the last logits with a cache of all before; None if the model keeps none."""
+    ids = _ids(model)
+    with torch.no_grad():
+        known = getattr(model(ids[:, :-1], use_cache=True), "past_key_values", None)
+        if known is None:
+            return None
+        expected = model(ids, use_cache=False).logits[:, -1]
+        last = model(ids[:, -1:], past_key_values=known, use_cache=True).logits[:, -1]
+    return float((last - expected).abs().max() / expected.abs().max())
+
+
+def _ids(teacher: Any) -> Tensor:
+    size = min(48, teacher.config.vocab_size)
+    device = next(teacher.parameters()).device
+    return torch.randint(0, size, (2, 12), generator=torch.Generator().manual_seed(1)).to(device)
+
+
+def _make_pair(teacher: Any, size: int) -> PairModel:
+    return PairModel(teacher, hidden_size=size, variant=Variant(), objective=ObjectiveConfig()).train()
+
+
+def _random_pair(teacher: Any, size: int) -> PairModel:
+    pair = _make_pair(teacher, size)
+    unit = pair.architecture.scales.unit_gain
+    with torch.no_grad():
+        for name, parameter in pair.trained().items():
+            noise = torch.randn_like(parameter)
+            if name.startswith("projections."):
+                parameter.copy_(noise * parameter.shape[0] ** -0.5)
+            else:
+                parameter.copy_((0.0 if is_bias(name) else unit) + 0.1 * noise)
+    return pair
+
+
+def _factored(pair: PairModel, ids: Tensor) -> Tensor:
+    student, _, _ = pair.hidden_states(ids, None)
+    return softcapped(student @ pair.heads()[0].T, pair.softcap)
+
+
+def _objective(pair: PairModel, ids: Tensor) -> Tensor:
+    labels = torch.full_like(ids, -100)
+    labels[:, :-1] = ids[:, 1:]
+    counts = StepCounts(labels=int((labels != -100).sum()), positions=ids.numel(), sequences=ids.shape[0])
+    return pair(ids, labels, torch.ones_like(ids, dtype=torch.bool), counts).objective  # type: ignore[no-any-return]
+
+
+def _stock(pair: PairModel, teacher: Any) -> Any:
+    """The stock model of the pair's student, merged by the plan that export uses."""
+    plan = merge_plan(pair.architecture, pair.variant)
+    stored = teacher.state_dict()
+    trained = {name: parameter.detach() for name, parameter in pair.trained().items()}
+    student: Any = AutoModelForCausalLM.from_config(pair.student_config, dtype=torch.float32)
+    weights = {name: student_tensor(plan, name, stored[name], trained) for name in plan.names}
+    left = student.load_state_dict(weights, strict=False)
+    lacking = set(left.missing_keys) - {pair.architecture.head}
+    assert not lacking and not left.unexpected_keys, (lacking, left.unexpected_keys)
+    return student.to(next(teacher.parameters()).device).eval().requires_grad_(False)
+
+
+def _compare(found: Tensor, expected: Tensor) -> tuple[bool, str]:
+    off = float((found - expected).abs().max() / expected.abs().max())
+    return off < TOLERANCE, f"logits differ by {off:.0e} of the largest"
+
+
+def _narrow_size(config: Any) -> int:
+    """About half the width, and one that the class takes."""
+    width = config.hidden_size
+    for size in sorted(range(1, width), key=lambda size: abs(size - width // 2)):
+        try:
+            student_config(config, size, tied=is_tied_config(config))
+        except ConfigError:
+            continue
+        return size
+    raise ConfigError(f"{config.model_type} can't be built at any width below {width}.")

@@ -1,0 +1,46 @@
+"""`lrc check` runs the oracles on real weights or on a tiny model of the config, and fails where one does."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrc.cli import main
+from lrc.errors import NumericsError
+from lrc.models import oracles
+from lrc.verbs.check import check
+from tests.models.family_configs import FAMILY_CONFIGS
+from tests.tiny import teacher_folder
+
+NAMES = [
+    "identity",
+    "merged = factored",
+    "gradient reaches all",
+    "five steps lower the loss",
+    "export and reload",
+    "cache = no cache",
+]
+
+
+def test_real_weights_pass_every_oracle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = check(str(teacher_folder(tmp_path, "qwen3")), hidden_size=20)
+    assert [result.name for result in results] == NAMES
+    assert all(result.passed for result in results)
+    assert capsys.readouterr().err.count("passed  ") == len(NAMES)
+
+
+def test_a_tiny_check_needs_the_config_alone(tmp_path: Path) -> None:
+    FAMILY_CONFIGS["granite"]().save_pretrained(tmp_path)
+    assert main(["check", str(tmp_path), "--tiny"]) == 0
+
+
+def test_a_failed_oracle_fails_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrong(teacher: Any) -> tuple[bool, str]:
+        return False, f"{teacher.config.model_type} is off"
+
+    monkeypatch.setattr(oracles, "_identity", wrong)
+    with pytest.raises(NumericsError, match="fails identity; it is not supported"):
+        check(str(teacher_folder(tmp_path)), tiny=True)
+    assert "FAILED  identity: llama is off" in capsys.readouterr().err
