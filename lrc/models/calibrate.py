@@ -47,8 +47,10 @@ def calibrate(
         pair.architecture.embedding.rpartition(".")[0].removeprefix(f"{pair.architecture.base}.")
     )
     student_streams, teacher_streams = [], []
+    scale = pair.architecture.scale_law.at_width(basis.shape[1]).beside_embedding
     for batch in batches:
-        student_streams.append(embedding(batch.to(device)))
+        rows = embedding(batch.to(device))
+        student_streams.append(rows if scale == 1 else rows * scale)
         assert pair.lockstep.teacher_stream is not None
         teacher_streams.append(pair.lockstep.teacher_stream)
     pair.lockstep.teacher_stream = None

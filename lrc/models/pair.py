@@ -95,6 +95,15 @@ class PairLayer(ProjectedPart):
             if term in cloning.term_names:
                 self._attach(term, site, stage)
 
+    def __getattr__(self, name: str) -> Any:
+        """Answer for the stock layer: some forwards ask their layers for a kind or a window."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_twin" not in self.__dict__:
+                raise
+            return getattr(self.twin, name)
+
     def forward(self, student_stream: Tensor, *args: Any, **kwargs: Any) -> Any:
         assert self.lockstep.teacher_stream is not None
         arguments = (student_stream, self.lockstep.teacher_stream, self.lockstep.valid, args, kwargs)

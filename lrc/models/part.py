@@ -1,6 +1,7 @@
 """A projected part: one teacher module, the student's empty twin, and the trained tensors between them."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,12 @@ class ProjectedPart(nn.Module):
         self.gains = nn.ParameterDict(
             {_key(name): nn.Parameter(torch.zeros(plan.d_student, device=device)) for name in plan.gains}
         )
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the part's mode; the teacher never drops activations or jitters a router."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
 
     @property
     def twin(self) -> nn.Module:

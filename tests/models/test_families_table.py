@@ -1,0 +1,54 @@
+"""The table of docs/families.md is the outcome of the oracles; `LRC_WRITE_FAMILIES=1` writes it anew."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lrc.models.discovery import discover
+from lrc.models.oddities import oddities
+from lrc.models.oracles import run_oracles
+from tests.models.family_configs import FAMILY_CONFIGS, random_model
+from tests.models.test_unlisted_families import make_config, picked, refusal_of
+
+PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+FAMILIES = ("<!-- families: made by tests/models/test_families_table.py -->", "<!-- end of families -->")
+UNLISTED = ("<!-- unlisted: made by tests/models/test_families_table.py -->", "<!-- end of unlisted -->")
+
+
+def family_rows() -> str:
+    """Run every oracle on every promised family's tiny random model."""
+    rows = []
+    for family, make in FAMILY_CONFIGS.items():
+        config = make()
+        results = run_oracles(random_model(config))
+        if not rows:
+            rows += [f"| family | {' | '.join(result.name for result in results)} | odd |", "| --- " * 8 + "|"]
+        odd = "; ".join(line.partition(" (")[0] for line in oddities(discover(config), config)) or "nothing"
+        rows.append(f"| {family} | {' | '.join('yes' if result.passed else 'NO' for result in results)} | {odd} |")
+    return "\n".join(rows)
+
+
+def unlisted_rows() -> str:
+    """Say what became of the classes that the seed picked."""
+    rows = ["| class | outcome |", "| --- | --- |"]
+    for name in picked():
+        refusal = refusal_of(make_config(name))
+        rows.append(f"| {name} | {'passes every oracle' if refusal is None else f'refused: {refusal}'} |")
+    return "\n".join(rows)
+
+
+def with_section(page: str, marks: tuple[str, str], rows: str) -> str:
+    before, _, rest = page.partition(marks[0])
+    _, _, after = rest.partition(marks[1])
+    return f"{before}{marks[0]}\n{rows}\n{marks[1]}{after}"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_page_s_tables_are_what_the_oracles_say() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    made = with_section(with_section(page, FAMILIES, family_rows()), UNLISTED, unlisted_rows())
+    if os.environ.get("LRC_WRITE_FAMILIES"):
+        PAGE.write_text(made, encoding="utf-8")
+    assert PAGE.read_text(encoding="utf-8") == made
+    assert "NO" not in made.split()
