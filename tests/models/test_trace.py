@@ -1,0 +1,48 @@
+"""The trace tells roles and stages that shapes can't: stacked experts, latent attention, parallel blocks."""
+
+import pytest
+import torch
+
+from lrc.models.discovery import discover
+from lrc.models.trace import multiple
+from tests.models.family_configs import FAMILY_CONFIGS
+
+
+def test_experts_stored_input_first_are_read_on_the_side_that_they_are_used() -> None:
+    experts = "model.layers.0.mlp.experts."
+    found = discover(FAMILY_CONFIGS["gpt_oss"]())
+    roles = {name.removeprefix(experts): entry for name, entry in found.projected.items() if experts in name}
+    assert {name: (entry.role, entry.axis) for name, entry in roles.items()} == {
+        "gate_up_proj": ("reader", 1),
+        "down_proj": ("writer", 2),
+        "down_proj_bias": ("writer", 1),
+    }
+    assert f"{experts}gate_up_proj_bias" in found.inherited
+    assert roles["down_proj_bias"].site == roles["down_proj"].site == f"{experts}down_proj"
+
+
+def test_of_latent_attention_only_what_reads_the_stream_is_a_reader() -> None:
+    stage = discover(FAMILY_CONFIGS["deepseek_v3"]()).stages[1][0]
+    assert stage.readers == ("self_attn.q_a_proj", "self_attn.kv_a_proj_with_mqa")
+    assert stage.writers == ("self_attn.o_proj",)
+
+
+@pytest.mark.parametrize(("family", "factors"), [("granite", [0.4, 0.4]), ("cohere", [None, None]), ("phi3", [1, 1])])
+def test_how_a_block_joins_the_stream(family: str, factors: list[float | None]) -> None:
+    stages = discover(FAMILY_CONFIGS[family]()).stages[0]
+    assert [stage.residual for stage in stages] == pytest.approx(factors, abs=1e-5)
+
+
+def test_parallel_blocks_share_one_norm() -> None:
+    stages = discover(FAMILY_CONFIGS["cohere"]()).stages[0]
+    assert [stage.norm for stage in stages] == ["input_layernorm", "input_layernorm"]
+    assert [stage.kind for stage in stages] == ["attn", "mlp"]
+
+
+def test_a_constant_multiple_is_found_in_any_shape_and_nothing_else_is() -> None:
+    values = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    assert multiple(values, values.view(6, 4)) == 1.0
+    assert multiple(values, -2.5 * values.view(6, 4)) == pytest.approx(-2.5)
+    assert multiple(values, values + 0.1) is None
+    assert multiple(values, values[:1]) is None
+    assert multiple(torch.zeros(3), torch.zeros(3)) is None
