@@ -1,7 +1,6 @@
 """A projected part: one teacher module, the student's empty twin, and the trained tensors between them."""
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +62,7 @@ class ProjectedPart(nn.Module):
             {_key(name): nn.Parameter(torch.zeros(plan.d_student, device=device)) for name in plan.gains}
         )
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "ProjectedPart":
         """Switch the part's mode; the teacher never drops activations or jitters a router."""
         super().train(mode)
         self.teacher.eval()
