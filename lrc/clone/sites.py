@@ -65,6 +65,11 @@ class Stage:
         """Name the module that runs a reader or writer."""
         return dict(self.bare).get(site, site)
 
+    @property
+    def point(self) -> str:
+        """The module whose input is the residual stream that the stage reads."""
+        return self.norm or self.module_of(self.readers[0])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:

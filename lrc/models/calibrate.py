@@ -107,10 +107,8 @@ def _fit_head(pair: PairModel, teacher: list[Tensor], student: list[Tensor]) -> 
         assert pair.lockstep.teacher_stream is not None
         fit.add(batch, student_normed, pair.lockstep.teacher_stream)
     pair.lockstep.teacher_stream = None
-    if pair.variant.tie_embedding_projection:
-        gain = tied_head_gain(projection.double(), pair.head.teacher.get_parameter("weight"), fit.moments)
-        if "weight" not in norm.plan.gains:
-            return  # nothing else is free
-        norm.parameter("weight").copy_(gain - 1.0 + pair.architecture.scales.unit_gain)
-    else:
+    if not pair.variant.tie_embedding_projection:
         projection.copy_(fit.solve(projection.T).T)
+    elif "weight" in norm.plan.gains:
+        gain = tied_head_gain(projection.double(), pair.head.teacher.get_parameter("weight"), fit.moments)
+        norm.parameter("weight").copy_(gain - 1.0 + pair.architecture.scales.unit_gain)

@@ -6,8 +6,8 @@ which readers share an input, which norm makes it and which writer answers. No f
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -88,15 +88,13 @@ def _discover(config: Any) -> Architecture:
     base, layers = model.base_model_prefix, layer_list(model)
     head = _tensor_name(model, model.get_output_embeddings(), "head")
     is_tied = head not in dict(model.named_parameters())
-    seen = _look(config, model, moved, head)
-    projected: dict[str, ProjectedTensor] = {}
-    gains = []
-    owners = {name.rpartition(".")[0] for name, (_, rank) in moved.items() if rank > 1}
-    for name, (axis, rank) in moved.items():
-        if rank == 1 and name.rpartition(".")[0] not in owners:
-            gains.append(name)
-        else:
-            projected[name] = ProjectedTensor(name=name, role=seen.role(name, axis, rank), axis=axis)
+    gains = _gains(moved)
+    seen = _look(config, model, moved, gains)
+    projected = {
+        name: ProjectedTensor(name=name, role=seen.roles[_NUMBERS.sub("#", name)], axis=axis)
+        for name, (axis, _) in moved.items()
+        if name not in gains
+    }
     if is_tied:
         projected[head] = ProjectedTensor(name=head, role="reader", axis=1)
     num_layers = len(list(model.get_submodule(layers).children()))
@@ -105,7 +103,7 @@ def _discover(config: Any) -> Architecture:
         hidden_size=d_teacher,
         num_layers=num_layers,
         projected=projected,
-        gains=tuple(gains),
+        gains=gains,
         inherited=tuple(name for name in _stored(model) if name not in moved),
         embedding=_tensor_name(model, model.get_input_embeddings(), "embedding"),
         head=head,
@@ -128,10 +126,6 @@ class _Seen:
     roles: dict[str, Role]
     """Role of each projected tensor; numbers in names replaced, for the tiny model may have fewer layers."""
 
-    def role(self, name: str, axis: int, rank: int) -> Role:
-        found = self.roles.get(_NUMBERS.sub("#", name))
-        return found or ("reader" if axis == rank - 1 and rank > 1 else "writer")
-
 
 def _signature(moved: Mapping[str, tuple[int, int]], prefix: str) -> _Signature:
     """What a layer is made of: the names of its moved tensors and where they moved."""
@@ -140,7 +134,7 @@ def _signature(moved: Mapping[str, tuple[int, int]], prefix: str) -> _Signature:
     )
 
 
-def _look(config: Any, full: PreTrainedModel, moved: Mapping[str, tuple[int, int]], head: str) -> _Seen:
+def _look(config: Any, full: PreTrainedModel, moved: Mapping[str, tuple[int, int]], gains: Collection[str]) -> _Seen:
     """Run a tiny random model of the config; one of full depth if a short one lacks a kind of layer."""
     layers = layer_list(full)
     wanted = {_signature(moved, f"{layers}.{index}.") for index in range(config.num_hidden_layers)}
@@ -154,11 +148,11 @@ def _look(config: Any, full: PreTrainedModel, moved: Mapping[str, tuple[int, int
             break
     trace = run_trace(model, full.base_model_prefix)
     norm = last_norm(trace, layers, config)
-    entries = []
-    for name, (axis, rank) in kept.items():
-        if rank > 1 or not _is_gain(name, kept):
-            entry = ProjectedTensor(name=name, role="reader", axis=axis)
-            entries.append(replace(entry, role=find_role(model, trace, entry, rank)))
+    entries = [
+        ProjectedTensor(name=name, role=find_role(model, trace, name, axis), axis=axis)
+        for name, (axis, _) in kept.items()
+        if name not in gains
+    ]
     stages = trace_stages(trace, layers, entries)
     return _Seen(
         norm=norm,
@@ -179,10 +173,10 @@ def _scale_law(model: PreTrainedModel, trace: Trace, *, layers: str, norm: str) 
     return scale_law(both[0], both[1], width=config.hidden_size, kind=config.model_type)
 
 
-def _is_gain(name: str, moved: Mapping[str, tuple[int, int]]) -> bool:
-    """Whether a moved vector stands alone: no matrix of its module moved."""
-    owner = name.rpartition(".")[0]
-    return not any(rank > 1 and other.rpartition(".")[0] == owner for other, (_, rank) in moved.items())
+def _gains(moved: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
+    """Moved vectors that stand alone: no matrix of their module moved."""
+    owners = {name.rpartition(".")[0] for name, (_, rank) in moved.items() if rank > 1}
+    return tuple(name for name, (_, rank) in moved.items() if rank == 1 and name.rpartition(".")[0] not in owners)
 
 
 def _stored(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -209,9 +203,9 @@ def _meta_model(config: Any, hidden_size: int) -> PreTrainedModel:
 
 def _moved_axes(config: Any, narrow: PreTrainedModel, wide: PreTrainedModel) -> dict[str, tuple[int, int]]:
     """Axis and rank of every tensor that follows the hidden size."""
-    wide_tensors = _stored(wide)
+    narrow_tensors, wide_tensors = _stored(narrow), _stored(wide)
     moved = {}
-    for name, tensor in _stored(narrow).items():
+    for name, tensor in narrow_tensors.items():
         if name not in wide_tensors:
             continue
         axes = [axis for axis, (a, b) in enumerate(zip(tensor.shape, wide_tensors[name].shape, strict=True)) if a != b]
@@ -227,7 +221,7 @@ def _moved_axes(config: Any, narrow: PreTrainedModel, wide: PreTrainedModel) -> 
             )
         if axes:
             moved[name] = (axes[0], tensor.dim())
-    if set(wide_tensors) != set(_stored(narrow)):
+    if set(wide_tensors) != set(narrow_tensors):
         raise ConfigError(f"{config.model_type} can't be cloned: which tensors it has depends on its hidden size.")
     if not moved:
         raise ConfigError(

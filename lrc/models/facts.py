@@ -6,13 +6,9 @@ what), `models/scales.py` (multipliers, gains stored as 1 + w). The oracles make
 
 from typing import Any
 
-SOFTCAP_FIELDS = (
-    "final_logit_softcapping",  # transformers Gemma2ForCausalLM.forward: tanh(logits / cap) * cap
-)
-"""Config fields that name the cap of the final logits."""
-
 
 def logit_softcap(config: Any) -> float | None:
     """Return the cap of the final logits, or None."""
-    caps = [getattr(config, name, None) for name in SOFTCAP_FIELDS]
-    return next((float(cap) for cap in caps if cap is not None), None)
+    # transformers Gemma2ForCausalLM.forward: tanh(logits / cap) * cap
+    cap = getattr(config, "final_logit_softcapping", None)
+    return None if cap is None else float(cap)

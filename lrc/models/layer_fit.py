@@ -120,7 +120,7 @@ class LayerFit:
 
         handle = None
         if following is not None:
-            handle = twin.get_submodule(_point(following)).register_forward_pre_hook(stop)
+            handle = twin.get_submodule(following.point).register_forward_pre_hook(stop)
         try:
             for stream in entered:
                 try:
@@ -150,7 +150,7 @@ class LayerFit:
 
     def _watch(self, position: int, stage: Stage, points: list[Tensor]) -> list[Any]:
         teacher = self.layer.teacher
-        point = teacher.get_submodule(_point(stage))
+        point = teacher.get_submodule(stage.point)
         handles = [point.register_forward_pre_hook(lambda _, args: points.append(args[0]))]
         if position in self.calls:
             return handles
@@ -208,8 +208,7 @@ class LayerFit:
             written = self.layer.teacher.get_submodule(writer).forward(inner)
             writes.append(written)
             missing, scale = self._missing(after, before)
-            if factor != 1:
-                missing = missing / factor
+            missing = missing / factor
             if stage.post_norm is not None:
                 # the post-norm divides by the root mean square, so the fit aims at the size before it
                 size = written.float().square().mean(-1).clamp_min(1e-12)
@@ -218,9 +217,7 @@ class LayerFit:
         projection = self.layer.parameter(writer)
         fitted = fit.solve(projection)
         projection.copy_(fitted)
-        added = [(write.float() @ fitted.float()) for write in writes]
-        if factor != 1:
-            added = [piece * factor for piece in added]
+        added = [(write.float() @ fitted.float()) * factor for write in writes]
         if stage.post_norm is not None:
             self._fit_post_gain(stage.post_norm, added, teacher_after, student)
             tensors = self.layer.student_tensors()
@@ -269,11 +266,6 @@ class LayerFit:
         finally:
             handle.remove()
         raise ConfigError(f"{writer} did not run where discovery saw it.")
-
-
-def _point(stage: Stage) -> str:
-    """The module whose input is the stream that a stage reads."""
-    return stage.norm or stage.module_of(stage.readers[0])
 
 
 def _parent(stage: Stage) -> str:

@@ -5,7 +5,7 @@
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -118,21 +118,19 @@ def _fill_basis(pair: PairModel, teacher: nn.Module, basis: Tensor) -> None:
     embedding = f"projections.{pair.architecture.embedding.rpartition('.')[0]}"
     law = pair.architecture.scale_law
     scale = law.at_width(basis.shape[0]).embedding / law.at_width(basis.shape[1]).embedding
-    growth = (basis.shape[0] / basis.shape[1]) ** 0.5
-    trained = pair.trained()
-    for name, parameter in trained.items():
+
+    growth: float = (basis.shape[0] / basis.shape[1]) ** 0.5
+
+    def reader(norm: str) -> Tensor:
+        gain = tensors.get(f"{norm}.weight")  # some norms have none
+        scaled: Tensor = basis if gain is None else (gain.double() + offset)[:, None] * basis
+        return scaled * growth
+
+    for name, parameter in pair.trained().items():
         if name in norm_of:
-            parameter.copy_(_gain(tensors, norm_of[name], offset, basis)[:, None] * basis * growth)
+            parameter.copy_(reader(norm_of[name]))
         elif name.startswith("projections."):
             parameter.copy_(basis * (scale if name == embedding else 1.0))
-    for name, parameter in trained.items():
-        if name.startswith("gains.") and is_bias(name):
+        elif is_bias(name):
             norm = name.removeprefix("gains.").removesuffix(".bias")
-            reader = _gain(tensors, norm, offset, basis)[:, None] * basis * growth
-            parameter.copy_(torch.linalg.lstsq(reader, tensors[f"{norm}.bias"].double()[:, None]).solution[:, 0])
-
-
-def _gain(tensors: Mapping[str, Tensor], norm: str, offset: float, basis: Tensor) -> Tensor:
-    """The teacher's gain of a norm, `[d_T]` float64; ones if it has none."""
-    stored = tensors.get(f"{norm}.weight")
-    return torch.ones_like(basis[:, 0]) if stored is None else stored.double() + offset
+            parameter.copy_(torch.linalg.lstsq(reader(norm), tensors[f"{norm}.bias"].double()[:, None]).solution[:, 0])

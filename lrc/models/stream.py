@@ -26,9 +26,7 @@ def stream_readers(pair: PairModel, teacher: nn.Module, use: Callable[[Tensor], 
     """Hand every stream point of the teacher's forward to `use`: the input of each stage's norm and of the last."""
     layers = pair.architecture.layers
     points = [
-        f"{layers}.{index}.{stage.norm or stage.module_of(stage.readers[0])}"
-        for index, stages in enumerate(pair.architecture.stages)
-        for stage in stages
+        f"{layers}.{index}.{stage.point}" for index, stages in enumerate(pair.architecture.stages) for stage in stages
     ]
 
     def hook(_: nn.Module, args: tuple[Any, ...]) -> None:

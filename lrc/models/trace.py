@@ -115,22 +115,28 @@ def last_norm(trace: Trace, layers: str, config: Any) -> str:
     raise ConfigError(f"{config.model_type} can't be cloned: no norm is found between its layers and its head.")
 
 
-def find_role(model: PreTrainedModel, trace: Trace, entry: ProjectedTensor, rank: int) -> Role:
-    """Tell whether a tensor reads or writes the stream; plain linear weights by their axis, others by a probe."""
-    owner = model.get_submodule(entry.module)
-    by_axis: Role = "reader" if entry.axis == rank - 1 and rank > 1 else "writer"
-    call = next((call for call in trace.calls if call.module == entry.module), None)
+def find_role(model: PreTrainedModel, trace: Trace, name: str, axis: int) -> Role:
+    """Tell whether a tensor reads or writes the stream; plain linear weights by their axis, others by a probe.
+
+    Args:
+        model: The model that was traced.
+        trace: Its calls.
+        name: A tensor of it.
+        axis: The axis that is as wide as the stream.
+    """
+    tensor, module = model.state_dict(keep_vars=True)[name], name.rpartition(".")[0]
+    owner = model.get_submodule(module)
+    call = next((call for call in trace.calls if call.module == module), None)
     if isinstance(owner, (nn.Linear, nn.Embedding)) or call is None:
-        return by_axis
-    tensor = model.get_parameter(entry.name)
+        return "reader" if axis == tensor.dim() - 1 and tensor.dim() > 1 else "writer"
     kept = tensor.clone()
     with torch.no_grad():
-        tensor.select(entry.axis, 0).add_(1.0)
+        tensor.select(axis, 0).add_(1.0)
         changed = first_tensor(owner(*call.arguments, **call.keywords))
         tensor.copy_(kept)
     assert changed is not None
     moved = (changed - call.output).abs().flatten(0, -2).amax(0) > 0
-    width = tensor.shape[entry.axis]
+    width = tensor.shape[axis]
     return "writer" if moved.shape[0] == width and bool(moved[0]) and not bool(moved[1:].any()) else "reader"
 
 
