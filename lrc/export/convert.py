@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lrc.errors import CheckpointError, ConfigError
 from lrc.export.teacher_tensors import TeacherTensors, is_renamed, open_teacher
 from lrc.models.checkpoint import TRAINED_TENSORS, from_original, is_original, read_facts, variant_of
 from lrc.models.discovery import discover
-from lrc.models.folder import WEIGHTS_INDEX, resolve_folder, weights_hash
+from lrc.models.folder import WEIGHTS_INDEX, ModelTensors, resolve_folder, weights_hash
 from lrc.models.merge_plan import MergePlan, check_trained, merge_plan, student_tensor
 from lrc.models.student import empty_student, student_config
 from lrc.models.teacher import load_config
@@ -187,10 +188,18 @@ def write_student(
     teacher = source.open_teacher()
     stored = teacher.dtype() if dtype == "teacher" else DTYPES[dtype]
     source.config.dtype = stored
-    if source.renamed:
-        _write_by_transformers(source, draft, teacher, stored, max_shard_bytes, progress)
+    done = count(1)
+
+    def merged(name: str) -> Tensor:
+        tensor = merged_tensor(source, teacher, name).to(stored).contiguous()
+        progress(next(done), len(source.plan.names))
+        return tensor
+
+    if isinstance(teacher, ModelTensors):
+        shapes = {name: _student_meta(source, teacher, name, stored) for name in source.plan.names}
+        _write_shards(shapes, draft, merged, max_shard_bytes)
     else:
-        _write_shards(source, draft, teacher, stored, max_shard_bytes, progress)
+        _write_by_transformers(source, draft, merged, max_shard_bytes)
     source.config.save_pretrained(draft)
     for file_name in COPIED:
         if (source.teacher_folder / file_name).is_file():
@@ -198,43 +207,20 @@ def write_student(
 
 
 def _write_shards(
-    source: Source,
-    draft: Path,
-    teacher: TeacherTensors,
-    stored: torch.dtype,
-    max_shard_bytes: int,
-    progress: Callable[[int, int], None],
+    shapes: dict[str, Tensor], draft: Path, merged: Callable[[str], Tensor], max_shard_bytes: int
 ) -> None:
-    shapes = {name: _student_meta(source, teacher, name, stored) for name in source.plan.names}
     shards = split_torch_state_dict_into_shards(shapes, max_shard_size=max_shard_bytes)
-    done = 0
     for file_name, names in shards.filename_to_tensors.items():
-        shard = {}
-        for name in names:
-            shard[name] = merged_tensor(source, teacher, name).to(stored).contiguous()
-            done += 1
-            progress(done, len(shapes))
-        save_file(shard, draft / file_name, metadata={"format": "pt"})
+        save_file({name: merged(name) for name in names}, draft / file_name, metadata={"format": "pt"})
         (draft / file_name).chmod(0o644)
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (draft / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _write_by_transformers(
-    source: Source,
-    draft: Path,
-    teacher: TeacherTensors,
-    stored: torch.dtype,
-    max_shard_bytes: int,
-    progress: Callable[[int, int], None],
-) -> None:
+def _write_by_transformers(source: Source, draft: Path, merged: Callable[[str], Tensor], max_shard_bytes: int) -> None:
     model: Any = empty_student(source.config)
-    names, state = source.plan.names, {}
-    for done, name in enumerate(names, start=1):
-        state[name] = merged_tensor(source, teacher, name).to(stored).contiguous()
-        progress(done, len(names))
-    model.load_state_dict(state, strict=False, assign=True)
+    model.load_state_dict({name: merged(name) for name in source.plan.names}, strict=False, assign=True)
     model.tie_weights()
     model.save_pretrained(draft, max_shard_size=max_shard_bytes)
     for path in draft.glob("*.safetensors"):
@@ -250,7 +236,7 @@ def _stored_name(source: Source, teacher: TeacherTensors, name: str) -> str:
     return name if name in teacher else source.embedding  # a tied head is stored once, under the embedding's name
 
 
-def _student_meta(source: Source, teacher: TeacherTensors, name: str, dtype: torch.dtype) -> Tensor:
+def _student_meta(source: Source, teacher: ModelTensors, name: str, dtype: torch.dtype) -> Tensor:
     shape, _ = teacher.shape_and_dtype(_stored_name(source, teacher, name))
     if name in source.plan.merges:
         shape[source.plan.merges[name][1]] = source.student.hidden_size

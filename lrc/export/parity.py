@@ -60,8 +60,8 @@ def check_parity(source: Source, draft: Path) -> dict[str, Any]:
     factored = _factored_logits(source, ids, device)
     scale = float(factored.square().mean().sqrt())
     exported = ModelTensors(draft).dtype()
-    in_memory = _difference(_merged_logits(source, ids, torch.float32), factored, scale)
-    rounded = _merged_logits(source, ids, exported)
+    merged, rounded = _merged_logits(source, ids, exported)
+    in_memory = _difference(merged, factored, scale)
     rounding = float((rounded - factored).square().mean().sqrt()) / max(scale, 1e-12)
     trust = source.trust_remote_code
     reloaded_model = load_model(str(draft), dtype=torch.float32, device=device, trust_remote_code=trust)
@@ -105,18 +105,21 @@ def _factored_logits(source: Source, ids: Tensor, device: torch.device) -> Tenso
     return softcapped(student @ pair.heads()[0].T, pair.softcap)
 
 
-def _merged_logits(source: Source, ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """Float32 logits of a stock model whose weights are merged in memory and rounded to `dtype`, never stored."""
+def _merged_logits(source: Source, ids: Tensor, exported: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Float32 logits of a stock model merged in memory, never stored: in float32, and with weights as exported."""
     tensors = source.open_teacher()
     model = AutoModelForCausalLM.from_config(
         source.config, dtype=torch.float32, trust_remote_code=source.trust_remote_code
     ).eval()
-    state = {name: merged_tensor(source, tensors, name).to(dtype).float() for name in source.plan.names}
+    state = {name: merged_tensor(source, tensors, name).float() for name in source.plan.names}
     missing = set(dict(model.named_parameters())) - set(state)
     assert not missing, missing
     model.load_state_dict(state, strict=False)
-    logits: Tensor = model(input_ids=ids).logits
-    return logits
+    exact: Tensor = model(input_ids=ids).logits
+    weights = model.state_dict()
+    for name, tensor in state.items():
+        weights[name].copy_(tensor.to(exported))
+    return exact, model(input_ids=ids).logits
 
 
 def _difference(logits: Tensor, reference: Tensor, scale: float) -> Difference:

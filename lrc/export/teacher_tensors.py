@@ -25,10 +25,6 @@ class TeacherTensors(Protocol):
         """Return one tensor in the dtype it is stored in."""
         ...
 
-    def shape_and_dtype(self, name: str) -> tuple[list[int], str]:
-        """Return a tensor's shape and dtype."""
-        ...
-
     def dtype(self) -> torch.dtype:
         """Return the dtype of the weights."""
         ...
@@ -47,11 +43,6 @@ class LoadedTensors:
     def read(self, name: str) -> Tensor:
         """Return one tensor."""
         return self._tensors[name]
-
-    def shape_and_dtype(self, name: str) -> tuple[list[int], str]:
-        """Return a tensor's shape and dtype."""
-        tensor = self._tensors[name]
-        return list(tensor.shape), str(tensor.dtype)
 
     def dtype(self) -> torch.dtype:
         """Return the dtype of the weights."""

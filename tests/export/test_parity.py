@@ -29,15 +29,15 @@ class Models:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
         self.factored = torch.tensor([[3.0, -4.0], [0.0, 0.0]])  # root mean square 2.5
-        self.merges: list[torch.dtype] = []
+        self.merged_for: list[torch.dtype] = []
         self.in_memory = self.rounded = self.after_reload = self.factored
         monkeypatch.setattr(parity, "_factored_logits", lambda source, ids, device: self.factored)
         monkeypatch.setattr(parity, "_merged_logits", self.merged)
         monkeypatch.setattr(parity, "load_model", self.load)
 
-    def merged(self, source: Any, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        self.merges.append(dtype)
-        return self.in_memory if len(self.merges) == 1 else self.rounded
+    def merged(self, source: Any, ids: Tensor, exported: torch.dtype) -> tuple[Tensor, Tensor]:
+        self.merged_for.append(exported)
+        return self.in_memory, self.rounded
 
     def load(self, source: str, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> Any:
         assert not trust_remote_code
@@ -46,11 +46,11 @@ class Models:
         return lambda input_ids: SimpleNamespace(logits=self.after_reload)
 
     def check(self, exported: torch.dtype = torch.float32) -> dict[str, Any]:
-        self.merges.clear()
+        self.merged_for.clear()
         save_file({"weight": torch.zeros(1, dtype=exported)}, self.folder / "model.safetensors")
         source: Any = SimpleNamespace(config=SimpleNamespace(vocab_size=48), trust_remote_code=False)
         facts = check_parity(source, self.folder)
-        assert self.merges == [torch.float32, exported]
+        assert self.merged_for == [exported]
         return facts
 
 
