@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lrc.clone.head import softcapped
 from lrc.config import ObjectiveConfig
 from lrc.errors import NumericsError
 from lrc.export.convert import Source, merged_tensor
@@ -101,8 +100,7 @@ def _factored_logits(source: Source, ids: Tensor, device: torch.device) -> Tenso
     ).eval()
     for name, parameter in pair.trained().items():
         parameter.copy_(source.trained[name])
-    student, _, _ = pair.hidden_states(ids, None)
-    return softcapped(student @ pair.heads()[0].T, pair.softcap)
+    return pair.logits(ids)[0]
 
 
 def _merged_logits(source: Source, ids: Tensor, exported: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lrc.clone.head import softcapped
+from lrc.clone.head import IGNORED_LABEL
 from lrc.clone.sites import Variant
 from lrc.config import ObjectiveConfig, StartConfig
 from lrc.errors import ConfigError
@@ -29,6 +29,8 @@ TOLERANCE = 1e-4
 """Largest difference of two logits as a share of the largest logit, float32."""
 STEPS = 5
 LEARNING_RATE = 3e-3
+Check = Callable[[Any], tuple[bool, str]]
+"""Takes a teacher; returns whether it passes, and what was found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ def run_oracles(teacher: Any, *, hidden_size: int | None = None) -> list[Oracle]
         hidden_size: Width of the student; None: about half of the teacher's.
     """
     narrow = hidden_size or _narrow_size(teacher.config)
-    return [*_pair_oracles(teacher, narrow), *_stock_oracles(teacher, narrow)]
+    return [_run(name, oracle, teacher) for name, oracle in _oracles(narrow).items()]
 
 
 def require_family(config: Any) -> None:
@@ -59,8 +61,9 @@ def require_family(config: Any) -> None:
         ConfigError: An oracle fails; a student would be wrong.
     """
     tiny = random_model(tiny_config(config))
-    for name, oracle in (("identity", _identity), ("merged = factored", partial(_merged, _narrow_size(tiny.config)))):
-        result = _run(name, oracle, tiny)
+    oracles = _oracles(_narrow_size(tiny.config))
+    for name in ("identity", "merged = factored"):
+        result = _run(name, oracles[name], tiny)
         if not result.passed:
             raise ConfigError(
                 f"{config.model_type} can't be cloned: a tiny random model of it fails the {name} oracle "
@@ -68,23 +71,18 @@ def require_family(config: Any) -> None:
             )
 
 
-def _pair_oracles(teacher: Any, narrow: int) -> list[Oracle]:
-    return [
-        _run("identity", _identity, teacher),
-        _run("merged = factored", partial(_merged, narrow), teacher),
-        _run("gradient reaches all", partial(_gradients, narrow), teacher),
-        _run("five steps lower the loss", partial(_steps, narrow), teacher),
-    ]
+def _oracles(narrow: int) -> dict[str, Check]:
+    return {
+        "identity": _identity,
+        "merged = factored": partial(_merged, narrow),
+        "gradient reaches all": partial(_gradients, narrow),
+        "five steps lower the loss": partial(_steps, narrow),
+        "export and reload": partial(_reload, narrow),
+        "cache = no cache": partial(_cache, narrow),
+    }
 
 
-def _stock_oracles(teacher: Any, narrow: int) -> list[Oracle]:
-    return [
-        _run("export and reload", partial(_reload, narrow), teacher),
-        _run("cache = no cache", partial(_cache, narrow), teacher),
-    ]
-
-
-def _run(name: str, oracle: Callable[[Any], tuple[bool, str]], teacher: Any) -> Oracle:
+def _run(name: str, oracle: Check, teacher: Any) -> Oracle:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -101,13 +99,16 @@ def _identity(teacher: Any) -> tuple[bool, str]:
         for name, parameter in pair.trained().items():
             is_projection = name.startswith("projections.")
             parameter.copy_(torch.eye(len(parameter)) if is_projection else tensors[name.removeprefix("gains.")])
-        return _compare(_factored(pair, _ids(teacher)), teacher(_ids(teacher), use_cache=False).logits)
+        expected = teacher(_ids(teacher), use_cache=False).logits
+        # the pair's own teacher too: what it clones from and distils must be the stock model
+        return _compare(torch.stack(pair.logits(_ids(teacher))), torch.stack((expected, expected)))
 
 
 def _merged(narrow: int, teacher: Any) -> tuple[bool, str]:
     pair = _random_pair(teacher, narrow)
     with torch.no_grad():
-        return _compare(_stock(pair, teacher)(_ids(teacher), use_cache=False).logits, _factored(pair, _ids(teacher)))
+        merged = merged_student(pair, teacher)(_ids(teacher), use_cache=False).logits
+        return _compare(merged, pair.logits(_ids(teacher))[0])
 
 
 def _gradients(narrow: int, teacher: Any) -> tuple[bool, str]:
@@ -133,7 +134,7 @@ def _steps(narrow: int, teacher: Any) -> tuple[bool, str]:
 
 
 def _reload(narrow: int, teacher: Any) -> tuple[bool, str]:
-    student = _stock(_random_pair(teacher, narrow), teacher)
+    student = merged_student(_random_pair(teacher, narrow), teacher)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         student.save_pretrained(folder)
         again: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -145,7 +146,7 @@ def _cache(narrow: int, teacher: Any) -> tuple[bool, str]:
         theirs = _cache_error(teacher)
     except Exception as error:  # noqa: BLE001  the stock class is not ours to mend
         return True, f"the teacher itself can't run with a cache ({type(error).__name__})"
-    off = _cache_error(_stock(_random_pair(teacher, narrow), teacher))
+    off = _cache_error(merged_student(_random_pair(teacher, narrow), teacher))
     if off is None or theirs is None:
         return True, "keeps no cache of keys and values"
     if off >= TOLERANCE and theirs >= TOLERANCE:
@@ -188,20 +189,15 @@ def _random_pair(teacher: Any, size: int) -> PairModel:
     return pair
 
 
-def _factored(pair: PairModel, ids: Tensor) -> Tensor:
-    student, _, _ = pair.hidden_states(ids, None)
-    return softcapped(student @ pair.heads()[0].T, pair.softcap)
-
-
 def _objective(pair: PairModel, ids: Tensor) -> Tensor:
-    labels = torch.full_like(ids, -100)
+    labels = torch.full_like(ids, IGNORED_LABEL)
     labels[:, :-1] = ids[:, 1:]
-    counts = StepCounts(labels=int((labels != -100).sum()), positions=ids.numel(), sequences=ids.shape[0])
+    counts = StepCounts(labels=int((labels != IGNORED_LABEL).sum()), positions=ids.numel(), sequences=ids.shape[0])
     return pair(ids, labels, torch.ones_like(ids, dtype=torch.bool), counts).objective  # type: ignore[no-any-return]
 
 
-def _stock(pair: PairModel, teacher: Any) -> Any:
-    """The stock model of the pair's student, merged by the plan that export uses."""
+def merged_student(pair: PairModel, teacher: Any) -> Any:
+    """Make the stock model of the pair's student, merged in float32 by the plan that export uses."""
     plan = merge_plan(pair.architecture, pair.variant)
     stored = teacher.state_dict()
     trained = {name: parameter.detach() for name, parameter in pair.trained().items()}

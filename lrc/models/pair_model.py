@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lrc.clone.head import HeadWeights, head_losses
+from lrc.clone.head import HeadWeights, head_losses, softcapped
 from lrc.clone.sites import Variant, layer_terms
 from lrc.config import ObjectiveConfig
 from lrc.errors import ConfigError
@@ -161,6 +161,12 @@ class PairModel(nn.Module):
     def heads(self) -> tuple[Tensor, Tensor]:
         """Return the student's merged head `[vocabulary, d_S]` and the teacher's `[vocabulary, d_T]`."""
         return self.head.student_tensors()["weight"], self.head.teacher.get_parameter("weight")
+
+    def logits(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both models' logits, `[batch, seq, vocabulary]` each: for checks on few tokens, never for training."""
+        student, teacher, _ = self.hidden_states(input_ids, None)
+        student_head, teacher_head = self.heads()
+        return softcapped(student @ student_head.T, self.softcap), softcapped(teacher @ teacher_head.T, self.softcap)
 
     def forward(self, input_ids: Tensor, labels: Tensor, valid: Tensor, counts: StepCounts) -> PairLosses:
         """Compute one micro-batch's share of the objective (docs/method.md section 6).

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from lrc.models.tiny import random_model
 from lrc.verbs.convert import convert
 from lrc.verbs.train import train
-from tests.models.family_configs import FAMILY_CONFIGS, random_model
+from tests.models.family_configs import FAMILY_CONFIGS
 from tests.tiny import save_tokenizer, tiny_recipe, write_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:The explicitly set RoPE scaling factor")

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from lrc.export.teacher_tensors import LoadedTensors, is_renamed, open_teacher
 from lrc.models.folder import ModelTensors
-from tests.models.family_configs import FAMILY_CONFIGS, random_model
+from lrc.models.tiny import random_model
+from tests.models.family_configs import FAMILY_CONFIGS
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 

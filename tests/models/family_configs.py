@@ -3,9 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import nn
-from transformers import AutoModelForCausalLM
 from transformers import models as families
 
 BASE: dict[str, Any] = {
@@ -119,17 +116,3 @@ FAMILY_CONFIGS: dict[str, Callable[[], Any]] = {
         embedding_multiplier=2.0,
     ),
 }
-
-
-def random_model(config: Any, *, seed: int = 0) -> Any:
-    """Make a random teacher whose norms, biases and routers differ from their start values too."""
-    torch.manual_seed(seed)
-    model: nn.Module = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-        stored = model.state_dict(keep_vars=True)
-        for name, buffer in model.named_buffers():
-            if name in stored and buffer.is_floating_point():
-                buffer.add_(0.1 * torch.randn_like(buffer))
-    return model.eval().requires_grad_(False)

@@ -8,7 +8,8 @@ import pytest
 from lrc.models.discovery import discover
 from lrc.models.oddities import oddities
 from lrc.models.oracles import run_oracles
-from tests.models.family_configs import FAMILY_CONFIGS, random_model
+from lrc.models.tiny import random_model
+from tests.models.family_configs import FAMILY_CONFIGS
 from tests.models.test_unlisted_families import make_config, picked, refusal_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"

@@ -10,7 +10,8 @@ from lrc.errors import ConfigError
 from lrc.models import pair_model
 from lrc.models.discovery import Architecture, discover
 from lrc.models.oracles import require_family, run_oracles
-from tests.models.family_configs import FAMILY_CONFIGS, random_model
+from lrc.models.tiny import random_model
+from tests.models.family_configs import FAMILY_CONFIGS
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> N
     monkeypatch.setattr(pair_model, "discover", wrong)
 
 
-@pytest.mark.parametrize("broken", [{"logits": 1.0}], indirect=True, ids=["logits"])
+@pytest.mark.parametrize("broken", [{"logits": 1.0}, {"beside_embedding": 1.0}], indirect=True, ids=str)
 @pytest.mark.usefixtures("broken")
 def test_a_wrong_constant_is_caught() -> None:
     with pytest.raises(ConfigError, match=r"granite can't be cloned: .* fails the identity oracle \(logits differ"):

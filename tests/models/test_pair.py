@@ -34,6 +34,15 @@ def fill_random(pair: PairModel, seed: int = 0) -> None:
             parameter.copy_(0.3 * noise if name.startswith("projections") else 1 + 0.1 * noise)
 
 
+def fill_identity(pair: PairModel, teacher: nn.Module) -> None:
+    """Give a pair of the teacher's own width ones on the diagonal and the teacher's gains."""
+    tensors = dict(teacher.named_parameters())
+    with torch.no_grad():
+        for name, parameter in pair.trained().items():
+            is_projection = name.startswith("projections")
+            parameter.copy_(torch.eye(len(parameter)) if is_projection else tensors[name.removeprefix("gains.")])
+
+
 def batch(rows: int = 3, length: int = 10, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     ids = torch.randint(4, 48, (rows, length), generator=torch.Generator().manual_seed(seed))
     labels = torch.full_like(ids, -100)
@@ -57,10 +66,7 @@ def gradients(pair: PairModel, *inputs: Tensor) -> dict[str, Tensor]:
 def test_identity_projection_reproduces_the_teacher(family: str, variant: Variant, tied: bool) -> None:
     teacher = tiny_teacher(family, tie_word_embeddings=tied)
     pair = make_pair(teacher, 32, variant)
-    tensors = dict(teacher.named_parameters())
-    with torch.no_grad():
-        for name, parameter in pair.trained().items():
-            parameter.copy_(torch.eye(32) if name.startswith("projections") else tensors[name.removeprefix("gains.")])
+    fill_identity(pair, teacher)
     ids, labels, valid = batch()
     with torch.no_grad():
         student, _, _ = pair.hidden_states(ids, None)
