@@ -29,8 +29,11 @@ LONGER = (
 
 
 def demo_recipe(overrides: tuple[str, ...] = ()) -> Recipe:
-    """Load the demo's recipe (it comes with the package) and apply overrides."""
-    return load_recipe(Path(str(files("lrc.verbs") / "demo.yaml")), overrides)
+    """Load the demo's recipe (it comes with the package), `LONGER` where it computes in bfloat16; apply overrides."""
+    path = Path(str(files("lrc.verbs") / "demo.yaml"))
+    recipe = load_recipe(path, overrides)
+    is_fast = choose_dtype(recipe.train.compute_dtype, choose_device(recipe.train.device)) is torch.bfloat16
+    return load_recipe(path, (*LONGER, *overrides)) if is_fast else recipe
 
 
 def demo(overrides: tuple[str, ...] = (), *, overwrite: bool = False, dry_run: bool = False) -> Path:
@@ -45,8 +48,7 @@ def demo(overrides: tuple[str, ...] = (), *, overwrite: bool = False, dry_run: b
         The report's page.
     """
     began = time.monotonic()
-    is_fast = choose_dtype("auto", choose_device("auto")) is torch.bfloat16
-    recipe = demo_recipe((*LONGER, *overrides) if is_fast else overrides)
+    recipe = demo_recipe(overrides)
     run = Path(recipe.run)
     student, results = run / "convert", run / "evaluate"
     assert recipe.data.held_out is not None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lrc.verbs.demo import demo
+from lrc.verbs.demo import demo, demo_recipe
 from tests.tiny import teacher_folder, write_rows
 
 
@@ -67,3 +67,17 @@ def check_card(results: dict[str, object], student_folder: Path, held_out: Path)
     assert card["perplexity"] == pytest.approx(math.exp(loss / count), rel=1e-4)
     assert card["parameters"] == sum(parameter.numel() for parameter in student.parameters())
     assert card["file_size_bytes"] == (student_folder / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(("dtype", "steps"), [(torch.bfloat16, 60), (torch.float32, 10)], ids=["fast", "slow"])
+def test_the_demo_trains_longer_where_bfloat16_is_the_faster(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, steps: int
+) -> None:
+    monkeypatch.setattr("lrc.verbs.demo.choose_dtype", lambda wanted, device: dtype)
+    assert demo_recipe().train.max_steps == steps
+    assert demo_recipe(("train.max_steps=3",)).train.max_steps == 3
+
+
+def test_a_demo_that_is_to_compute_in_float32_is_the_short_one_on_any_machine() -> None:
+    recipe = demo_recipe(("train.compute_dtype=float32",))
+    assert (recipe.train.max_steps, recipe.train.learning_rate) == (10, 3e-5)
