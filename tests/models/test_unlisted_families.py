@@ -2,10 +2,12 @@
 
 import random
 import re
+from itertools import islice
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
@@ -24,7 +26,15 @@ def picked() -> list[str]:
     """Pick classes that take the tiny sizes and are not in the table of promised ones."""
     names = sorted(set(CLASSES) - set(FAMILY_CONFIGS))
     random.Random(SEED).shuffle(names)
-    return names[:NUM_PICKED]
+    return list(islice((name for name in names if takes_tiny_sizes(name)), NUM_PICKED))
+
+
+def takes_tiny_sizes(name: str) -> bool:
+    try:
+        make_config(name)
+    except StrictDataclassError:  # GPT Neo lists its layers in a field of its own
+        return False
+    return True
 
 
 def make_config(name: str) -> Any:
