@@ -12,11 +12,28 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lrc.errors import CheckpointError
-from lrc.models.teacher import check_source
+from lrc.errors import CheckpointError, ConfigError
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+
+
+def check_source(source: str) -> None:
+    """Check that a model source is a folder with a config.json or looks like a hub id.
+
+    Raises:
+        ConfigError: It is neither, so loading could only fail.
+    """
+    path = Path(source)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"A model folder must hold a config.json, but {source} has none.")
+        return
+    looks_like_path = source.startswith((".", "/", "~")) or source.count("/") != 1 or path.exists()
+    if looks_like_path:
+        raise ConfigError(
+            f"The model must be a folder with a config.json or a hub id (owner/name), but {source!r} is neither."
+        )
 
 
 def resolve_folder(source: str) -> Path:
@@ -35,9 +52,14 @@ def resolve_folder(source: str) -> Path:
             )
         except Exception as error:  # hub errors have no common base
             raise CheckpointError(f"{source} can't be fetched from the hub: {error}") from error
-    if not (folder / WEIGHTS).is_file() and not (folder / WEIGHTS_INDEX).is_file():
+    if not has_weights(folder):
         raise CheckpointError(f"{folder} must hold {WEIGHTS} or {WEIGHTS_INDEX}, but has neither.")
     return folder
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds a model's weights as safetensors."""
+    return (folder / WEIGHTS).is_file() or (folder / WEIGHTS_INDEX).is_file()
 
 
 def weight_files(folder: Path) -> list[Path]:

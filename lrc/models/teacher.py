@@ -5,32 +5,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from lrc.errors import CheckpointError, ConfigError
-
-
-def check_source(source: str) -> None:
-    """Check that a model source is a folder with a config.json or looks like a hub id.
-
-    Raises:
-        ConfigError: It is neither, so loading could only fail.
-    """
-    path = Path(source)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ConfigError(f"A model folder must hold a config.json, but {source} has none.")
-        return
-    looks_like_path = source.startswith((".", "/", "~")) or source.count("/") != 1 or path.exists()
-    if looks_like_path:
-        raise ConfigError(
-            f"The model must be a folder with a config.json or a hub id (owner/name), but {source!r} is neither."
-        )
+from lrc.models.folder import check_source
+from lrc.models.text_tower import cut_tower, is_composite, tower_config
 
 
 def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
-    """Load a transformers config from a folder or hub id.
+    """Load a causal LM's config from a folder or hub id; of a composite model its text tower's.
+
+    Raises:
+        ConfigError: The source has no readable config, or a text tower that can't be cloned.
+    """
+    config = read_config(source, trust_remote_code=trust_remote_code)
+    return tower_config(config, Path(source)) if is_composite(config) else config
+
+
+def read_config(source: str, *, trust_remote_code: bool = False) -> Any:
+    """Read the transformers config of a folder or hub id as it is.
 
     Raises:
         ConfigError: The source has no readable config.
@@ -47,15 +41,18 @@ def load_model(
 ) -> PreTrainedModel:
     """Load a causal LM for inference: evaluation mode, no gradients, the class's own choice of attention.
 
+    Of a composite model the text tower is loaded.
+
     Raises:
-        ConfigError: The source is not a model.
+        ConfigError: The source is not a model, or its text tower can't be cloned.
         CheckpointError: Its weights can't be read.
     """
-    check_source(source)
+    config = read_config(source, trust_remote_code=trust_remote_code)
+    auto_class: Any = AutoModelForMultimodalLM if is_composite(config) else AutoModelForCausalLM
     if not sys.stderr.isatty():
         disable_progress_bar()  # a bar that no terminal redraws only litters logs
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class.from_pretrained(
             source,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
@@ -73,8 +70,11 @@ def load_model(
             f"The weights of {source} must hold every tensor of the model, but {len(missing)} are missing, for example "
             f"{missing[0]}. Fetch or convert the model again."
         )
+    model.eval()
+    if is_composite(config):
+        model = cut_tower(model, tower_config(config, Path(source)))
     model.to(device)  # type: ignore[arg-type]  # its decorator hides the signature
-    model.eval().requires_grad_(False)
+    model.requires_grad_(False)
     return model
 
 

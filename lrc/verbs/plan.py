@@ -12,7 +12,8 @@ from lrc.models.discovery import Architecture, discover
 from lrc.models.oddities import oddities
 from lrc.models.oracles import require_family
 from lrc.models.student import student_config
-from lrc.models.teacher import load_config
+from lrc.models.teacher import load_config, read_config
+from lrc.models.text_tower import is_composite
 from lrc.verbs.sources import locate_teacher
 
 _NUMBER = re.compile(r"\.\d+\.")
@@ -32,15 +33,20 @@ def plan(teacher: str, *, hidden_size: int, trust_remote_code: bool = False) -> 
     Raises:
         ConfigError: The teacher or the width is not supported; the text is the reason.
     """
-    config = load_config(locate_teacher(teacher), trust_remote_code=trust_remote_code)
+    source = locate_teacher(teacher)
+    config = load_config(source, trust_remote_code=trust_remote_code)
+    whole = read_config(source, trust_remote_code=trust_remote_code)
     architecture = discover(config)
     student = student_config(config, hidden_size, tied=False)
     require_family(config)
+    odd = oddities(architecture, config)
+    if is_composite(whole):
+        odd.insert(0, f"the text tower of a {whole.model_type}; the student is what the teacher is on text alone")
     return [
         f"{teacher}: {architecture.model_type}, hidden size {architecture.hidden_size}, {architecture.num_layers} "
         f"layers, {'tied' if architecture.is_tied else 'untied'} head",
         *_found(architecture),
-        *(f"odd        {line}" for line in oddities(architecture, config) or ["nothing"]),
+        *(f"odd        {line}" for line in odd or ["nothing"]),
         f"student    hidden size {hidden_size}, {_parameters(student):,} parameters (teacher {_parameters(config):,})",
         f"supported: {architecture.model_type}; its identity and merge oracles pass on a tiny random model",
     ]

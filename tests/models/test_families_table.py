@@ -4,18 +4,22 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 
 from lrc.models.discovery import discover
 from lrc.models.oddities import oddities
 from lrc.models.oracles import run_oracles
+from lrc.models.teacher import load_model
 from lrc.models.tiny import random_model
+from tests.models.composite_configs import COMPOSITES, random_composite
 from tests.models.family_configs import FAMILY_CONFIGS
 from tests.models.test_unlisted_families import make_config, picked, refusal_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 LOCK = Path(__file__).parents[2] / "requirements.lock"
 FAMILIES = ("<!-- families: made by tests/models/test_families_table.py -->", "<!-- end of families -->")
+COMPOSITE = ("<!-- composites: made by tests/models/test_families_table.py -->", "<!-- end of composites -->")
 UNLISTED = ("<!-- unlisted: made by tests/models/test_families_table.py -->", "<!-- end of unlisted -->")
 
 
@@ -29,6 +33,22 @@ def family_rows() -> str:
             rows += [f"| family | {' | '.join(result.name for result in results)} | odd |", "| --- " * 8 + "|"]
         odd = "; ".join(line.partition(" (")[0] for line in oddities(discover(config), config)) or "nothing"
         rows.append(f"| {family} | {' | '.join('yes' if result.passed else 'NO' for result in results)} | {odd} |")
+    return "\n".join(rows)
+
+
+def composite_rows(folder: Path) -> str:
+    """Load every composite's text tower, measure it against the whole, and run every oracle on it."""
+    ids = torch.randint(3, 47, (2, 9), generator=torch.Generator().manual_seed(5))
+    rows = ["| teacher | student's class | logits of the tower = of the whole, on text | oracles |", "| --- " * 4 + "|"]
+    for name in COMPOSITES:
+        whole = random_composite(name)
+        whole.save_pretrained(folder / name)
+        tower = load_model(str(folder / name), dtype=torch.float32, device=torch.device("cpu"))
+        with torch.no_grad():
+            equal = torch.allclose(tower(ids).logits, whole(input_ids=ids).logits, atol=1e-5, rtol=0)
+        passed = all(result.passed for result in run_oracles(tower))
+        cells = (name, type(tower).__name__, "within 1e-5" if equal else "NO", "all pass" if passed else "NO")
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -64,6 +84,13 @@ def test_the_promised_families_pass_every_oracle_and_the_page_says_so() -> None:
     rows = family_rows()
     assert "NO" not in rows.split()
     assert_section_is(FAMILIES, rows)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_page_says_which_composites_text_towers_are_proven(tmp_path: Path) -> None:
+    rows = composite_rows(tmp_path)
+    assert "NO" not in rows.split()
+    assert_section_is(COMPOSITE, rows)
 
 
 @pytest.mark.skipif(not is_locked_version(), reason="another transformers has other classes to pick from")

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from lrc.errors import CheckpointError, ConfigError
 from lrc.models import teacher
-from lrc.models.teacher import check_source, load_config, load_model, load_tokenizer
+from lrc.models.folder import check_source
+from lrc.models.teacher import load_config, load_model, load_tokenizer
 from tests.tiny import WORDS, teacher_folder, tiny_teacher
 
 CPU = torch.device("cpu")

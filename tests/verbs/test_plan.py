@@ -8,6 +8,7 @@ from transformers import BloomConfig, GPT2Config, MambaConfig
 from lrc.cli import main
 from lrc.errors import ConfigError
 from lrc.verbs.plan import plan
+from tests.models.composite_configs import COMPOSITES
 from tests.models.family_configs import FAMILY_CONFIGS
 
 
@@ -91,3 +92,12 @@ def test_a_model_without_attention_is_planned_too(tmp_path: Path) -> None:
     assert "readers    backbone.layers.*.mixer.in_proj.weight x 2" in lines
     assert "inherited  backbone.layers.*.mixer.A_log x 2" in lines
     assert lines[-1].startswith("supported: mamba")
+
+
+@pytest.mark.parametrize(("name", "tower"), [("llava", "llama"), ("qwen3_vl", "qwen3"), ("qwen3_5", "qwen3_5_text")])
+def test_of_a_composite_the_text_tower_is_planned(tmp_path: Path, name: str, tower: str) -> None:
+    COMPOSITES[name][0]().save_pretrained(tmp_path)
+    lines = plan(str(tmp_path), hidden_size=16)
+    assert lines[0].endswith(f": {tower}, hidden size 32, 2 layers, untied head")
+    assert f"odd        the text tower of a {name}; the student is what the teacher is on text alone" in lines
+    assert lines[-1].startswith("supported")
