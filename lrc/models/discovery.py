@@ -85,7 +85,7 @@ def _discover(config: Any) -> Architecture:
     models = [_meta_model(config, size) for size in (d_teacher, 2 * d_teacher)]
     moved = _moved_axes(config, models[0], models[1])
     model = models[0]
-    base, layers = model.base_model_prefix, layer_list(model)
+    base, layers = base_module(model), layer_list(model)
     head = _tensor_name(model, model.get_output_embeddings(), "head")
     is_tied = head not in dict(model.named_parameters())
     gains = _gains(moved)
@@ -146,7 +146,7 @@ def _look(config: Any, full: PreTrainedModel, moved: Mapping[str, tuple[int, int
         signatures = {index: _signature(kept, f"{layers}.{index}.") for index in depth}
         if wanted <= set(signatures.values()):
             break
-    trace = run_trace(model, full.base_model_prefix)
+    trace = run_trace(model, base_module(full))
     norm = last_norm(trace, layers, config)
     entries = [
         ProjectedTensor(name=name, role=find_role(model, trace, name, axis), axis=axis)
@@ -168,7 +168,7 @@ def _scale_law(model: PreTrainedModel, trace: Trace, *, layers: str, norm: str) 
     wide = random_model(resized_config(config, 2 * config.hidden_size, tied=is_tied_config(config)))
     both = [
         measure_scales(one, seen, layers=layers, norm=norm)
-        for one, seen in ((model, trace), (wide, run_trace(wide, model.base_model_prefix)))
+        for one, seen in ((model, trace), (wide, run_trace(wide, base_module(wide))))
     ]
     return scale_law(both[0], both[1], width=config.hidden_size, kind=config.model_type)
 
@@ -237,13 +237,22 @@ def _tensor_name(model: PreTrainedModel, module: nn.Module | None, what: str) ->
     raise ConfigError(f"{model.config.model_type} can't be cloned: {type(model).__name__} has no {what} of its own.")
 
 
+def base_module(model: PreTrainedModel) -> str:
+    """Name the module that runs embedding, layers and last norm (`model`)."""
+    prefix, children = model.base_model_prefix, dict(model.named_children())
+    if prefix in children:
+        return prefix
+    embedding = model.get_input_embeddings()  # Llama 4 has its composite's prefix
+    return next((name for name, child in children.items() if embedding in child.modules()), prefix)
+
+
 def layer_list(model: PreTrainedModel) -> str:
     """Name the module list of a stock model's layers (`model.layers`).
 
     Raises:
         ConfigError: There is none of the config's length.
     """
-    base, num_layers = model.base_model_prefix, model.config.num_hidden_layers
+    base, num_layers = base_module(model), model.config.num_hidden_layers
     name: str
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == num_layers and name.startswith(base):

@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
 
 from lrc.errors import CheckpointError, ConfigError
+from lrc.models.discovery import base_module
 from lrc.models.folder import ModelTensors, has_weights
 from lrc.models.student import empty_student, is_tied_config
 
@@ -91,7 +92,9 @@ def cut_tower(whole: PreTrainedModel, config: Any) -> PreTrainedModel:
     tower: Any = empty_student(config)
     head = next(name for name, module in tower.named_modules() if module is tower.get_output_embeddings())
     decoder: Any = whole.get_decoder()
-    parts = {tower.base_model_prefix: decoder.base_model, head: whole.get_output_embeddings()}
+    if type(decoder) is type(tower):  # the whole holds a causal LM (Llama 4), not its inside
+        decoder = decoder.get_submodule(base_module(decoder))
+    parts = {base_module(tower): decoder, head: whole.get_output_embeddings()}
     weights = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
     try:
         tower.load_state_dict(weights, strict=True, assign=True)

@@ -68,7 +68,8 @@ def run_trace(model: PreTrainedModel, base: str) -> Trace:
             logits = model(input_ids=ids, use_cache=False).logits
     except Exception as error:  # any class may fail in a way of its own; the text is shown to the user
         raise ConfigError(
-            f"{model.config.model_type} can't be run as a causal LM on token ids alone: {type(error).__name__}: "
+            f"{model.config.model_type} can't be run as a causal LM on token ids alone, made small and at hidden size "
+            f"{model.config.hidden_size}: {type(error).__name__}: "
             f"{' '.join(str(error).split())}"
         ) from error
     finally:
@@ -189,8 +190,9 @@ def _stages_of(calls: list[Call], sites: dict[str, dict[str, Role]], prefix: str
                     raise ConfigError(f"{site} writes to the residual stream before anything was read.")
                 groups[-1].writers.append((site.removeprefix(prefix), call))
     found = [_stage(group, calls, sites, prefix) for group in _answered(groups, prefix)]
-    points = [stream for _, stream, _ in found] + [after]
-    for position, (stage, stream, written) in enumerate(found):
+    points = [stream.view_as(after) for _, stream, _ in found] + [after]  # experts get all positions in one row
+    for position, (stage, _, written) in enumerate(found):
+        stream = points[position]
         beside = [points[other] for other in (position - 1, position + 1) if other >= 0]
         is_parallel = any(multiple(stream, other) == 1 for other in beside)
         joined = None if is_parallel or written is None else multiple(written, points[position + 1] - stream)
@@ -207,11 +209,24 @@ def _answered(groups: list[_Group], prefix: str) -> list[_Group]:
         source = group.readers[0][1].input
         home = next((other for other in kept if multiple(other.readers[0][1].input, source) is not None), None)
         if home is None:
-            raise ConfigError(f"{prefix}{group.readers[0][0]} reads the residual stream, but no writer answers it.")
+            raise ConfigError(_unanswered(group, groups, prefix))
         home.readers += group.readers
     if not kept:
         raise ConfigError(f"{prefix}: each group of readers must be answered by a writer; this layer has none.")
     return kept
+
+
+def _unanswered(group: _Group, groups: list[_Group], prefix: str) -> str:
+    """Say why readers have no writer: mostly since their block hands its experts rows that it made of the stream."""
+    source = group.readers[0][1].input
+    made = next((call for other in groups for _, call in other.readers if call.input.numel() != source.numel()), None)
+    if made is None:
+        return f"{prefix}{group.readers[0][0]} reads the residual stream, but no writer answers it."
+    return (
+        f"{made.module} reads {made.input.numel() // made.input.shape[-1]} rows that its block makes of "
+        f"{source.numel() // source.shape[-1]} positions of the residual stream (chosen or weighted for experts), not "
+        "the stream itself, so it can't be told what answers what."
+    )
 
 
 def _stage(

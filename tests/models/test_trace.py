@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from transformers import FlexOlmoConfig, JetMoeConfig
 
+from lrc.errors import ConfigError
 from lrc.models.discovery import discover
+from lrc.models.oracles import run_oracles
+from lrc.models.tiny import random_model
 from lrc.models.trace import multiple
-from tests.models.family_configs import FAMILY_CONFIGS
+from tests.models.family_configs import BASE, FAMILY_CONFIGS
 
 
 def test_experts_stored_input_first_are_read_on_the_side_that_they_are_used() -> None:
@@ -37,6 +41,21 @@ def test_parallel_blocks_share_one_norm() -> None:
     stages = discover(FAMILY_CONFIGS["cohere"]()).stages[0]
     assert [stage.norm for stage in stages] == ["input_layernorm", "input_layernorm"]
     assert [stage.kind for stage in stages] == ["attn", "mlp"]
+
+
+def test_experts_that_read_the_stream_without_a_norm_are_told() -> None:
+    config = FlexOlmoConfig(**BASE, num_experts=4, num_experts_per_tok=2)
+    _, experts = discover(config).stages[0]
+    assert experts.readers == ("mlp.gate", "mlp.experts.gate_up_proj")
+    assert (experts.norm, experts.post_norm, experts.residual) == (None, "post_feedforward_layernorm", 1.0)
+    results = run_oracles(random_model(config))
+    assert all(result.passed for result in results), [result for result in results if not result.passed]
+
+
+def test_experts_that_get_rows_of_their_block_s_making_are_refused_with_both_counts() -> None:
+    config = JetMoeConfig(**BASE, num_local_experts=4, num_experts_per_tok=2, kv_channels=8)
+    with pytest.raises(ConfigError, match=r"\.input_linear reads 24 rows that its block makes of 12 positions"):
+        discover(config)
 
 
 def test_a_constant_multiple_is_found_in_any_shape_and_nothing_else_is() -> None:

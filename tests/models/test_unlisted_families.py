@@ -41,6 +41,7 @@ def takes_tiny_sizes(name: str) -> bool:
 
 def make_config(name: str) -> Any:
     sizes = BASE | {"num_key_value_heads": 4, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4}
+    sizes["num_experts_per_tok"] = 2  # a family's own choice may exceed the four experts
     return AutoConfig.for_model(name, **sizes)
 
 
@@ -66,12 +67,25 @@ def both_axes_follow(config: Any, name: str) -> bool:
     return all(a != b for a, b in zip(*shapes, strict=True))
 
 
+def rows_read(config: Any, name: str, positions: int) -> int:
+    """Count the rows that a module of the stock model gets for that many positions."""
+    model = random_model(tiny_config(config))
+    rows: list[int] = []
+    model.get_submodule(name).register_forward_pre_hook(
+        lambda _, args: rows.append(args[0].numel() // args[0].shape[-1])
+    )
+    model(input_ids=torch.arange(positions)[None])
+    return rows[0]
+
+
 def refusal_holds(config: Any, reason: str) -> bool:
     """Tell whether the reason can be seen on the stock classes themselves."""
     if found := re.search(r"both axes of (\S+) ", reason):
         return both_axes_follow(config, found.group(1))
     if found := re.search(r"text tower is of the type (\S+), for which transformers has no causal LM class", reason):
         return found.group(1) == config.text_config.model_type not in CLASSES
+    if found := re.search(r"^(\S+) reads (\d+) rows that its block makes of (\d+) positions", reason):
+        return rows_read(config, found.group(1), int(found.group(3))) == int(found.group(2)) != int(found.group(3))
     if "no hidden_size" in reason:
         return not hasattr(config, "hidden_size")
     if "no tensor follows config.hidden_size" in reason:
