@@ -61,4 +61,6 @@ def _odd_tensors(architecture: Architecture) -> list[str]:
         found.append("norms have no gain")
     if any(entry.role == "writer" and entry.name.endswith("bias") for entry in architecture.projected.values()):
         found.append("writers have biases, which share the writer's projection")
+    if f"{architecture.head.removesuffix('weight')}bias" in architecture.inherited:
+        found.append("the head has a bias, which the student inherits")
     return found

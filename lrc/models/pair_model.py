@@ -68,6 +68,7 @@ class PairModel(nn.Module):
         self.term_names = measured_terms(self.architecture, variant, objective)
         self.lockstep = Lockstep()
         self.base, self.head = self._assemble(teacher, hidden_size)
+        self.has_head_bias = "bias" in dict(self.head.teacher.named_parameters())
 
     def _assemble(self, teacher: nn.Module, hidden_size: int) -> tuple[nn.Module, ProjectedPart]:
         """Put pairs in place of the stock student's embedding, layers and last norm; make the head's part."""
@@ -146,7 +147,8 @@ class PairModel(nn.Module):
 
         Returns:
             Student `[batch, seq, d_S]`, teacher `[batch, seq, d_T]`, both times the family's constant on logits
-            (Granite, Cohere), so that heads and soft-cap make the logits of it; clone sums `[layers, terms]` or None.
+            (Granite, Cohere) and with a one at the end if heads have a bias (Phi), so that `heads()` and soft-cap make
+            the logits of it; clone sums `[layers, terms]` or None.
         """
         self.lockstep.valid = valid if self.term_names else None
         self.lockstep.terms = []
@@ -154,13 +156,18 @@ class PairModel(nn.Module):
         teacher, terms = self.lockstep.teacher_stream, self.lockstep.terms
         self.lockstep.teacher_stream, self.lockstep.terms = None, []
         assert teacher is not None
+        if self.has_head_bias:
+            student, teacher = _with_one(student), _with_one(teacher)
         if (scale := self.architecture.scales.logits) != 1:
             student, teacher = student * scale, teacher * scale
         return student, teacher, torch.stack(terms) if terms else None
 
     def heads(self) -> tuple[Tensor, Tensor]:
-        """Return the student's merged head `[vocabulary, d_S]` and the teacher's `[vocabulary, d_T]`."""
-        return self.head.student_tensors()["weight"], self.head.teacher.get_parameter("weight")
+        """Return the student's merged head `[vocabulary, d_S]` and the teacher's `[vocabulary, d_T]`.
+
+        A bias, which the student inherits, is one more column of both.
+        """
+        return _head_matrix(self.head.student_tensors()), _head_matrix(dict(self.head.teacher.named_parameters()))
 
     def logits(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return both models' logits, `[batch, seq, vocabulary]` each: for checks on few tokens, never for training."""
@@ -207,6 +214,14 @@ class PairModel(nn.Module):
         if self.objective.kl_reduction == "published":
             return 1 / max(1, counts.sequences)
         return self.objective.temperature**2 / max(1, counts.labels)
+
+
+def _with_one(hidden: Tensor) -> Tensor:
+    return torch.cat((hidden, torch.ones_like(hidden[..., :1])), -1)
+
+
+def _head_matrix(tensors: dict[str, Tensor]) -> Tensor:
+    return torch.cat((tensors["weight"], tensors["bias"][:, None]), 1) if "bias" in tensors else tensors["weight"]
 
 
 def measured_terms(architecture: Architecture, variant: Variant, objective: ObjectiveConfig) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 from transformers import PreTrainedModel
 
 from lrc.errors import ConfigError
@@ -25,7 +25,7 @@ class Scales:
     beside_embedding: float
     """The part of it that the model applies outside its embedding module."""
     logits: float
-    """Logits are this times `last hidden state x head` (before a soft-cap)."""
+    """Logits are this times `last hidden state x head + bias` (before a soft-cap)."""
     unit_gain: float
     """Stored value of a norm gain that multiplies by one: 1, or 0 where gains are stored as 1 + w."""
 
@@ -77,7 +77,7 @@ def measure_scales(model: PreTrainedModel, trace: Trace, *, layers: str, norm: s
     return Scales(
         embedding=total,
         beside_embedding=beside,
-        logits=_logit_scale(trace, head.weight, model.config),
+        logits=_logit_scale(trace, head, model.config),
         unit_gain=_unit_gain(model, trace, norm),
     )
 
@@ -103,15 +103,16 @@ def scale_law(narrow: Scales, wide: Scales, *, width: int, kind: str) -> ScaleLa
     return ScaleLaw(width=width, scales=narrow, embedding_grows=grows[0], beside_grows=grows[1])
 
 
-def _logit_scale(trace: Trace, head: Tensor, config: Any) -> float:
+def _logit_scale(trace: Trace, head: nn.Linear, config: Any) -> float:
     cap, logits = logit_softcap(config), trace.logits.double()
     if cap is not None:
         logits = cap * torch.atanh(logits / cap)
-    found = multiple(trace.last_hidden.double() @ head.double().T, logits)
+    bias = None if head.bias is None else head.bias.double()
+    found = multiple(nn.functional.linear(trace.last_hidden.double(), head.weight.double(), bias), logits)
     if found is None:
         raise ConfigError(
-            f"{config.model_type} can't be cloned: its logits are no constant multiple of last hidden state x head (a "
-            "bias of the head, or something between the two)."
+            f"{config.model_type} can't be cloned: its logits are no constant multiple of last hidden state x head "
+            "(something lies between the two)."
         )
     return found
 

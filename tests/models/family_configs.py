@@ -70,6 +70,7 @@ FAMILY_CONFIGS: dict[str, Callable[[], Any]] = {
         tie_word_embeddings=True,
     ),
     "phi3": _make("Phi3Config", sliding_window=4, partial_rotary_factor=0.5),
+    "phi": _make("PhiConfig", head_dim=8, partial_rotary_factor=0.5),
     "granite": _make(
         "GraniteConfig",
         embedding_multiplier=3.0,

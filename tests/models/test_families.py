@@ -12,7 +12,7 @@ from tests.models.family_configs import FAMILY_CONFIGS
 from tests.models.test_pair import VARIANTS, batch, counts_of, fill_identity, fill_random, gradients, make_pair
 
 pytestmark = pytest.mark.filterwarnings("ignore:The explicitly set RoPE scaling factor")
-NOT_FITTED = ("qwen3_moe", "mixtral", "cohere", "cohere2", "gpt_oss", "deepseek_v3", "falcon_h1")
+NOT_FITTED = ("qwen3_moe", "mixtral", "phi", "cohere", "cohere2", "gpt_oss", "deepseek_v3", "falcon_h1")
 """Families with writers that a calibrated start leaves at their `pca` values."""
 each_family = pytest.mark.parametrize("family", FAMILY_CONFIGS)
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=["all", "io", "tied-projection"])

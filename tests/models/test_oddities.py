@@ -60,3 +60,8 @@ def test_norms_without_a_gain_are_told_from_norms_with_one() -> None:
     found = discover(config)
     gains = tuple(name for name in found.gains if "layers.1.input_layernorm" not in name)
     assert oddities(replace(found, gains=gains), config) == ["norms have no gain"]
+
+
+def test_a_head_s_bias_is_said() -> None:
+    config = FAMILY_CONFIGS["phi"]()
+    assert "the head has a bias, which the student inherits" in oddities(discover(config), config)

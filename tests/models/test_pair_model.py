@@ -8,7 +8,10 @@ from torch import Tensor
 
 from lrc.clone.sites import Variant
 from lrc.errors import ConfigError
+from lrc.models.oracles import merged_student
 from lrc.models.pair_model import PairModel, StepCounts
+from lrc.models.tiny import random_model
+from tests.models.family_configs import FAMILY_CONFIGS
 from tests.models.stock_student import recorded, stock_student
 from tests.models.test_pair import VARIANTS, counts_of, fill_random, gradients, make_pair
 from tests.models.tiny_configs import FAMILIES
@@ -235,3 +238,21 @@ def test_states_and_heads_are_those_of_the_stock_models_and_nothing_is_kept() ->
     assert pair.lockstep.teacher_stream is None
     assert not pair.lockstep.terms
     assert pair.hidden_states(ids, None)[2] is None
+
+
+def test_a_head_s_bias_is_in_both_models_losses() -> None:
+    teacher: Any = random_model(FAMILY_CONFIGS["phi"]())
+    assert float(teacher.lm_head.bias.abs().max()) > 0.01
+    pair = make_pair(teacher, 16)
+    fill_random(pair)
+    ids, labels, valid = ragged_batch()
+    student = merged_student(pair, teacher)
+    assert torch.equal(student.lm_head.bias, teacher.lm_head.bias)
+    with torch.no_grad():
+        losses = pair(ids, labels, valid, counts_of(labels, valid))
+        logits, theirs = student(ids).logits, teacher(ids).logits
+    lm = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+    torch.testing.assert_close(losses.lm, lm.sum(-1), rtol=1e-5, atol=1e-5)
+    log_p, log_q = theirs.log_softmax(-1), logits.log_softmax(-1)
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1)[labels != -100].sum()
+    assert float(losses.kl) == pytest.approx(float(kl), rel=1e-4)

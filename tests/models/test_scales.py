@@ -18,6 +18,7 @@ PLAIN = Scales(embedding=1.0, beside_embedding=1.0, logits=1.0, unit_gain=1.0)
         ("cohere", 32, (1.0, 1.0, 0.25, 1.0)),
         ("gemma2", 32, (32**0.5, 1.0, 1.0, 0.0)),
         ("gemma3_text", 16, (4.0, 1.0, 1.0, 0.0)),
+        ("phi", 16, (1.0, 1.0, 1.0, 1.0)),
         ("falcon_h1", 16, (2.0, 2.0, 0.5, 1.0)),
     ],
 )
