@@ -60,6 +60,9 @@ class Stage:
     residual: float | None = 1.0
     """Factor on what the writer (or its post-norm) makes as it joins the stream (Granite); None: it is not simply
     added, or another stage reads the same stream (parallel blocks)."""
+    block: str | None = None
+    """The module that gets the stream as the layer has it, where no norm does and the readers get all positions in one
+    row (FlexOlmo's experts)."""
 
     def module_of(self, site: str) -> str:
         """Name the module that runs a reader or writer."""
@@ -68,7 +71,7 @@ class Stage:
     @property
     def point(self) -> str:
         """The module whose input is the residual stream that the stage reads."""
-        return self.norm or self.module_of(self.readers[0])
+        return self.norm or self.block or self.module_of(self.readers[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +93,11 @@ def projection_of(module: str, stage: Stage, variant: Variant) -> str:
     Args:
         module: A member of `stage.readers` or `stage.writers`.
         stage: The stage that the module belongs to.
-        variant: `io` stages have one projection for all their readers, named after the readers' parent.
+        variant: `io` stages have one projection for all their readers, named after the first one's parent, so that a
+            router and its experts share it too.
     """
     if module in stage.readers and variant.shares_input(stage.kind):
-        return f"{module.rpartition('.')[0]}.input"
+        return f"{stage.readers[0].rpartition('.')[0]}.input"
     return module
 
 

@@ -196,7 +196,15 @@ def _stages_of(calls: list[Call], sites: dict[str, dict[str, Role]], prefix: str
         beside = [points[other] for other in (position - 1, position + 1) if other >= 0]
         is_parallel = any(multiple(stream, other) == 1 for other in beside)
         joined = None if is_parallel or written is None else multiple(written, points[position + 1] - stream)
-        yield replace(stage, residual=joined)
+        yield replace(stage, residual=joined, block=_block(stage, calls, found[position][1], after, prefix))
+
+
+def _block(stage: Stage, calls: list[Call], read: Tensor, after: Tensor, prefix: str) -> str | None:
+    """Name the module that gets what a stage without a norm reads, if its readers get it in another shape."""
+    if stage.norm is not None or read.shape == after.shape:
+        return None
+    same = (call for call in calls if call.input.shape == after.shape and multiple(read, call.input) == 1)
+    return next((call.module.removeprefix(prefix) for call in same), None)
 
 
 def _answered(groups: list[_Group], prefix: str) -> list[_Group]:

@@ -49,6 +49,13 @@ def test_io_gives_all_readers_one_projection_and_the_writer_its_own(stage: Stage
     assert projection_of(stage.writers[0], stage, variant) == stage.writers[0]
 
 
+def test_io_gives_a_router_and_its_stacked_experts_one_projection() -> None:
+    readers, writer = ("mlp.gate", "mlp.experts.gate_up_proj"), "mlp.experts.down_proj"
+    experts = Stage(kind="mlp", readers=readers, writers=(writer,), norm="norm", post_norm=None)
+    variant = Variant(ffn_projections="io")
+    assert [projection_of(site, experts, variant) for site in (*readers, writer)] == ["mlp.input", "mlp.input", writer]
+
+
 def test_one_stage_s_flag_does_not_move_the_other_s_projections() -> None:
     assert projection_of("mlp.up_proj", FFN, Variant(attention_projections="io")) == "mlp.up_proj"
     assert projection_of("self_attn.q_proj", ATTENTION, Variant(ffn_projections="io")) == "self_attn.q_proj"

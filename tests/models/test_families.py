@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from transformers import FlexOlmoConfig
 
 from lrc.clone.sites import Variant
 from lrc.config import StartConfig
 from lrc.models.oracles import merged_student
 from lrc.models.start import fill_start
 from lrc.models.tiny import random_model
-from tests.models.family_configs import FAMILY_CONFIGS
+from tests.models.family_configs import BASE, FAMILY_CONFIGS
 from tests.models.test_pair import VARIANTS, batch, counts_of, fill_identity, fill_random, gradients, make_pair
 
 pytestmark = pytest.mark.filterwarnings("ignore:The explicitly set RoPE scaling factor")
@@ -116,4 +117,17 @@ def test_a_calibrated_start_is_better_than_its_prior(family: str) -> None:
         with torch.no_grad():
             kl[method] = float(pair(ids, labels, valid, counts_of(labels, valid)).kl)
         assert bool(report.kept) is (method == "calibrated" and family in NOT_FITTED)
+    assert kl["calibrated"] < kl["pca"]
+
+
+def test_a_calibrated_start_follows_experts_that_read_the_stream_without_a_norm() -> None:
+    teacher = random_model(FlexOlmoConfig(**BASE, num_experts=4, num_experts_per_tok=2))
+    batches = [batch(rows=4, length=16, seed=seed)[0] for seed in range(6)]
+    ids, labels, valid = batch(rows=4, length=16, seed=9)
+    kl = {}
+    for method in ("pca", "calibrated"):
+        pair = make_pair(teacher, 16)
+        fill_start(pair, teacher, StartConfig(method=method), batches, seed=0)
+        with torch.no_grad():
+            kl[method] = float(pair(ids, labels, valid, counts_of(labels, valid)).kl)
     assert kl["calibrated"] < kl["pca"]

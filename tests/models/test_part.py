@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from lrc.clone.sites import Variant
+from lrc.clone.sites import Variant, site_of
 from lrc.models.discovery import discover
 from lrc.models.part import part_plan
+from tests.models.family_configs import FAMILY_CONFIGS
 from tests.models.stock_student import stock_student
 from tests.models.test_pair import VARIANTS, fill_random, make_pair
 from tests.models.tiny_configs import FAMILIES, tiny_config
@@ -131,6 +132,16 @@ def test_readers_that_share_an_input_share_one_projection() -> None:
     plan = part_plan(discover(tiny_config("llama")), VARIANTS[1], 16, "model.layers.0.")
     assert plan.projections == ("self_attn.input", "self_attn.o_proj", "mlp.input", "mlp.down_proj")
     assert {plan.merges[f"self_attn.{name}_proj.weight"] for name in "qkv"} == {("self_attn.input", 1)}
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3"])
+def test_all_that_reads_a_stage_s_input_shares_its_projection(family: str) -> None:
+    architecture = discover(FAMILY_CONFIGS[family]())
+    plan = part_plan(architecture, VARIANTS[1], 16, "model.layers.1.")
+    for stage in architecture.stages[1]:
+        tensors = [name for name in plan.merges if site_of(name) in stage.readers]
+        assert len(tensors) >= len(stage.readers)
+        assert len({plan.merges[name][0] for name in tensors}) == 1
 
 
 def test_parts_outside_the_layers_have_one_projection_or_gain() -> None:

@@ -43,11 +43,17 @@ def test_parallel_blocks_share_one_norm() -> None:
     assert [stage.kind for stage in stages] == ["attn", "mlp"]
 
 
+@pytest.mark.parametrize("family", ["llama", "olmo2", "qwen3_moe", "gpt_oss", "falcon_h1"])
+def test_a_block_is_named_only_where_nothing_else_shows_the_stream(family: str) -> None:
+    assert {stage.block for layer in discover(FAMILY_CONFIGS[family]()).stages for stage in layer} == {None}
+
+
 def test_experts_that_read_the_stream_without_a_norm_are_told() -> None:
     config = FlexOlmoConfig(**BASE, num_experts=4, num_experts_per_tok=2)
     _, experts = discover(config).stages[0]
     assert experts.readers == ("mlp.gate", "mlp.experts.gate_up_proj")
     assert (experts.norm, experts.post_norm, experts.residual) == (None, "post_feedforward_layernorm", 1.0)
+    assert experts.point == experts.block == "mlp"
     results = run_oracles(random_model(config))
     assert all(result.passed for result in results), [result for result in results if not result.passed]
 
