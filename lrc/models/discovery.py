@@ -6,7 +6,7 @@ which readers share an input, which norm makes it and which writer answers. No f
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +98,9 @@ def _discover(config: Any) -> Architecture:
     if is_tied:
         projected[head] = ProjectedTensor(name=head, role="reader", axis=1)
     num_layers = len(list(model.get_submodule(layers).children()))
+    embedding = _tensor_name(model, model.get_input_embeddings(), "embedding")
+    places = (embedding, head, f"{seen.norm}.", f"{layers}.")
+    _check_places(config, _stored(model), [place.removesuffix("weight") for place in places])
     return Architecture(
         model_type=config.model_type,
         hidden_size=d_teacher,
@@ -105,7 +108,7 @@ def _discover(config: Any) -> Architecture:
         projected=projected,
         gains=gains,
         inherited=tuple(name for name in _stored(model) if name not in moved),
-        embedding=_tensor_name(model, model.get_input_embeddings(), "embedding"),
+        embedding=embedding,
         head=head,
         is_tied=is_tied,
         base=base,
@@ -228,6 +231,16 @@ def _moved_axes(config: Any, narrow: PreTrainedModel, wide: PreTrainedModel) -> 
             f"{config.model_type} can't be cloned: no tensor follows config.hidden_size (a composite config?)."
         )
     return moved
+
+
+def _check_places(config: Any, names: Iterable[str], places: Sequence[str]) -> None:
+    """Check that every tensor lies in embedding, head, last norm or a layer: nothing else is run in pairs."""
+    stray = next((name for name in names if not name.startswith(tuple(places))), None)
+    if stray is not None:
+        raise ConfigError(
+            f"{config.model_type} can't be cloned: {stray} belongs to neither its embedding, layers, last norm nor "
+            "head, and a student has no place for it."
+        )
 
 
 def _tensor_name(model: PreTrainedModel, module: nn.Module | None, what: str) -> str:

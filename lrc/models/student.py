@@ -13,10 +13,12 @@ from lrc.errors import ConfigError
 
 def head_size(config: Any) -> int | None:
     """Return the width of one attention head, explicit or hidden size / heads; None for a model without attention."""
-    explicit, heads = getattr(config, "head_dim", None), getattr(config, "num_attention_heads", None)
-    if explicit or heads:
-        return int(explicit or config.hidden_size // heads)
-    return None
+    # Gemma 4's config won't tell a size that differs between its layers, but has it stored
+    explicit = config.to_dict().get("head_dim") or getattr(config, "head_dim", None)
+    if explicit:
+        return int(explicit)
+    heads = getattr(config, "num_attention_heads", None)
+    return int(config.hidden_size // heads) if heads else None
 
 
 def is_tied_config(config: Any) -> bool:
@@ -33,7 +35,7 @@ def resized_config(config: Any, hidden_size: int, *, tied: bool) -> Any:
         tied: Whether the copy's embedding and head are one tensor.
     """
     resized = copy.deepcopy(config)
-    if (size := head_size(config)) is not None:
+    if not config.to_dict().get("head_dim") and (size := head_size(config)) is not None:
         resized.head_dim = size
     resized.hidden_size = hidden_size
     resized.tie_word_embeddings = tied

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     Gemma3Config,
+    Gemma4TextConfig,
     GPT2Config,
     GPTNeoXConfig,
     OPTConfig,
@@ -18,6 +19,9 @@ from transformers import (
 from lrc.clone.sites import Stage
 from lrc.errors import ConfigError
 from lrc.models.discovery import Architecture, discover
+from lrc.models.oracles import run_oracles
+from lrc.models.student import student_config
+from lrc.models.tiny import random_model
 from tests.models.tiny_configs import FAMILIES, SIZES, tiny_config
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
@@ -190,3 +194,26 @@ def test_a_composite_config_without_a_hidden_size_is_refused() -> None:
 def test_a_class_that_is_no_causal_lm_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^t5 can't be built at hidden size 32: .*T5Config"):
         discover(T5Config(d_model=32, num_layers=1, num_heads=4, vocab_size=48))
+
+
+def gemma4_config(**changes: Any) -> Any:
+    """Make a config whose full layers have wider heads than its sliding ones."""
+    fields = SIZES | {"num_hidden_layers": 3, "head_dim": 8, "global_head_dim": 12, "sliding_window": 4}
+    fields |= {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}
+    fields |= {"vocab_size_per_layer_input": 48, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
+    return Gemma4TextConfig(**fields | changes)
+
+
+def test_a_head_size_that_differs_between_layers_stays_each_layer_s_own() -> None:
+    config = gemma4_config()
+    results = run_oracles(random_model(config))
+    assert all(result.passed for result in results), [result for result in results if not result.passed]
+    wide = meta_model(student_config(config, 16, tied=False)).get_parameter("model.layers.2.self_attn.q_proj.weight")
+    assert wide.shape == (4 * 12, 16)
+
+
+def test_a_tensor_outside_embedding_layers_norm_and_head_is_refused_by_name() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^gemma4_text can't be cloned: model\.(\S+) belongs to neither its embedding"
+    ):
+        discover(gemma4_config(hidden_size_per_layer_input=10))

@@ -86,6 +86,12 @@ def refusal_holds(config: Any, reason: str) -> bool:
         return found.group(1) == config.text_config.model_type not in CLASSES
     if found := re.search(r"^(\S+) reads (\d+) rows that its block makes of (\d+) positions", reason):
         return rows_read(config, found.group(1), int(found.group(3))) == int(found.group(2)) != int(found.group(3))
+    if found := re.search(r"(\S+) belongs to neither its embedding, layers", reason):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        stray = model.get_parameter(found.group(1))
+        return ".layers." not in found.group(1) and not any(stray is own for end in ends for own in end.parameters())
     if "no hidden_size" in reason:
         return not hasattr(config, "hidden_size")
     if "no tensor follows config.hidden_size" in reason:
