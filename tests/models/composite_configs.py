@@ -30,6 +30,14 @@ VISION = {
 }
 QWEN_VISION = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 32}
 IMAGE_TOKEN = {"image_token_id": 47}
+GEMMA4 = {
+    "global_head_dim": 12,
+    "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "vocab_size_per_layer_input": 48,
+    "hidden_size_per_layer_input": 0,
+    "num_kv_shared_layers": 0,
+}
 LINEAR = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
@@ -51,6 +59,10 @@ COMPOSITES: dict[str, tuple[Callable[[], Any], str]] = {
     "gemma3": (
         _make("Gemma3Config", {"query_pre_attn_scalar": 8, "sliding_window": 4}, VISION, mm_tokens_per_image=4),
         "Gemma3ForCausalLM",
+    ),
+    "gemma4": (
+        _make("Gemma4Config", GEMMA4, VISION | {"num_key_value_heads": 2, "head_dim": 8}, audio_config=None),
+        "Gemma4ForCausalLM",
     ),
     "llava": (
         _make("LlavaConfig", {"model_type": "llama"}, VISION | {"model_type": "clip_vision_model"}),
