@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
+from lrc.models.student import head_size
 from lrc.models.tiny import random_model
 from lrc.verbs.convert import convert
 from lrc.verbs.train import train
@@ -16,7 +17,6 @@ from tests.tiny import save_tokenizer, tiny_recipe, write_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:The explicitly set RoPE scaling factor")
 WIDTHS = {"hidden_size", "tie_word_embeddings", "head_dim", "transformers_version", "dtype"}
-
 START = {"gemma4": "pca"}
 """Teachers that a calibrated start refuses: Gemma 4 calls its layers with two arguments by position."""
 
@@ -36,6 +36,7 @@ def test_a_trained_student_converts_to_a_stock_folder_with_equal_logits(tmp_path
     config, teacher = (json.loads((folder / "config.json").read_text()) for folder in (out, tmp_path / "teacher"))
     assert {key for key in teacher if config.get(key) != teacher[key]} <= WIDTHS
     assert config["hidden_size"] == 16
+    assert config["head_dim"] == head_size(FAMILY_CONFIGS[family]())
 
 
 @pytest.mark.parametrize("name", COMPOSITES)

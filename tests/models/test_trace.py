@@ -4,11 +4,12 @@ import pytest
 import torch
 from transformers import FlexOlmoConfig, JetMoeConfig
 
+from lrc.clone.sites import Variant, layer_terms
 from lrc.errors import ConfigError
 from lrc.models.discovery import discover
 from lrc.models.oracles import run_oracles
 from lrc.models.tiny import random_model
-from lrc.models.trace import multiple
+from lrc.models.trace import multiple, run_trace
 from tests.models.family_configs import BASE, FAMILY_CONFIGS
 
 
@@ -56,6 +57,22 @@ def test_experts_that_read_the_stream_without_a_norm_are_told() -> None:
     assert experts.point == experts.block == "mlp"
     results = run_oracles(random_model(config))
     assert all(result.passed for result in results), [result for result in results if not result.passed]
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3"])
+def test_clone_points_of_experts_are_the_router_s_logits_and_the_block_s_output(family: str) -> None:
+    config = FAMILY_CONFIGS[family]()
+    found, model = discover(config), random_model(config)
+    terms = layer_terms(found.stages[1], Variant())
+    router = next(site for term, (site, _) in terms.items() if term in ("mlp-gate", "mlp-router"))
+    out, stage = terms["mlp-out"]
+    calls = {call.module: call for call in run_trace(model, found.base).calls}
+    block, gate = (calls[f"model.layers.1.{stage.module_of(site)}"] for site in (out, router))
+    weights = model.get_submodule(gate.module)
+    logits = torch.nn.functional.linear(gate.input.reshape(-1, 32), weights.weight, getattr(weights, "bias", None))
+    torch.testing.assert_close(gate.output.reshape(logits.shape), logits)
+    assert block.module == "model.layers.1.mlp.experts"
+    assert block.output.numel() == block.input.numel()
 
 
 def test_experts_that_get_rows_of_their_block_s_making_are_refused_with_both_counts() -> None:
