@@ -78,16 +78,18 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What the run reads: JSON lines with `input_ids`, or with `text`, tokenised by the teacher's tokenizer."""
+    """What the run reads: token shards, or JSON lines with `input_ids`, or with `text` for the teacher's tokenizer."""
 
     train: str = MISSING
-    """File, folder or glob of training rows."""
+    """Folder of token shards, or file, folder or glob of training rows."""
     held_out: str | None = None
     """File, folder or glob of held-out rows; None: no held-out measures during training."""
     sequence_length: int = 512
     """Positions a training sequence has; longer rows are cut, shorter ones padded."""
     held_out_tokens: int = 8_192
     """Tokens of `held_out` scored at the start and during training."""
+    document_masking: bool = True
+    """In training, attention stays inside a document and positions restart (published: false)."""
 
 
 @dataclass(frozen=True, kw_only=True)

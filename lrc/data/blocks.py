@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from lrc.clone.head import IGNORED_LABEL
+from lrc.data.block import Block, positions_of
+from lrc.data.order import shuffled
 from lrc.data.rows import JsonLines
+from lrc.data.shards import MANIFEST, ShardBlocks
+from lrc.data.tokenizer_hash import tokenizer_sha256
 from lrc.errors import DataError
 
 
@@ -19,8 +23,8 @@ class Blocks(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> tuple[np.ndarray, str]:
-        """Return a block's ids `[at most sequence_length]` and its data class."""
+    def read(self, index: int) -> Block:
+        """Return a block of at most `sequence_length` ids."""
         ...
 
 
@@ -35,7 +39,7 @@ class TokenisedBlocks:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, index: int) -> tuple[np.ndarray, str]:
+    def read(self, index: int) -> Block:
         """Return row `index`, cut to the sequence length.
 
         Raises:
@@ -52,7 +56,7 @@ class TokenisedBlocks:
                 f"{where}: token id {wrong} is outside the teacher's vocabulary (0 to {self.vocab_size - 1}). "
                 "Tokenise the data with the teacher's own tokenizer."
             )
-        return np.asarray(ids[: self.sequence_length], dtype=np.int64), str(row.get("data_cls", "general"))
+        return Block(np.asarray(ids[: self.sequence_length], dtype=np.int64), str(row.get("data_cls", "general")))
 
 
 class PackedText:
@@ -62,10 +66,12 @@ class PackedText:
         bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         ids: list[int] = []
+        starts: list[int] = []
         for index in range(len(rows)):
             text = rows.read(index).get("text")
             if not isinstance(text, str):
                 raise DataError(f'{rows.where(index)}: "text" must be a string, as in the first row.')
+            starts.append(len(ids))
             ids += [*bos, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], *eos]
         whole = len(ids) // sequence_length
         if whole == 0:
@@ -74,27 +80,36 @@ class PackedText:
                 "Add text or lower the sequence length."
             )
         self.blocks = np.asarray(ids[: whole * sequence_length], dtype=np.int64).reshape(whole, sequence_length)
+        self.starts = np.asarray(starts)
 
     def __len__(self) -> int:
         return len(self.blocks)
 
-    def read(self, index: int) -> tuple[np.ndarray, str]:
+    def read(self, index: int) -> Block:
         """Return block `index`, always full."""
-        return self.blocks[index], "general"
+        length = self.blocks.shape[1]
+        first, last = np.searchsorted(self.starts, [index * length, (index + 1) * length])
+        # an empty document of a tokenizer without marks starts where the next one does
+        return Block(self.blocks[index], "general", np.unique(self.starts[first:last]) - index * length)
 
 
 def open_blocks(source: str, tokenizer: Any, *, sequence_length: int, vocab_size: int) -> Blocks:
-    """Open JSONL data, tokenised or text as its first row is.
+    """Open token shards, or JSONL data, tokenised or text as its first row is.
 
     Args:
-        source: File, folder or glob.
-        tokenizer: The teacher's; only text rows need it.
+        source: Folder of shards, or a file, folder or glob of JSONL.
+        tokenizer: The teacher's; only text rows need it, shards must have been made with it.
         sequence_length: Longest block.
         vocab_size: Ids must be below it.
 
     Raises:
         DataError: The data can't be used; the first and the last row are read at once.
     """
+    if (Path(source) / MANIFEST).is_file():
+        sha256 = None if tokenizer is None else tokenizer_sha256(tokenizer)
+        return ShardBlocks(
+            Path(source), sequence_length=sequence_length, vocab_size=vocab_size, tokenizer_sha256=sha256
+        )
     rows = JsonLines(source)
     first = rows.read(0)
     if "input_ids" in first:
@@ -120,6 +135,8 @@ class Batch:
     valid: Tensor
     """`[batch, seq]` bool, False for padding."""
     data_classes: tuple[str, ...]
+    positions: Tensor | None = None
+    """`[batch, seq]` int64 counted from 0 in each document; None: documents see those before them in the sequence."""
 
     @property
     def labels_per_row(self) -> list[int]:
@@ -134,18 +151,36 @@ class Batch:
         return int(self.valid.sum())
 
 
-def collate(blocks: list[tuple[np.ndarray, str]]) -> Batch:
-    """Pad blocks on the right to the longest and shift labels."""
-    longest = max(len(ids) for ids, _ in blocks)
+def collate(blocks: list[Block], *, document_masking: bool = False) -> Batch:
+    """Pad blocks on the right to the longest and shift labels.
+
+    Args:
+        blocks: The rows.
+        document_masking: Give positions that restart at each document, and no label to a document's last token.
+    """
+    longest = max(len(block.ids) for block in blocks)
     input_ids = torch.zeros(len(blocks), longest, dtype=torch.long)
     labels = torch.full_like(input_ids, IGNORED_LABEL)
     valid = torch.zeros_like(input_ids, dtype=torch.bool)
-    for row, (ids, _) in enumerate(blocks):
-        tokens = torch.from_numpy(np.ascontiguousarray(ids))
-        input_ids[row, : len(ids)] = tokens
-        labels[row, : len(ids) - 1] = tokens[1:]
-        valid[row, : len(ids)] = True
-    return Batch(input_ids=input_ids, labels=labels, valid=valid, data_classes=tuple(name for _, name in blocks))
+    positions = torch.arange(longest).repeat(len(blocks), 1)
+    for row, block in enumerate(blocks):
+        length = len(block.ids)
+        tokens = torch.from_numpy(np.ascontiguousarray(block.ids))
+        input_ids[row, :length] = tokens
+        labels[row, : length - 1] = tokens[1:]
+        valid[row, :length] = True
+        if document_masking:
+            positions[row, :length] = torch.from_numpy(positions_of(block))
+            # padding counts on from the last document: attention is causal, so no valid token sees it
+            positions[row, length:] = positions[row, length - 1] + torch.arange(1, longest - length + 1)
+            labels[row, : length - 1][positions[row, 1:length] == 0] = IGNORED_LABEL
+    return Batch(
+        input_ids=input_ids,
+        labels=labels,
+        valid=valid,
+        data_classes=tuple(block.data_class for block in blocks),
+        positions=positions if document_masking else None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,30 +202,24 @@ class BatchPlan:
         """Yield this rank's block numbers of a step (from 0), a list a micro-batch."""
         for micro in range(self.accumulation):
             first = step * self.sequences_per_step + (micro * self.num_ranks + self.rank) * self.batch_size
-            yield [_shuffled(self.seed, first + offset, num_blocks) for offset in range(self.batch_size)]
+            yield [shuffled(self.seed, first + offset, num_blocks) for offset in range(self.batch_size)]
 
 
-def step_batches(blocks: Blocks, plan: BatchPlan, step: int) -> list[Batch]:
+def step_batches(blocks: Blocks, plan: BatchPlan, step: int, *, document_masking: bool = False) -> list[Batch]:
     """Read this rank's micro-batches of a step."""
-    return [collate([blocks.read(index) for index in indices]) for indices in plan.indices(step, len(blocks))]
+    return [
+        collate([blocks.read(index) for index in indices], document_masking=document_masking)
+        for indices in plan.indices(step, len(blocks))
+    ]
 
 
 def ordered_batches(blocks: Blocks, *, tokens: int, batch_size: int) -> list[Batch]:
     """Read blocks from the front, in file order, until they hold `tokens` tokens (or the data ends)."""
-    chosen, found = [], 0
+    chosen: list[Block] = []
+    found = 0
     for index in range(len(blocks)):
         if found >= tokens:
             break
         chosen.append(blocks.read(index))
-        found += len(chosen[-1][0])
+        found += len(chosen[-1].ids)
     return [collate(chosen[start : start + batch_size]) for start in range(0, len(chosen), batch_size)]
-
-
-def _shuffled(seed: int, position: int, num_blocks: int) -> int:
-    epoch, offset = divmod(position, num_blocks)
-    return int(_permutation(seed, epoch, num_blocks)[offset])
-
-
-@lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, num_blocks: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(num_blocks)

@@ -136,7 +136,9 @@ class PairModel(nn.Module):
         for layer in self.layers:
             layer.checkpointing = enabled
 
-    def hidden_states(self, input_ids: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def hidden_states(
+        self, input_ids: Tensor, valid: Tensor | None, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run both models up to the head.
 
         Padding must be on the right: causal attention then keeps it from every valid position, without a mask.
@@ -144,6 +146,8 @@ class PairModel(nn.Module):
         Args:
             input_ids: `[batch, seq]`.
             valid: `[batch, seq]` positions that count in clone terms; None measures none.
+            positions: `[batch, seq]` counted anew in each document, which keeps attention inside documents: without
+                a mask and a cache, transformers reads the borders off them, for sliding windows too.
 
         Returns:
             Student `[batch, seq, d_S]`, teacher `[batch, seq, d_T]`, both times the family's constant on logits
@@ -152,7 +156,7 @@ class PairModel(nn.Module):
         """
         self.lockstep.valid = valid if self.term_names else None
         self.lockstep.terms = []
-        student = self.base(input_ids=input_ids, use_cache=False).last_hidden_state
+        student = self.base(input_ids=input_ids, position_ids=positions, use_cache=False).last_hidden_state
         teacher, terms = self.lockstep.teacher_stream, self.lockstep.terms
         self.lockstep.teacher_stream, self.lockstep.terms = None, []
         assert teacher is not None
@@ -175,7 +179,14 @@ class PairModel(nn.Module):
         student_head, teacher_head = self.heads()
         return softcapped(student @ student_head.T, self.softcap), softcapped(teacher @ teacher_head.T, self.softcap)
 
-    def forward(self, input_ids: Tensor, labels: Tensor, valid: Tensor, counts: StepCounts) -> PairLosses:
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        valid: Tensor,
+        counts: StepCounts,
+        positions: Tensor | None = None,
+    ) -> PairLosses:
         """Compute one micro-batch's share of the objective (docs/method.md section 6).
 
         Args:
@@ -183,9 +194,10 @@ class PairModel(nn.Module):
             labels: `[batch, seq]`, the token after each position, or -100.
             valid: `[batch, seq]` bool, False for padding.
             counts: The whole step's counts.
+            positions: As `hidden_states` takes them.
         """
         objective = self.objective
-        student, teacher, terms = self.hidden_states(input_ids, valid if self.training else None)
+        student, teacher, terms = self.hidden_states(input_ids, valid if self.training else None, positions)
         student_head, teacher_head = self.heads()
         weights = HeadWeights(
             lm=objective.lm_weight / max(1, counts.labels),

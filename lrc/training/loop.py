@@ -38,6 +38,8 @@ class LoopParts:
     optimizer: torch.optim.Optimizer
     """AdamW over `pair.trained()`."""
     blocks: Blocks
+    document_masking: bool
+    """Attention stays inside documents."""
     settings: TrainConfig
     folder: Path
     """The verb's folder."""
@@ -89,7 +91,7 @@ def run_loop(parts: LoopParts, state: RunState) -> Path:
         last = _save(parts, state)
     with _terminate_flag() as terminated:
         while state.step < settings.max_steps:
-            batches = step_batches(parts.blocks, plan, state.step)
+            batches = step_batches(parts.blocks, plan, state.step, document_masking=parts.document_masking)
             counts = _global_counts(accelerator, batches)
             rate = learning_rate(settings, state.step)
             norm = _optimiser_step(parts, model, batches, counts, interval, rate)
@@ -132,6 +134,7 @@ def _optimiser_step(
                 batch.labels.to(accelerator.device),
                 batch.valid.to(accelerator.device),
                 counts,
+                None if batch.positions is None else batch.positions.to(accelerator.device),
             )
             accelerator.backward(losses.objective * accelerator.num_processes)
         objective += losses.objective.detach()

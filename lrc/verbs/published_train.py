@@ -151,7 +151,7 @@ def _build_recipe(flags: TrainFlags, launch: Launch, *, run: Path, without: tupl
             attention_output_space="teacher",
             without=without,
         ),
-        data=DataConfig(train=flags.dataset_name, sequence_length=flags.data_max_len),
+        data=DataConfig(train=flags.dataset_name, sequence_length=flags.data_max_len, document_masking=False),
         train=TrainConfig(
             max_steps=flags.max_steps,
             batch_size=flags.batch_size,

@@ -21,6 +21,7 @@ from lrc.models.checkpoint import checkpoint_facts, read_facts, variant_of, vers
 from lrc.models.compute import choose_device, choose_dtype, dtype_name
 from lrc.models.discovery import discover
 from lrc.models.folder import resolve_folder, weights_hash
+from lrc.models.isolation import check_isolation
 from lrc.models.oracles import require_family
 from lrc.models.pair_model import PairModel, measured_terms
 from lrc.models.start import StartReport, fill_start
@@ -98,6 +99,7 @@ def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False,
             pair=pair,
             optimizer=optimizer,
             blocks=inputs.blocks,
+            document_masking=recipe.data.document_masking,
             settings=recipe.train,
             folder=inputs.folder,
             log=log,
@@ -133,6 +135,8 @@ def _load_pair(recipe: Recipe, inputs: _Inputs, accelerator: Accelerator) -> tup
         device=accelerator.device,
         trust_remote_code=recipe.trust_remote_code,
     )
+    if recipe.data.document_masking:
+        check_isolation(teacher)
     pair = PairModel(
         teacher,
         hidden_size=recipe.student.hidden_size,

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lrc.data.block import Block
 from lrc.data.blocks import (
     Batch,
     BatchPlan,
@@ -49,8 +50,8 @@ class Numbered:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def read(self, index: int) -> tuple[np.ndarray[Any, Any], str]:
-        return np.full(self.lengths[index], index, dtype=np.int64), f"class {index}"
+    def read(self, index: int) -> Block:
+        return Block(np.full(self.lengths[index], index, dtype=np.int64), f"class {index}")
 
 
 def write(path: Path, *lines: str) -> str:
@@ -72,10 +73,10 @@ def open_letters(path: str, *, sequence_length: int = 4, tokenizer: Any = None) 
 def test_a_tokenised_row_is_cut_to_the_sequence_length_and_keeps_its_class(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"input_ids": [1, 2, 99, 0, 5], "data_cls": "chat"}', '{"input_ids": [7]}')
     blocks = tokenised(path, sequence_length=3)
-    ids, data_class = blocks.read(0)
+    ids, data_class, _ = blocks.read(0)
     assert (ids.tolist(), data_class) == ([1, 2, 99], "chat")
     assert ids.dtype == np.int64
-    ids, data_class = blocks.read(1)
+    ids, data_class, _ = blocks.read(1)
     assert (ids.tolist(), data_class) == ([7], "general")
     assert len(blocks) == 2
 
@@ -131,7 +132,9 @@ def test_text_is_packed_as_bos_text_eos_into_full_blocks_and_the_rest_is_dropped
         [91, 90, 91, 90],
         [3, 4, 5, 6],
     ]
-    assert blocks.read(0)[1] == "general"
+    assert blocks.read(0).data_class == "general"
+    starts = [blocks.read(index).document_starts for index in range(len(blocks))]
+    assert [None if found is None else found.tolist() for found in starts] == [[0], [1, 3], []]
 
 
 def test_a_tokenizer_without_special_tokens_adds_none(tmp_path: Path) -> None:
@@ -188,7 +191,7 @@ def test_rows_with_ids_need_no_tokenizer(tmp_path: Path) -> None:
 
 
 def test_collate_pads_on_the_right_and_shifts_labels() -> None:
-    batch = collate([(np.array([5, 6, 7]), "a"), (np.array([8]), "b"), (np.array([3, 4]), "a")])
+    batch = collate([Block(np.array([5, 6, 7]), "a"), Block(np.array([8]), "b"), Block(np.array([3, 4]), "a")])
     assert batch.input_ids.tolist() == [[5, 6, 7], [8, 0, 0], [3, 4, 0]]
     assert batch.labels.tolist() == [[6, 7, -100], [-100, -100, -100], [4, -100, -100]]
     assert batch.valid.tolist() == [[True, True, True], [True, False, False], [True, True, False]]
@@ -197,10 +200,28 @@ def test_collate_pads_on_the_right_and_shifts_labels() -> None:
     assert (batch.num_labels, batch.num_positions) == (3, 6)
 
 
+def test_document_masking_restarts_positions_and_gives_a_documents_last_token_no_label() -> None:
+    packed = Block(np.array([5, 6, 7, 8, 9]), "a", np.array([2, 3]))
+    batch = collate([packed, Block(np.array([3, 4]), "b")], document_masking=True)
+    assert batch.positions is not None
+    assert batch.positions.tolist() == [[0, 1, 0, 0, 1], [0, 1, 2, 3, 4]]
+    assert batch.labels.tolist() == [[6, -100, -100, 9, -100], [4, -100, -100, -100, -100]]
+    assert batch.valid.tolist() == [[True] * 5, [True, True, False, False, False]]
+    plain = collate([packed])
+    assert plain.positions is None
+    assert plain.labels.tolist() == [[6, 7, 8, 9, -100]]
+
+
+def test_padding_after_packed_documents_opens_no_new_document() -> None:
+    batch = collate([Block(np.array([5, 6, 7]), "a", np.array([2])), Block(np.arange(5), "b")], document_masking=True)
+    assert batch.positions is not None
+    assert batch.positions[0].tolist() == [0, 1, 0, 1, 2]
+
+
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5))
 @settings(deadline=None, max_examples=40)
 def test_a_batch_counts_each_token_once_and_predicts_all_but_each_first(lengths: list[int]) -> None:
-    batch = collate([(np.arange(1, length + 1), "general") for length in lengths])
+    batch = collate([Block(np.arange(1, length + 1), "general") for length in lengths])
     assert batch.num_positions == sum(lengths)
     assert batch.num_labels == sum(lengths) - len(lengths)
     for row, length in enumerate(lengths):
@@ -301,7 +322,7 @@ def test_a_step_depends_on_seed_and_number_alone_not_on_the_steps_before_it() ->
 
 def test_the_order_of_a_seed_stays_what_it_is() -> None:
     # an interrupted run of an earlier version must go on with the same data
-    assert list(BatchPlan(seed=0, batch_size=4, accumulation=2).indices(0, 10)) == [[4, 6, 2, 7], [3, 5, 9, 0]]
+    assert list(BatchPlan(seed=0, batch_size=4, accumulation=2).indices(0, 10)) == [[9, 5, 7, 1], [6, 4, 8, 3]]
 
 
 def test_step_batches_read_this_rank_s_micro_batches() -> None:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from lrc.data.block import Block
 from lrc.data.blocks import collate
 from lrc.evaluation import scorecard
 from lrc.evaluation.scorecard import PROMPTS, card, continuations, score_text, text_bytes, text_windows
@@ -34,7 +35,7 @@ def byte_tokenizer() -> Any:
 
 
 def windows_of(*rows: list[int], special_ids: set[int]) -> list[tuple[Tensor, Tensor]]:
-    return text_windows([collate([(np.asarray(row), "general")]) for row in rows], special_ids)
+    return text_windows([collate([Block(np.asarray(row), "general")]) for row in rows], special_ids)
 
 
 # ---- windows and bytes
@@ -52,7 +53,7 @@ def test_without_special_tokens_every_next_token_is_predicted() -> None:
 
 
 def test_windows_leave_their_batches_as_they_were() -> None:
-    batch = collate([(np.asarray([1, 9, 2, 5]), "general")])
+    batch = collate([Block(np.asarray([1, 9, 2, 5]), "general")])
     text_windows([batch], {1, 2})
     assert batch.labels.tolist() == [[9, 2, 5, -100]]
 

@@ -39,7 +39,8 @@ def ragged_root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], limit: float = 1e-6) -> None:
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], limit: float = 5e-6) -> None:
+    """Compare to 0.5 % of a step (1e-3): Adam divides a gradient near 0 by itself, and its rounding with it."""
     assert set(found) == set(expected)
     for name, tensor in expected.items():
         assert float((found[name] - tensor).abs().max()) <= limit, name
