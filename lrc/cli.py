@@ -29,6 +29,27 @@ def demo_verb(
     demo(overrides, overwrite=overwrite, dry_run=dry_run)
 
 
+def prepare_verb(
+    recipe: tyro.conf.Positional[Path],
+    overrides: tyro.conf.Positional[tuple[str, ...]] = (),
+    /,
+    *,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Make token shards of raw text and chats; run it again after a kill and it goes on.
+
+    Args:
+        recipe: YAML file with prepare.sources.
+        overrides: Changes, section.key=value.
+        overwrite: Replace data that was prepared before.
+        dry_run: Check recipe, tokenizer and sources, then stop.
+    """
+    from lrc.verbs.prepare import prepare
+
+    print(prepare(load_recipe(recipe, overrides), overwrite=overwrite, dry_run=dry_run))
+
+
 def train_verb(
     recipe: tyro.conf.Positional[Path],
     overrides: tyro.conf.Positional[tuple[str, ...]] = (),
@@ -200,6 +221,7 @@ def chat_verb(
 
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo_verb,
+    "prepare": prepare_verb,
     "train": train_verb,
     "plan": plan_verb,
     "check": check_verb,

@@ -19,6 +19,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from lrc.data_config import DataConfig, PrepareConfig, prepare_problems
 from lrc.errors import ConfigError, did_you_mean
 
 ProjectionSharing = Literal["all", "io"]
@@ -74,22 +75,6 @@ class ObjectiveConfig:
     """Where attention outputs are compared: `student` (paper) or `teacher`, before the projection (published code)."""
     without: tuple[str, ...] = ()
     """Clone terms left out, for example `attn-q` or `mlp-out`; `all` leaves out every one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What the run reads: token shards, or JSON lines with `input_ids`, or with `text` for the teacher's tokenizer."""
-
-    train: str = MISSING
-    """Folder of token shards, or file, folder or glob of training rows."""
-    held_out: str | None = None
-    """File, folder or glob of held-out rows; None: no held-out measures during training."""
-    sequence_length: int = 512
-    """Positions a training sequence has; longer rows are cut, shorter ones padded."""
-    held_out_tokens: int = 8_192
-    """Tokens of `held_out` scored at the start and during training."""
-    document_masking: bool = True
-    """In training, attention stays inside a document and positions restart (published: false)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +167,7 @@ class Recipe:
     start: StartConfig = field(default_factory=StartConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     convert: ConvertConfig = field(default_factory=ConvertConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -309,6 +295,7 @@ def validate(recipe: Recipe, *, origin: str) -> None:
     problems += [f"{key} must lie in 0..1, found {value}" for key, value in shares.items() if not 0 <= value <= 1]
     decays = {"train.beta1": train.beta1, "train.beta2": train.beta2}
     problems += [f"{key} must lie in 0..1, 1 left out, found {b}" for key, b in decays.items() if not 0 <= b < 1]
+    problems += prepare_problems(recipe.prepare)
     if not recipe.run:
         problems.append("run must name a folder, found an empty name")
     if objective.lm_weight == objective.kl_weight == objective.clone_weight == 0:

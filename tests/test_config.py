@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 import lrc.config
 from lrc.config import (
-    DataConfig,
     ObjectiveConfig,
     Recipe,
     StudentConfig,
@@ -22,6 +21,7 @@ from lrc.config import (
     recipe_from_dict,
     recipe_to_dict,
 )
+from lrc.data_config import DataConfig
 from tests.least_recipe import LEAST
 
 

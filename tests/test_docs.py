@@ -13,7 +13,8 @@ import yaml
 from omegaconf import MISSING
 
 from lrc.clone.sites import Variant
-from lrc.config import DataConfig, Recipe, StudentConfig, TrainConfig
+from lrc.config import Recipe, StudentConfig, TrainConfig
+from lrc.data_config import DataConfig, SourceConfig
 from lrc.evaluation.agreement import Agreement
 from lrc.models.checkpoint import checkpoint_facts, from_original
 
@@ -156,7 +157,8 @@ def recipe_defaults(section: Any, prefix: str = "") -> Iterator[tuple[str, str]]
         if dataclasses.is_dataclass(entry.type):
             yield from recipe_defaults(entry.type, f"{prefix}{entry.name}.")
             continue
-        default = list(entry.default) if isinstance(entry.default, tuple) else entry.default
+        made = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
+        default = list(made) if isinstance(made, tuple) else made
         shown = yaml.safe_dump(default).splitlines()[0] if not isinstance(default, float) else str(default)
         yield f"{prefix}{entry.name}", "required" if default == MISSING else f"`{shown}`"
 
@@ -164,6 +166,8 @@ def recipe_defaults(section: Any, prefix: str = "") -> Iterator[tuple[str, str]]
 def test_recipe_table_lists_every_key_with_its_default() -> None:
     rows = [(row[0].strip("`"), row[1]) for row in table_rows(ROOT / "docs/formats.md", "key")]
     assert rows == list(recipe_defaults(Recipe))
+    sources = [(row[0].strip("`"), row[1]) for row in table_rows(ROOT / "docs/formats.md", "key of a source")]
+    assert sources == list(recipe_defaults(SourceConfig))
 
 
 def test_checkpoint_facts_and_held_out_measures_are_listed() -> None:

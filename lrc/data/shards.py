@@ -40,7 +40,7 @@ class ShardWriter:
         self._tokens = stem.with_suffix(".bin").open("wb")
         self._starts = stem.with_suffix(".starts").open("wb")
 
-    def add(self, ids: Sequence[int]) -> None:
+    def add(self, ids: Sequence[int] | np.ndarray) -> None:
         """Append a document with its boundary tokens."""
         assert len(ids) > 0
         self._starts.write(self.num_tokens.to_bytes(START_BYTES, "little"))

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lrc.config import (
-    DataConfig,
     ObjectiveConfig,
     Recipe,
     StartConfig,
@@ -19,6 +18,7 @@ from lrc.config import (
     TrainConfig,
     validate,
 )
+from lrc.data_config import DataConfig
 from lrc.errors import ConfigError
 from lrc.verbs.published_flags import parse_flags, run_command, spell
 from lrc.verbs.published_launch import Launch, agree_on_run, read_launch

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lrc.clone.sites import Variant
-from lrc.config import DataConfig, Recipe, StudentConfig, TrainConfig
+from lrc.config import Recipe, StudentConfig, TrainConfig
+from lrc.data_config import DataConfig
 from lrc.errors import CheckpointError
 from lrc.models.checkpoint import (
     LRC_CONFIG,

@@ -1,0 +1,135 @@
+"""The last stage of `lrc prepare`: budgets met to the document, the manifest, the list of bad rows, the preview."""
+
+import json
+import os
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lrc.data.prepare_task import OVER_BUDGET, PrepareTask, result_path, shard_name
+from lrc.data.shards import FORMAT, MANIFEST, START_BYTES, START_DTYPE, ShardBlocks, token_dtype
+from lrc.errors import DataError
+
+BAD_ROWS = "bad_rows.jsonl"
+PREVIEW = "preview.txt"
+PREVIEW_BLOCKS = 4
+BORDER = "\n-------- document --------\n"
+
+
+def assemble(task: PrepareTask, folder: Path, *, tokenizer_sha256: str) -> dict[str, Any]:
+    """Make a folder of finished tasks a shard folder; a second call after a kill does the same again.
+
+    Args:
+        task: What the tasks were.
+        folder: Where they wrote.
+        tokenizer_sha256: The tokenizer's hash.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DataError: Too many rows are bad, two files are the same, or nothing was kept.
+    """
+    sources = [_gather(task, number, folder) for number in range(len(task.settings.sources))]
+    _refuse_duplicates([file for source in sources for file in source["files"]])
+    _write_bad_rows(sources, folder)
+    for source in sources:
+        _refuse_bad_share(source, task.settings.max_bad_share, folder / BAD_ROWS)
+    shards = [file.pop("shard") for source in sources for file in source["files"]]
+    shards = [shard for shard in shards if shard["tokens"]]
+    if not shards:
+        raise DataError(f"No row of the sources was kept: {json.dumps([source['rejected'] for source in sources])}.")
+    manifest = {
+        "format": FORMAT,
+        "token_dtype": token_dtype(task.vocab_size).str,
+        "largest_id": max(source.pop("largest_id") for source in sources),
+        "tokenizer_sha256": tokenizer_sha256,
+        "tokens": sum(source["tokens"] for source in sources),
+        "shards": shards,
+        "sources": [{key: value for key, value in source.items() if key != "bad"} for source in sources],
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def write_preview(folder: Path, tokenizer: Any, *, sequence_length: int, vocab_size: int) -> None:
+    """Decode the first blocks as text, with the borders of documents shown."""
+    blocks = ShardBlocks(folder, sequence_length=sequence_length, vocab_size=vocab_size, tokenizer_sha256=None)
+    parts = []
+    for index in range(min(PREVIEW_BLOCKS, len(blocks))):
+        block = blocks.read(index)
+        assert block.document_starts is not None
+        pieces = [tokenizer.decode(piece) for piece in np.split(block.ids, block.document_starts)]
+        parts.append(
+            f"======== block {index}, {block.data_class}, {len(block.ids)} tokens ========\n{BORDER.join(pieces)}"
+        )
+    (folder / PREVIEW).write_text("\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _gather(task: PrepareTask, number: int, folder: Path) -> dict[str, Any]:
+    """Sum a source's tasks up to its budget; the last one is cut behind the document that reaches it."""
+    settings = task.settings.sources[number]
+    rejected: Counter[str] = Counter()
+    found: dict[str, Any] = {**asdict(settings), "rows": 0, "kept": 0, "rejected": rejected, "bad_rows": 0}
+    found |= {"tokens": 0, "bytes": 0, "largest_id": 0, "files": [], "bad": []}
+    for rank, file in enumerate(task.files):
+        if file.source != number:
+            continue
+        if settings.max_tokens is not None and found["tokens"] >= settings.max_tokens:
+            break
+        result = json.loads(result_path(folder, rank).read_text())
+        documents, tokens = result["documents"], result["tokens"]
+        if settings.max_tokens is not None and found["tokens"] + tokens > settings.max_tokens:
+            documents, tokens = _cut(task, folder / shard_name(rank), settings.max_tokens - found["tokens"])
+        rejected.update(result["rejected"])
+        if documents < result["documents"]:
+            rejected[OVER_BUDGET] += result["documents"] - documents
+        found["rows"] += result["rows"]
+        found["kept"] += documents
+        found["bad_rows"] += len(result["bad"])
+        found["tokens"] += tokens
+        found["bytes"] += file.num_bytes
+        found["largest_id"] = max(found["largest_id"], result["largest_id"])
+        found["bad"] += [{"file": file.path, "line": line, "reason": reason} for line, reason in result["bad"]]
+        shard = {"name": shard_name(rank), "tokens": tokens, "documents": documents, "data_class": settings.data_class}
+        entry = {"path": file.path, "bytes": file.num_bytes, "sha256": result["sha256"], "rows": result["rows"]}
+        found["files"].append({**entry, "kept": documents, "shard": shard})
+    return found
+
+
+def _cut(task: PrepareTask, stem: Path, room: int) -> tuple[int, int]:
+    """Truncate a shard behind the document that fills the room; returns the documents and tokens left."""
+    binary, itemsize = stem.with_suffix(".bin"), token_dtype(task.vocab_size).itemsize
+    starts = np.fromfile(stem.with_suffix(".starts"), dtype=START_DTYPE)
+    ends = np.append(starts[1:], binary.stat().st_size // itemsize)  # after a kill, those of the cut shard
+    documents = int(np.searchsorted(ends, room)) + 1
+    tokens = int(ends[documents - 1])
+    os.truncate(binary, tokens * itemsize)
+    os.truncate(stem.with_suffix(".starts"), documents * START_BYTES)
+    return documents, tokens
+
+
+def _refuse_duplicates(files: list[dict[str, Any]]) -> None:
+    seen: dict[str, str] = {}
+    for file in files:
+        other = seen.setdefault(file["sha256"], file["path"])
+        if other != file["path"]:
+            raise DataError(f"Each input must be given once, but {file['path']} is the same as {other}. Remove one.")
+
+
+def _write_bad_rows(sources: list[dict[str, Any]], folder: Path) -> None:
+    lines = [json.dumps(row) + "\n" for source in sources for row in source["bad"]]
+    (folder / BAD_ROWS).write_text("".join(lines))
+
+
+def _refuse_bad_share(source: dict[str, Any], limit: float, listed: Path) -> None:
+    if source["bad_rows"] > limit * source["rows"]:
+        first = source["bad"][0]
+        raise DataError(
+            f"{source['path']}: at most {limit:.2%} of the rows may be unreadable (prepare.max_bad_share), found "
+            f"{source['bad_rows']} of {source['rows']}, first {first['file']}:{first['line']}: {first['reason']}. All "
+            f"are listed in {listed}. Mend the data or raise the limit, and run again: finished files are kept."
+        )

@@ -1,0 +1,83 @@
+"""Plans the tasks of `lrc prepare` and lets datatrove's executor run those that are not done yet."""
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from lrc.data.file_hash import file_sha256
+from lrc.data.prepare_task import InputFile, PrepareTask
+from lrc.data.source_rows import check_columns, list_files
+from lrc.data_config import FILTER, PrepareConfig
+from lrc.errors import DataError
+
+LOGS = "logs"
+
+
+def plan_files(settings: PrepareConfig) -> tuple[InputFile, ...]:
+    """List the files of all sources in their order, a task each, and check what can be checked without reading them.
+
+    Raises:
+        DataError: A source matches nothing, a file is empty, damaged or given twice, or a parquet column is missing.
+    """
+    files = []
+    for number, source in enumerate(settings.sources):
+        columns = {match[1].split(".")[0] for match in map(FILTER.fullmatch, source.filters) if match}
+        columns |= {source.text_key} if source.kind == "text" else set()
+        for path in list_files(source.path):
+            if path.suffix == ".parquet":
+                check_columns(path, columns)
+            facts = path.stat()
+            files.append(
+                InputFile(source=number, path=str(path), num_bytes=facts.st_size, modified_ns=facts.st_mtime_ns)
+            )
+    _refuse_copies(files)
+    return tuple(files)
+
+
+def fingerprint(task: PrepareTask, tokenizer_sha256: str, chat_template: str | None) -> str:
+    """Hash all that the shards follow from; what only decides whether a run fails is left out, and so are workers."""
+    settings = asdict(replace(task.settings, workers=None, max_bad_share=0.0))
+    facts = [settings, [asdict(file) for file in task.files], tokenizer_sha256, chat_template]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def run_tasks(task: PrepareTask, *, workers: int) -> None:
+    """Run the unfinished tasks on this machine.
+
+    Args:
+        task: The step to run, for each of its files.
+        workers: Processes.
+
+    Raises:
+        DataError: A task failed.
+    """
+    from datatrove.executor import LocalPipelineExecutor
+    from loguru import logger
+
+    logger.disable("datatrove")  # the verb shows progress, the manifest says what happened
+    logging.getLogger("datatrove").setLevel(logging.ERROR)
+    num_tasks = len(task.files)
+    executor = LocalPipelineExecutor(
+        pipeline=[task],
+        tasks=num_tasks,
+        workers=min(workers, num_tasks),
+        logging_dir=os.fspath(Path(task.folder) / LOGS),
+    )
+    executor.run()
+
+
+def _refuse_copies(files: list[InputFile]) -> None:
+    """Refuse a file that is given twice; only files of one size are read for it."""
+    by_size: dict[int, list[str]] = {}
+    for file in files:
+        by_size.setdefault(file.num_bytes, []).append(file.path)
+    seen: dict[str, str] = {}
+    for paths in by_size.values():
+        for path in paths if len(paths) > 1 else ():
+            sha256 = file_sha256(Path(path))
+            if sha256 in seen:
+                raise DataError(f"Each input must be given once, but {path} is the same as {seen[sha256]}. Remove one.")
+            seen[sha256] = path

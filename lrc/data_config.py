@@ -1,0 +1,82 @@
+"""The recipe's sections about data: what training reads, and what `lrc prepare` makes of raw sources."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from omegaconf import MISSING
+
+FILTER = re.compile(r"\s*([\w.]+)\s*(>=|<=|==|!=|>|<)\s*(\S.*?)\s*")
+"""`key >= value`; `a.b` is the key b inside a."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What the run reads: token shards, or JSON lines with `input_ids`, or with `text` for the teacher's tokenizer."""
+
+    train: str = MISSING
+    """Folder of token shards, or file, folder or glob of training rows."""
+    held_out: str | None = None
+    """File, folder or glob of held-out rows; None: no held-out measures during training."""
+    sequence_length: int = 512
+    """Positions a training sequence has; longer rows are cut, shorter ones padded."""
+    held_out_tokens: int = 8_192
+    """Tokens of `held_out` scored at the start and during training."""
+    document_masking: bool = True
+    """In training, attention stays inside a document and positions restart (published: false)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One source of documents for `lrc prepare`."""
+
+    path: str = MISSING
+    """File, folder or glob; .jsonl, .jsonl.gz, .jsonl.zst or .parquet by the name's end."""
+    kind: Literal["text", "chat"] = "text"
+    """`text`: one field. `chat`: conversations, messages or instruction rows, through the chat template."""
+    text_key: str = "text"
+    """Field that holds the text."""
+    filters: tuple[str, ...] = ()
+    """Conditions on other fields that a row must meet, for example `int_score >= 4`."""
+    keep: float = 1.0
+    """Share of the rows kept, chosen by `prepare.seed`, file and row number."""
+    max_tokens: int | None = None
+    """Token budget; the document that reaches it is the last. None: no limit."""
+    data_class: str = "general"
+    """Name of the data class, for the loss per class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """From raw sources to token shards."""
+
+    sources: list[SourceConfig] = field(default_factory=list)  # OmegaConf types the items of lists only
+    """Sources in order; the keys of one are listed in docs/formats.md."""
+    workers: int | None = None
+    """Processes; None: one a core. The result does not depend on it."""
+    max_bad_share: float = 0.001
+    """Share of a source's rows that may be unreadable."""
+    max_document_bytes: int = 20_000_000
+    """Longest document, in bytes of UTF-8; a longer one counts as unreadable."""
+    seed: int = 0
+    """Chooses the rows that `keep` keeps."""
+
+
+def prepare_problems(settings: PrepareConfig) -> list[str]:
+    """Check what the types can't say; returns a line a problem."""
+    problems = []
+    for number, source in enumerate(settings.sources):
+        name = f"prepare.sources[{number}]"
+        if not 0 < source.keep <= 1:
+            problems.append(f"{name}.keep must lie in 0..1, 0 left out, found {source.keep}")
+        if source.max_tokens is not None and source.max_tokens < 1:
+            problems.append(f"{name}.max_tokens must be at least 1, found {source.max_tokens}")
+        bad = [text for text in source.filters if FILTER.fullmatch(text) is None]
+        problems += [f"{name}.filters: a filter must look like key >= value, found {text!r}" for text in bad]
+    if settings.workers is not None and settings.workers < 1:
+        problems.append(f"prepare.workers must be at least 1, found {settings.workers}")
+    if not 0 <= settings.max_bad_share <= 1:
+        problems.append(f"prepare.max_bad_share must lie in 0..1, found {settings.max_bad_share}")
+    if settings.max_document_bytes < 1:
+        problems.append(f"prepare.max_document_bytes must be at least 1, found {settings.max_document_bytes}")
+    return problems

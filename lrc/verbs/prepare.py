@@ -1,0 +1,162 @@
+"""`lrc prepare`: raw text and chats become `RUN/prepare`, a folder of token shards that `lrc train` reads.
+
+The shards grow in `RUN/.prepare`, a file at a time, and the folder gets its name when it is whole; what a killed run
+leaves there is gone on with.
+"""
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lrc.config import Recipe
+from lrc.data.assemble import assemble, write_preview
+from lrc.data.prepare_task import PrepareTask, result_path
+from lrc.data.run_tasks import LOGS, fingerprint, plan_files, run_tasks
+from lrc.data.tokenizer_hash import tokenizer_sha256
+from lrc.errors import ConfigError, DataError
+from lrc.models.folder import resolve_folder
+from lrc.models.teacher import load_tokenizer
+from lrc.training.beside import write_beside
+from lrc.training.launch import write_recipe
+from lrc.verbs.progress import progress_lines, say
+from lrc.verbs.sources import locate_teacher
+
+PLAN = "plan.sha256"
+
+
+def prepare(recipe: Recipe, *, overwrite: bool = False, dry_run: bool = False) -> Path:
+    """Make token shards of the recipe's sources.
+
+    Args:
+        recipe: `prepare` and `teacher` are used.
+        overwrite: Replace what was prepared before.
+        dry_run: Check everything, then stop.
+
+    Returns:
+        `RUN/prepare`.
+
+    Raises:
+        ConfigError: No sources, or a tokenizer that can't do what they need.
+        DataError: A source is damaged, too many rows are bad, or the disk is full.
+    """
+    folder, draft = Path(recipe.run) / "prepare", Path(recipe.run) / ".prepare"
+    if folder.exists() and not overwrite:
+        raise ConfigError(f"{folder} is there already. Replace it with --overwrite, or name another run (run=...).")
+    if not recipe.prepare.sources:
+        raise ConfigError("prepare.sources must list at least one source.")
+    teacher = resolve_folder(locate_teacher(recipe.teacher))
+    tokenizer = _check_tokenizer(load_tokenizer(teacher), recipe)
+    task = PrepareTask(
+        files=plan_files(recipe.prepare),
+        settings=recipe.prepare,
+        tokenizer=str(teacher),
+        vocab_size=len(tokenizer),
+        folder=str(draft),
+    )
+    sha256 = tokenizer_sha256(tokenizer)
+    if dry_run:
+        say(f"dry run: {len(task.files)} files of {len(recipe.prepare.sources)} sources: good")
+        return folder
+    try:
+        _open_draft(draft, fingerprint(task, sha256, tokenizer.chat_template), overwrite=overwrite)
+        with _shown(draft, len(task.files)):
+            run_tasks(task, workers=recipe.prepare.workers or os.cpu_count() or 1)
+        manifest = assemble(task, draft, tokenizer_sha256=sha256)
+        length = recipe.data.sequence_length
+        write_preview(draft, tokenizer, sequence_length=length, vocab_size=len(tokenizer))
+        write_recipe(draft / "recipe.yaml", recipe)
+        _finish(draft, folder, {shard["name"] for shard in manifest["shards"]})
+    except OSError as error:
+        raise DataError(f"{draft} can't be written: {error}. Free some space and run again: it goes on.") from error
+    _say_what_went_in(manifest)
+    return folder
+
+
+def _check_tokenizer(tokenizer: Any, recipe: Recipe) -> Any:
+    missing = [name for name in ("datatrove", "orjson", "zstandard") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"lrc prepare needs {', '.join(missing)}. Install it with: pip install 'lrc[data]'.")
+    if tokenizer is None:
+        raise ConfigError(f"The teacher {recipe.teacher} must have a tokenizer, but its folder has none.")
+    if tokenizer.eos_token_id is None and tokenizer.bos_token_id is None:
+        raise ConfigError(
+            f"The tokenizer of {recipe.teacher} must have an end or begin token to part documents, but has neither. "
+            "Add eos_token to its tokenizer_config.json."
+        )
+    if tokenizer.chat_template is None and any(source.kind == "chat" for source in recipe.prepare.sources):
+        raise ConfigError(
+            f"A source of kind chat needs a chat template, but the tokenizer of {recipe.teacher} has none. Add one or "
+            "use an instruct teacher."
+        )
+    return tokenizer
+
+
+def _open_draft(draft: Path, plan: str, *, overwrite: bool) -> None:
+    """Make the work folder, or find what a killed run of the same plan has left in it."""
+    note = draft / PLAN
+    if draft.exists():
+        if note.is_file() and note.read_text() == plan:
+            say(f"going on with {draft}")
+            return
+        if not overwrite:
+            raise DataError(
+                f"{draft} holds a started run of another recipe, tokenizer or other input files. Start anew with "
+                "--overwrite."
+            )
+        shutil.rmtree(draft)
+    draft.mkdir(parents=True)
+    write_beside(note, plan)
+
+
+def _finish(draft: Path, folder: Path, shards: set[str]) -> None:
+    """Remove what only the work needed and give the folder its name."""
+    kept = {f"{name}{suffix}" for name in shards for suffix in (".bin", ".starts")}
+    kept |= {"manifest.json", "bad_rows.jsonl", "preview.txt", "recipe.yaml"}
+    if folder.exists():
+        shutil.rmtree(folder)
+    finished = draft.with_name(".prepare.finished")
+    if finished.exists():
+        shutil.rmtree(finished)
+    finished.mkdir()
+    for name in sorted(kept):
+        os.link(draft / name, finished / name)
+    os.replace(finished, folder)
+    shutil.rmtree(draft / LOGS, ignore_errors=True)
+    shutil.rmtree(draft)
+
+
+@contextmanager
+def _shown(draft: Path, total: int) -> Iterator[None]:
+    """Show how many files are done, once a second, while the workers work."""
+    stop = threading.Event()
+    with progress_lines("prepare", "files") as show:
+
+        def watch() -> None:
+            seen = 0
+            while not stop.wait(1):
+                done = sum(result_path(draft, task).is_file() for task in range(total))
+                if done > seen:
+                    show(done, total)
+                    seen = done
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def _say_what_went_in(manifest: dict[str, Any]) -> None:
+    for source in manifest["sources"]:
+        rejected = "".join(f", {count} {reason}" for reason, count in source["rejected"].items())
+        say(
+            f"{source['path']}: {source['rows']} rows read, {source['kept']} kept, {source['bad_rows']} unreadable"
+            f"{rejected}; {source['tokens']} tokens"
+        )

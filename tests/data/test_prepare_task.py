@@ -1,0 +1,137 @@
+"""One task: a file becomes a shard whose blocks give back the documents, and every row is tallied."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from lrc.data.assemble import assemble
+from lrc.data.prepare_task import PrepareTask, result_path, with_boundaries
+from lrc.data.run_tasks import plan_files
+from lrc.data.shards import ShardBlocks
+from lrc.data_config import PrepareConfig, SourceConfig
+from lrc.errors import DataError
+from tests.data.raw_sources import byte_tokenizer, texts, write_source
+from tests.data.test_shards import documents_in
+
+VOCABULARY = 258
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return byte_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def run_all(root: Path, tokenizer: Path, *, max_document_bytes: int = 10_000, **source: Any) -> PrepareTask:
+    """Run every task of one source, `root/*.jsonl`, in order."""
+    config = SourceConfig(path=str(root / "*.jsonl"), **source)
+    prepare = PrepareConfig(sources=[config], max_document_bytes=max_document_bytes)
+    out = root / "out"
+    out.mkdir(exist_ok=True)
+    files = plan_files(prepare)
+    task = PrepareTask(files=files, settings=prepare, tokenizer=str(tokenizer), vocab_size=VOCABULARY, folder=str(out))
+    for rank in range(len(files)):
+        task(None, rank, len(files))
+    return task
+
+
+def result_of(task: PrepareTask, rank: int = 0) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(result_path(Path(task.folder), rank).read_text())
+    return found
+
+
+words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
+
+
+@given(files=st.lists(st.lists(words, min_size=1, max_size=6), min_size=1, max_size=3), length=st.integers(1, 40))
+@settings(deadline=None, max_examples=25)
+def test_the_decoded_blocks_give_back_the_source_documents_exactly(
+    tokenizer: Path, files: list[list[str]], length: int
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        for number, documents in enumerate(files):  # the first row makes each file another one
+            rows = [{"text": f"file {number}"}, *({"text": text} for text in documents)]
+            write_source(root / f"{number}.jsonl", rows)
+        task = run_all(root, tokenizer)
+        assemble(task, root / "out", tokenizer_sha256="0" * 64)
+        blocks = ShardBlocks(root / "out", sequence_length=length, vocab_size=VOCABULARY, tokenizer_sha256=None)
+        found = documents_in(blocks)
+        decoder = AutoTokenizer.from_pretrained(tokenizer)
+        bos, eos = decoder.bos_token_id, decoder.eos_token_id
+        expected = [text for number, documents in enumerate(files) for text in (f"file {number}", *documents)]
+        assert [ids[0] for ids in found] == [bos] * len(expected)
+        assert [ids[-1] for ids in found] == [eos] * len(expected)
+        assert [decoder.decode(ids[1:-1]) for ids in found] == expected
+
+
+def test_every_row_is_kept_rejected_or_bad(tmp_path: Path, tokenizer: Path) -> None:
+    rows = [*texts(10), {"text": "no score"}, {"text": "", "int_score": 4}, b"{\n", {"int_score": 4}]
+    write_source(tmp_path / "a.jsonl", [*rows, {"text": None, "int_score": 4}])
+    result = result_of(run_all(tmp_path, tokenizer, filters=("int_score >= 3",)))
+    assert result["rows"] == 15
+    assert result["documents"] == 4
+    assert result["rejected"] == {"empty text": 1, "int_score >= 3": 6}
+    assert [line for line, _ in result["bad"]] == [11, 13, 14, 15]
+    assert result["bad"][0] == [11, "no field 'int_score'"]
+    assert result["bad"][3] == [15, "field 'text' is null"]
+
+
+def test_a_document_of_50_megabytes_is_listed_and_not_tokenised(tmp_path: Path, tokenizer: Path) -> None:
+    write_source(tmp_path / "a.jsonl", [{"text": "a"}, {"text": "z" * 50_000_000}, {"text": "b"}])
+    result = result_of(run_all(tmp_path, tokenizer, max_document_bytes=20_000_000))
+    assert result["documents"] == 2
+    assert result["bad"] == [[2, "longer than prepare.max_document_bytes = 20000000"]]
+
+
+def test_the_share_kept_is_near_and_chosen_by_row(tmp_path: Path, tokenizer: Path) -> None:
+    write_source(tmp_path / "a.jsonl", texts(1000))
+    first = result_of(run_all(tmp_path, tokenizer, keep=0.3))
+    shard = (tmp_path / "out" / "00000.bin").read_bytes()
+    assert 240 < first["documents"] < 360  # 300 expected, standard deviation 14
+    assert first["documents"] + first["rejected"]["not among the share kept"] == 1000
+    run_all(tmp_path, tokenizer, keep=0.3)
+    assert (tmp_path / "out" / "00000.bin").read_bytes() == shard
+
+
+def test_files_behind_the_budget_are_not_read(tmp_path: Path, tokenizer: Path) -> None:
+    for number in range(3):
+        write_source(tmp_path / f"{number}.jsonl", texts(20, 20 * number))
+    task = run_all(tmp_path, tokenizer, max_tokens=30)
+    assert result_path(Path(task.folder), 0).is_file()
+    assert not result_path(Path(task.folder), 1).exists()
+
+
+def test_a_task_leaves_nothing_under_its_name_when_its_file_is_damaged(tmp_path: Path, tokenizer: Path) -> None:
+    path = write_source(tmp_path / "b.jsonl.gz", [{"text": "y" * 5000}] * 400)
+    path.write_bytes(path.read_bytes()[:-100])
+    prepare = PrepareConfig(sources=[SourceConfig(path=str(path))])
+    files = plan_files(prepare)
+    task = PrepareTask(
+        files=files, settings=prepare, tokenizer=str(tokenizer), vocab_size=VOCABULARY, folder=str(tmp_path)
+    )
+    with pytest.raises(DataError, match=r"b\.jsonl\.gz is damaged after row"):
+        task(None, 0, 1)
+    assert not result_path(tmp_path, 0).exists()
+    assert not (tmp_path / "00000.bin").exists()
+
+
+@pytest.mark.parametrize(
+    ("ids", "bos", "eos", "expected"),
+    [
+        ([5, 6], 1, 2, [1, 5, 6, 2]),
+        ([1, 5, 2], 1, 2, [1, 5, 2]),
+        ([5], None, 2, [5, 2]),
+        ([5], 1, None, [1, 5]),
+        ([], 1, 2, [1, 2]),
+    ],
+)
+def test_boundary_tokens_stand_once_on_each_side(
+    ids: list[int], bos: int | None, eos: int | None, expected: list[int]
+) -> None:
+    assert with_boundaries(ids, bos, eos).tolist() == expected

@@ -1,0 +1,187 @@
+"""`lrc prepare` end to end: any worker count and any kill give the same bytes, and damage ends with exit code 2."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrc.cli import main
+from lrc.config import Recipe
+from lrc.errors import ConfigError, DataError
+from lrc.training.launch import write_recipe
+from lrc.verbs.prepare import prepare
+from lrc.verbs.train import train
+from tests.data.raw_sources import prepare_recipe, texts, write_source
+from tests.tiny import tiny_recipe
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "recipe.yaml"}
+
+
+def many_files(root: Path, count: int = 8, rows: int = 30) -> Path:
+    folder = root / "raw"
+    folder.mkdir()
+    for number in range(count):
+        write_source(folder / f"{number}.jsonl.gz", texts(rows, rows * number))
+    return folder
+
+
+def sources_of(folder: Path, **more: Any) -> dict[str, Any]:
+    return {"path": str(folder), "keep": 0.8, "filters": ["int_score >= 1"], **more}
+
+
+def command(root: Path, recipe: Recipe, *overrides: str) -> list[str]:
+    write_recipe(root / "recipe.yaml", recipe)
+    return [sys.executable, "-m", "lrc", "prepare", str(root / "recipe.yaml"), *overrides]
+
+
+def test_training_reads_what_prepare_wrote(tmp_path: Path) -> None:
+    recipe = prepare_recipe(tmp_path, {"path": str(write_source(tmp_path / "a.jsonl", texts(60)))})
+    folder = prepare(recipe)
+    assert folder == tmp_path / "run" / "prepare"
+    assert "-------- document --------\n<s>document 0 </s>" in (folder / "preview.txt").read_text()
+    changes = {"data__train": str(folder), "data__held_out": str(folder), "train__max_steps": 2}
+    assert train(tiny_recipe(tmp_path, **changes)).name == "checkpoint-2"
+
+
+def test_any_worker_count_gives_the_same_bytes(tmp_path: Path) -> None:
+    source = sources_of(many_files(tmp_path), max_tokens=1500)
+    one = folder_bytes(prepare(prepare_recipe(tmp_path, source)))
+    recipe = prepare_recipe(tmp_path, source)
+    write_recipe(tmp_path / "recipe.yaml", recipe)
+    done = subprocess.run(
+        command(tmp_path, recipe, "prepare.workers=3", f"run={tmp_path / 'three'}"),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "three" / "prepare")
+    assert folder_bytes(tmp_path / "three" / "prepare") == one
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    source = sources_of(many_files(tmp_path, count=40, rows=2000))
+    recipe = prepare_recipe(tmp_path, source)
+    draft = tmp_path / "killed" / ".prepare"
+    child = subprocess.Popen(
+        command(tmp_path, recipe, f"run={tmp_path / 'killed'}"),
+        env=ENVIRONMENT,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while child.poll() is None and not (draft / "00003.json").is_file():
+        time.sleep(0.005)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    finished = {path.name: path.stat().st_mtime_ns for path in draft.glob("0000[0-2].bin")}
+    assert len(finished) == 3
+    assert not (draft / "00039.json").exists(), "it was not killed midway"
+    assert not (tmp_path / "killed" / "prepare").exists()
+    again = prepare_recipe(tmp_path, source)
+    folder = prepare(Recipe(**{**vars(again), "run": str(tmp_path / "killed")}))
+    assert {name: (folder / name).stat().st_mtime_ns for name in finished} == finished  # not written anew
+    assert folder_bytes(folder) == folder_bytes(prepare(again))
+    assert not draft.exists()
+
+
+def test_a_full_disk_ends_with_code_2_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    def limit_file_size() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    recipe = prepare_recipe(tmp_path, {"path": str(write_source(tmp_path / "a.jsonl", texts(2000)))})
+    done = subprocess.run(
+        command(tmp_path, recipe),
+        env={**ENVIRONMENT, "PYTHONDONTWRITEBYTECODE": "1"},
+        preexec_fn=limit_file_size,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "can't be written" in done.stderr
+    assert not (tmp_path / "run" / "prepare").exists()
+    assert prepare(recipe).is_dir()
+
+
+def test_a_dry_run_writes_nothing_and_a_second_run_needs_overwrite(tmp_path: Path) -> None:
+    recipe = prepare_recipe(tmp_path, {"path": str(write_source(tmp_path / "a.jsonl", texts(9)))})
+    prepare(recipe, dry_run=True)
+    assert not (tmp_path / "run").exists()
+    first = folder_bytes(prepare(recipe))
+    with pytest.raises(ConfigError, match="is there already"):
+        prepare(recipe)
+    write_source(tmp_path / "a.jsonl", texts(8))
+    assert folder_bytes(prepare(recipe, overwrite=True)) != first
+
+
+def test_what_another_plan_left_is_not_gone_on_with(tmp_path: Path) -> None:
+    path = write_source(tmp_path / "a.jsonl", [*texts(9), b"{\n"])
+    recipe = prepare_recipe(tmp_path, {"path": str(path)})
+    with pytest.raises(DataError, match=r"prepare\.max_bad_share"):
+        prepare(recipe)
+    write_source(path, texts(9))
+    with pytest.raises(DataError, match="holds a started run of another recipe"):
+        prepare(recipe)
+    assert prepare(recipe, overwrite=True).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "kind", "error"),
+    [
+        ({"bos": False}, "text", None),
+        ({"bos": False, "eos": False}, "text", "must have an end or begin token"),
+        ({"chat": False}, "chat", "needs a chat template"),
+    ],
+)
+def test_a_tokenizer_without_bos_marks_or_template(
+    tmp_path: Path, tokenizer: dict[str, bool], kind: str, error: str | None
+) -> None:
+    path = write_source(tmp_path / "a.jsonl", texts(5))
+    recipe = prepare_recipe(tmp_path, {"path": str(path), "kind": kind}, tokenizer=tokenizer)
+    if error is None:
+        assert "-------- document --------\ndocument 0 </s>" in (prepare(recipe) / "preview.txt").read_text()
+    else:
+        with pytest.raises(ConfigError, match=error):
+            prepare(recipe)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "utf8", "missing", "null", "empty", "copy", "schema"])
+def test_damaged_sources_end_with_code_2_and_name_the_file(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: dict[str, list[Any]] = {
+        "utf8": [*texts(5), b'{"text": "\xff"}\n'],
+        "missing": [*texts(5), {"body": "a"}],
+        "null": [*texts(5), {"text": None}],
+        "schema": [{"body": "a"}],
+    }
+    name = {"truncated": "a.jsonl.gz", "schema": "a.parquet"}.get(damage, "a.jsonl")
+    path = write_source(tmp_path / name, rows.get(damage, texts(3000)))
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-50])
+    if damage == "empty":
+        path.write_bytes(b"")
+    if damage == "copy":
+        write_source(tmp_path / "b.jsonl", texts(3000))
+    source = {"path": str(tmp_path / "[ab].*")}
+    write_recipe(tmp_path / "recipe.yaml", prepare_recipe(tmp_path, source))
+    assert main(["prepare", str(tmp_path / "recipe.yaml")]) == 2
+    assert name in capsys.readouterr().err
+    assert not (tmp_path / "run" / "prepare").exists()
+
+
+def test_sources_are_needed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"prepare\.sources must list"):
+        prepare(prepare_recipe(tmp_path))
