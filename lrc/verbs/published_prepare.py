@@ -1,0 +1,126 @@
+"""The published data command: a named mix of sources becomes the published `train.jsonl`, by way of `lrc prepare`.
+
+`data/generate_general_data_parallel.py` calls `main`. The mixes are the files of `configs/recipes/data`.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lrc.config import Recipe
+from lrc.data.shards import ShardBlocks
+from lrc.data_config import DataConfig, PrepareConfig, prepare_problems
+from lrc.errors import ConfigError, DataError
+from lrc.models.folder import resolve_folder
+from lrc.models.teacher import load_config
+from lrc.verbs.prepare import prepare
+from lrc.verbs.published_flags import flag, parse_flags, run_command
+from lrc.verbs.sources import locate_teacher
+
+PROGRAM = "generate_general_data_parallel.py"
+RECIPES = "configs/recipes/data"
+"""Below the folder that the command lies in."""
+LLAMA3_VOCABULARY = 128_000
+"""Llama 3's tokenizer has at least so many tokens, Llama 2's 32,000."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFlags:
+    """Tokenise and pack the sources of a published data mix."""
+
+    version: str | None = flag(None, "mix: the name of a file of configs/recipes/data; required")
+    tkn_path: str | None = flag(None, "folder or hub id of the teacher, for its tokenizer; required")
+    num_workers: int = flag(8, "processes")
+    data_max_len: int = flag(2048, "tokens of a row")
+    data_root: str = flag("../datasets", "folder below which the sources lie and the result is written")
+    overwrite: bool = flag(False, "replace an earlier result; not in the original")
+    dry_run: bool = flag(False, "check everything, write nothing; not in the original")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the published data command; return its exit code."""
+    return run_command(lambda: _generate(sys.argv[1:] if argv is None else argv))
+
+
+def load_mix(path: Path, *, data_root: Path) -> PrepareConfig:
+    """Read a mix and place its sources below the data root.
+
+    Raises:
+        ConfigError: There is no such mix, or it is not one.
+    """
+    if not path.is_file():
+        known = ", ".join(sorted(found.name.removesuffix(".yaml") for found in path.parent.glob("*.yaml")))
+        raise ConfigError(f"{PROGRAM}: --version must be one of {known or 'none'} ({path.parent}), but {path} is not.")
+    try:
+        mix = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PrepareConfig), OmegaConf.load(path)))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
+    assert isinstance(mix, PrepareConfig)
+    problems = prepare_problems(mix)
+    if problems:
+        raise ConfigError(f"{path}: " + "; ".join(problems) + ".")
+    return replace(mix, sources=[replace(source, path=str(data_root / source.path)) for source in mix.sources])
+
+
+def family_name(model_type: str, vocab_size: int) -> str:
+    """Name a tokenizer's family as the published folders do: llama3, llama2, qwen, phi, or the model type itself."""
+    if model_type == "llama":
+        return "llama3" if vocab_size >= LLAMA3_VOCABULARY else "llama2"
+    return next((name for name in ("qwen", "phi") if model_type.startswith(name)), model_type)
+
+
+def write_rows(shards: Path, target: Path, *, sequence_length: int, vocab_size: int) -> int:
+    """Write token shards as rows of the published format; returns their number.
+
+    Raises:
+        DataError: The disk is full or not writable; nothing stands at `target` then.
+    """
+    blocks = ShardBlocks(shards, sequence_length=sequence_length, vocab_size=vocab_size, tokenizer_sha256=None)
+    draft = target.with_name(f".{target.name}.partial")
+    try:
+        with draft.open("w", encoding="utf-8") as out:
+            for index in range(len(blocks)):
+                block = blocks.read(index)
+                out.write(json.dumps({"input_ids": block.ids.tolist(), "data_cls": block.data_class}) + "\n")
+        os.replace(draft, target)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise DataError(f"{target} can't be written: {error}. Free some space and run again.") from error
+    return len(blocks)
+
+
+def _generate(argv: Sequence[str]) -> None:
+    flags, _ = parse_flags(argv, DataFlags, program=PROGRAM)
+    missing = [name for name in ("version", "tkn_path") if not getattr(flags, name)]
+    if missing:
+        raise ConfigError(f"{PROGRAM}: " + ", ".join(f"--{name.replace('_', '-')}" for name in missing) + " is needed.")
+    assert flags.version is not None and flags.tkn_path is not None
+    if flags.data_max_len < 1 or flags.num_workers < 1:
+        raise ConfigError(f"{PROGRAM}: --data-max-len and --num-workers must be at least 1.")
+    root = Path(__file__).parents[2]
+    mix = load_mix(root / RECIPES / f"{flags.version}.yaml", data_root=Path(flags.data_root))
+    config = load_config(str(resolve_folder(locate_teacher(flags.tkn_path))))
+    family = family_name(config.model_type, config.vocab_size)
+    folder = Path(flags.data_root) / f"mix_general_{family}_tokenized_{flags.version}"
+    target = folder / "train.jsonl"
+    if target.exists() and not flags.overwrite:
+        raise ConfigError(f"{target} is there already. Replace it with --overwrite.")
+    recipe = Recipe(
+        run=str(folder),
+        teacher=flags.tkn_path,
+        data=DataConfig(train=str(target), sequence_length=flags.data_max_len, document_masking=False),
+        prepare=replace(mix, workers=flags.num_workers),
+    )
+    shards = folder / "prepare"
+    if not shards.is_dir() or flags.overwrite:  # whole shards of a run that was killed while it wrote the rows stay
+        prepare(recipe, overwrite=flags.overwrite, dry_run=flags.dry_run)
+    if not flags.dry_run:
+        rows = write_rows(shards, target, sequence_length=flags.data_max_len, vocab_size=config.vocab_size)
+        print(f"{target}: {rows} rows of at most {flags.data_max_len} tokens")
