@@ -135,8 +135,6 @@ def _load_pair(recipe: Recipe, inputs: _Inputs, accelerator: Accelerator) -> tup
         device=accelerator.device,
         trust_remote_code=recipe.trust_remote_code,
     )
-    if recipe.data.document_masking:
-        check_isolation(teacher)
     pair = PairModel(
         teacher,
         hidden_size=recipe.student.hidden_size,
@@ -169,6 +167,8 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
         )
     student_config(config, recipe.student.hidden_size, tied=False)
     require_family(config)
+    if recipe.data.document_masking:
+        check_isolation(config)
     measured_terms(architecture, variant_of(recipe.student), recipe.objective)
     tokenizer = load_tokenizer(teacher_folder)
     blocks = open_blocks(

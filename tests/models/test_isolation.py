@@ -5,22 +5,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Lfm2Config
+from transformers import Lfm2Config
 
-from lrc.clone.sites import Variant
-from lrc.config import ObjectiveConfig
 from lrc.data.block import Block
 from lrc.data.blocks import Batch, collate
 from lrc.errors import ConfigError
 from lrc.models.isolation import check_isolation
 from lrc.models.pair_model import PairModel
-from tests.models.test_pair import fill_random
-from tests.models.tiny_configs import FAMILIES
-from tests.tiny import tiny_teacher
+from lrc.models.tiny import random_model
+from tests.models.family_configs import BASE, FAMILY_CONFIGS
+from tests.models.test_pair import fill_random, make_pair
 
-SLIDING: dict[str, dict[str, Any]] = {
-    "gemma3_text": {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}
-}
+pytestmark = pytest.mark.filterwarnings("ignore:The explicitly set RoPE scaling factor")
+LEAKS = ("falcon_h1", "gpt_oss")
+"""Mamba blocks carry a state along; the stock GPT-OSS makes its masks without positions (transformers 5.23)."""
+ISOLATED = [family for family in FAMILY_CONFIGS if family not in LEAKS]
+ROUTED = ("qwen3_moe", "mixtral", "deepseek_v3")
+"""Experts multiply the tokens routed to them together, so other first documents round otherwise."""
 FIRST, SECOND = 7, 9
 """Tokens of the two documents; both are longer than the sliding window."""
 
@@ -33,8 +34,7 @@ def packed(first: int, *, document_masking: bool = True) -> Batch:
 
 
 def pair_of(family: str) -> PairModel:
-    teacher = tiny_teacher(family, **SLIDING.get(family, {}))
-    pair = PairModel(teacher, hidden_size=16, variant=Variant(), objective=ObjectiveConfig())
+    pair = make_pair(random_model(FAMILY_CONFIGS[family]()), 16)
     fill_random(pair)
     return pair.eval()
 
@@ -47,17 +47,22 @@ def second_document(pair: PairModel, batch: Batch) -> list[torch.Tensor]:
     return [(student @ student_head.T)[0, FIRST:], (teacher @ teacher_head.T)[0, FIRST:]]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def test_the_families_of_the_proof_are_among_those_tried() -> None:
+    assert {"llama", "qwen3", "gemma3_text", "olmo2", "granite"} <= set(ISOLATED)
+
+
+@pytest.mark.parametrize("family", ISOLATED)
 def test_changing_document_1_does_not_move_document_2s_logits(family: str) -> None:
     pair = pair_of(family)
     for one, other in zip(second_document(pair, packed(1)), second_document(pair, packed(20)), strict=True):
-        assert torch.equal(one, other)
+        limit = 1e-6 * float(one.abs().max()) if family in ROUTED else 0.0
+        assert float((one - other).abs().max()) <= limit
     plain = [second_document(pair, packed(first, document_masking=False)) for first in (1, 20)]
     for one, other in zip(*plain, strict=True):
         assert (one - other).abs().max() > 1e-3  # without masking it does
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ISOLATED)
 def test_a_packed_document_has_the_logits_that_it_has_alone(family: str) -> None:
     pair = pair_of(family)
     alone = collate([Block(np.arange(SECOND) % 40 + 4, "general")])
@@ -65,21 +70,23 @@ def test_a_packed_document_has_the_logits_that_it_has_alone(family: str) -> None
         student, teacher, _ = pair.hidden_states(alone.input_ids, None)
         expected = [(states @ head.T)[0] for states, head in zip((student, teacher), pair.heads(), strict=True)]
     for one, other in zip(second_document(pair, packed(1)), expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        assert float((one - other).abs().max()) < 3e-6 * float(other.abs().max())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ISOLATED)
 def test_attention_families_pass_the_check(family: str) -> None:
-    check_isolation(tiny_teacher(family, **SLIDING.get(family, {})))
+    config = FAMILY_CONFIGS[family]()
+    before = config.to_dict()
+    check_isolation(config)
+    assert config.to_dict() == before
 
 
-def test_a_layer_that_carries_a_state_along_is_refused() -> None:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 56, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = Lfm2Config(vocab_size=48, num_hidden_layers=2, layer_types=["conv", "full_attention"], **sizes)
-    teacher = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in teacher.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    with pytest.raises(ConfigError, match=r"lfm2 has layers that carry one document into the next"):
-        check_isolation(teacher)
+def lfm2() -> Any:
+    return Lfm2Config(**BASE, layer_types=["conv", "full_attention", "conv"])
+
+
+@pytest.mark.parametrize("family", [*LEAKS, "lfm2"])
+def test_a_family_that_leaks_is_refused(family: str) -> None:
+    config = lfm2() if family == "lfm2" else FAMILY_CONFIGS[family]()
+    with pytest.raises(ConfigError, match=rf"{family} carries one document into the next"):
+        check_isolation(config)
