@@ -31,7 +31,7 @@ class SourceConfig:
     """One source of documents for `lrc prepare`."""
 
     path: str = MISSING
-    """File, folder or glob; .jsonl, .jsonl.gz, .jsonl.zst or .parquet by the name's end."""
+    """File, folder, glob or URL (hf://datasets/OWNER/NAME/GLOB) of .jsonl, .json, .parquet, .gz or .zst."""
     kind: Literal["text", "chat"] = "text"
     """`text`: one field. `chat`: conversations, messages or instruction rows, through the chat template."""
     text_key: str = "text"

@@ -19,6 +19,7 @@ from lrc.data.file_hash import file_sha256
 from lrc.data.order import WORD, mix
 from lrc.data.row_text import BadRow, meets, text_of
 from lrc.data.shards import ShardWriter, token_dtype
+from lrc.data.source_files import on_this_machine
 from lrc.data.source_rows import SourceRow, read_rows
 from lrc.data_config import PrepareConfig, SourceConfig
 from lrc.errors import DataError
@@ -35,8 +36,10 @@ class InputFile:
     source: int
     """Number of the source in the recipe."""
     path: str
+    """Path or URL."""
     num_bytes: int
-    modified_ns: int
+    version: str
+    """As `SourceFile.version`."""
 
 
 @dataclass
@@ -92,38 +95,43 @@ class PrepareTask:
     def _write_shard(self, rank: int) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
         file, folder = self.files[rank], Path(self.folder)
-        source = self.settings.sources[file.source]
-        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
-        tally, largest = Tally(), 0
         draft = folder / f"{rank:05d}-partial"
-        rows = read_rows(Path(file.path))
         try:
-            with ShardWriter(draft, token_dtype(self.vocab_size)) as writer:
-                for ids in tokenised(self._texts(rows, rank, tokenizer, tally), tokenizer):
-                    writer.add(ids)
-                    largest = max(largest, int(ids.max()))
-                    if source.max_tokens is not None and writer.num_tokens >= source.max_tokens:
-                        break
-            left = tally.rows - sum(tally.rejected.values()) - len(tally.bad) - writer.num_documents
-            if left:  # of the batch whose document reached the budget
-                tally.rejected[OVER_BUDGET] += left
+            with on_this_machine(file.path, draft) as local:
+                result = self._fill_shard(rank, draft, local)
             for suffix in (".bin", ".starts"):
                 os.replace(draft.with_suffix(suffix), (folder / shard_name(rank)).with_suffix(suffix))
-            result = {
-                "rows": tally.rows,
-                "rejected": dict(sorted(tally.rejected.items())),
-                "bad": tally.bad,
-                "documents": writer.num_documents,
-                "tokens": writer.num_tokens,
-                "largest_id": largest,
-                "sha256": file_sha256(Path(file.path)),
-            }
             draft.with_suffix(".json").write_text(json.dumps(result))
             os.replace(draft.with_suffix(".json"), result_path(folder, rank))
         except OSError as error:
             raise DataError(
                 f"{folder} can't be written: {error}. Free some space and run again: finished files are kept."
             ) from error
+
+    def _fill_shard(self, rank: int, draft: Path, local: Path) -> dict[str, Any]:
+        """Write a shard and return what became of the rows."""
+        budget = self.settings.sources[self.files[rank].source].max_tokens
+        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+        tally, largest = Tally(), 0
+        rows = read_rows(local, name=self.files[rank].path)
+        with ShardWriter(draft, token_dtype(self.vocab_size)) as writer:
+            for ids in tokenised(self._texts(rows, rank, tokenizer, tally), tokenizer):
+                writer.add(ids)
+                largest = max(largest, int(ids.max()))
+                if budget is not None and writer.num_tokens >= budget:
+                    break
+        left = tally.rows - sum(tally.rejected.values()) - len(tally.bad) - writer.num_documents
+        if left:  # of the batch whose document reached the budget
+            tally.rejected[OVER_BUDGET] += left
+        return {
+            "rows": tally.rows,
+            "rejected": dict(sorted(tally.rejected.items())),
+            "bad": tally.bad,
+            "documents": writer.num_documents,
+            "tokens": writer.num_tokens,
+            "largest_id": largest,
+            "sha256": file_sha256(local),
+        }
 
     def _texts(self, rows: Iterator[SourceRow], rank: int, tokenizer: Any, tally: Tally) -> Iterator[str]:
         """Yield the documents that are kept, and tally every row."""

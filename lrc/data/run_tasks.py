@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lrc.data.file_hash import file_sha256
 from lrc.data.prepare_task import InputFile, PrepareTask
-from lrc.data.source_rows import check_columns, list_files
+from lrc.data.source_files import check_columns, is_remote, list_files
 from lrc.data_config import FILTER, PrepareConfig
 from lrc.errors import DataError
 
@@ -26,13 +26,11 @@ def plan_files(settings: PrepareConfig) -> tuple[InputFile, ...]:
     for number, source in enumerate(settings.sources):
         columns = {match[1].split(".")[0] for match in map(FILTER.fullmatch, source.filters) if match}
         columns |= {source.text_key} if source.kind == "text" else set()
-        for path in list_files(source.path):
-            if path.suffix == ".parquet":
-                check_columns(path, columns)
-            facts = path.stat()
-            files.append(
-                InputFile(source=number, path=str(path), num_bytes=facts.st_size, modified_ns=facts.st_mtime_ns)
-            )
+        found = list_files(source.path)
+        for index, file in enumerate(found):
+            if file.path.endswith(".parquet") and (index == 0 or not is_remote(file.path)):
+                check_columns(file, columns)
+        files += [InputFile(source=number, **file._asdict()) for file in found]
     _refuse_copies(files)
     return tuple(files)
 
@@ -70,14 +68,20 @@ def run_tasks(task: PrepareTask, *, workers: int) -> None:
 
 
 def _refuse_copies(files: list[InputFile]) -> None:
-    """Refuse a file that is given twice; only files of one size are read for it."""
+    """Refuse a file that is given twice; local ones of one size are read for it, remote ones when their turn comes."""
     by_size: dict[int, list[str]] = {}
-    for file in files:
-        by_size.setdefault(file.num_bytes, []).append(file.path)
     seen: dict[str, str] = {}
+    for file in files:
+        if is_remote(file.path):
+            _refuse_seen(seen, file.path, file.path)
+        else:
+            by_size.setdefault(file.num_bytes, []).append(file.path)
     for paths in by_size.values():
         for path in paths if len(paths) > 1 else ():
-            sha256 = file_sha256(Path(path))
-            if sha256 in seen:
-                raise DataError(f"Each input must be given once, but {path} is the same as {seen[sha256]}. Remove one.")
-            seen[sha256] = path
+            _refuse_seen(seen, file_sha256(Path(path)), path)
+
+
+def _refuse_seen(seen: dict[str, str], key: str, path: str) -> None:
+    if key in seen:
+        raise DataError(f"Each input must be given once, but {path} is the same as {seen[key]}. Remove one.")
+    seen[key] = path

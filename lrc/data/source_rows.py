@@ -1,85 +1,75 @@
-"""Rows of raw sources, streamed: JSON lines (plain, .gz, .zst) and parquet, each with its number or its problem.
+"""Rows of raw sources, streamed: JSON lines and arrays (plain, .gz, .zst) and parquet, each with number or problem.
 
 datatrove's own readers log a bad line and go on; here a bad row is handed on, so that it is counted and listed.
 """
 
-import glob
+import codecs
+import gzip
+import json
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import fsspec
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
+from lrc.data.source_files import ARRAYS
 from lrc.errors import DataError
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 PARQUET_ROWS = 256
 CHUNK_BYTES = 1 << 20
+SPACE = " \t\r\n"
+LONGEST_ELEMENT = 1 << 27
+"""Characters after which an element of an array counts as one that has no end."""
 
 
 class SourceRow(NamedTuple):
     """One row of a source file."""
 
     number: int
-    """Line or row, from 1."""
+    """Line, row or element, from 1."""
     value: dict[str, Any] | None
     problem: str
     """Why there is no value; empty if there is one."""
 
 
-def list_files(source: str) -> list[Path]:
-    """List the files that a source's path stands for, sorted by name.
-
-    Raises:
-        DataError: There is none, one has an unknown kind, or one is empty.
-    """
-    path = Path(source)
-    if path.is_dir():
-        files = sorted(entry for entry in path.rglob("*") if entry.name.endswith(SUFFIXES))
-    else:
-        files = sorted(Path(name) for name in glob.glob(source, recursive=True) if Path(name).is_file())
-    if not files:
-        raise DataError(f"A source must be a file, folder or glob of {', '.join(SUFFIXES)}; {source!r} matches none.")
-    for file in files:
-        if not file.name.endswith(SUFFIXES):
-            raise DataError(f"{file}: the name of a source must end in one of {', '.join(SUFFIXES)}.")
-        if file.stat().st_size == 0:
-            raise DataError(f"{file} is empty. Fetch it again or leave it out.")
-    return files
+class _BrokenArray(Exception):
+    """A JSON array that can't be read on; its text is the reason."""
 
 
-def check_columns(path: Path, columns: set[str]) -> None:
-    """Check a parquet file's schema before work starts.
-
-    Raises:
-        DataError: The file is damaged, or a column is missing.
-    """
-    try:
-        found = set(pq.read_schema(path).names)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} must be a parquet file, but it can't be read: {error}. Fetch it again.") from error
-    if columns - found:
-        raise DataError(f"{path} must have the columns {sorted(columns)}, found {sorted(found)}.")
-
-
-def read_rows(path: Path) -> Iterator[SourceRow]:
+def read_rows(path: Path, *, name: str | None = None) -> Iterator[SourceRow]:
     """Stream a file's rows.
+
+    Args:
+        path: The file on this machine.
+        name: What errors call it; None: its path.
 
     Raises:
         DataError: The file ends too early or is damaged as a whole.
     """
     done = 0
     try:
-        for row in _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path):
+        for row in _rows(path):
             done = row.number
             yield row
-    except (EOFError, zlib.error, zstandard.ZstdError, OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} is damaged after row {done}: {error}. Fetch it again.") from error
+    except (EOFError, zlib.error, zstandard.ZstdError, OSError, pa.ArrowException, _BrokenArray) as error:
+        raise DataError(f"{name or path} is damaged after row {done}: {error}. Fetch it again.") from error
+
+
+def _rows(path: Path) -> Iterator[SourceRow]:
+    if path.suffix == ".parquet":
+        return _parquet_rows(path)
+    chunks = _chunks(path)
+    if path.name.endswith(ARRAYS):
+        first = next(chunks, b"")
+        chunks = chain([first], chunks)
+        if first.lstrip().startswith(b"["):
+            return _array_rows(chunks)
+    return _line_rows(chunks)
 
 
 def _parquet_rows(path: Path) -> Iterator[SourceRow]:
@@ -91,8 +81,8 @@ def _parquet_rows(path: Path) -> Iterator[SourceRow]:
                 yield SourceRow(number, value, "")
 
 
-def _json_rows(path: Path) -> Iterator[SourceRow]:
-    for number, line in enumerate(_lines(path), start=1):
+def _line_rows(chunks: Iterator[bytes]) -> Iterator[SourceRow]:
+    for number, line in enumerate(_split_lines(chunks), start=1):
         try:
             value = orjson.loads(line)
         except orjson.JSONDecodeError as error:
@@ -112,13 +102,62 @@ def _json_problem(line: bytes, error: orjson.JSONDecodeError) -> str:
     return f"no JSON: {error}"
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    if path.suffix == ".zst":
-        with path.open("rb") as packed:
-            yield from _split_lines(_unpack_zstandard(packed))
-    else:
-        with fsspec.open(str(path), "rb", compression="infer") as handle:
-            yield from handle
+def _array_rows(chunks: Iterator[bytes]) -> Iterator[SourceRow]:
+    """Read the elements of one JSON array (OpenHermes-2.5 is one) without holding more than one and a chunk."""
+    elements = _array_elements(chunks)
+    for number, value in enumerate(elements, start=1):
+        is_object = isinstance(value, dict)
+        yield SourceRow(number, value if is_object else None, "" if is_object else "no JSON object")
+
+
+def _array_elements(chunks: Iterator[bytes]) -> Iterator[Any]:
+    text = codecs.getincrementaldecoder("utf-8")()
+    scan = json.JSONDecoder().raw_decode
+    rest, opened = "", False
+    for chunk in chain(chunks, [b""]):
+        try:
+            rest += text.decode(chunk, final=not chunk)
+        except UnicodeDecodeError:
+            raise _BrokenArray("invalid UTF-8") from None
+        position = 0
+        while True:
+            position = _skip(rest, position, "[" if not opened else ",")
+            opened = True
+            if position == len(rest) or rest[position] == "]":
+                break
+            try:
+                value, end = scan(rest, position)
+            except json.JSONDecodeError:
+                break  # the element goes on in the next chunk, or the array is cut
+            if end == len(rest) and chunk:
+                break  # a number may go on
+            yield value
+            position = end
+        rest = rest[position:]
+        if len(rest) > LONGEST_ELEMENT:
+            break
+    if not rest.startswith("]") or rest[1:].strip():
+        raise _BrokenArray("the JSON array is cut off or not valid")
+
+
+def _skip(text: str, position: int, separator: str) -> int:
+    """Step over white space and at most one separator."""
+    taken = False
+    while position < len(text) and (text[position] in SPACE or (text[position] == separator and not taken)):
+        taken = taken or text[position] == separator
+        position += 1
+    return position
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    """Read and unpack a file."""
+    with path.open("rb") as packed:
+        if path.suffix in (".zst", ".zstd"):
+            yield from _unpack_zstandard(packed)
+            return
+        with gzip.open(packed) if path.suffix == ".gz" else packed as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                yield chunk
 
 
 def _unpack_zstandard(packed: BinaryIO) -> Iterator[bytes]:
@@ -140,7 +179,7 @@ def _split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
     for chunk in chunks:
         *whole, rest = chunk.split(b"\n")
         for line in whole:
-            yield b"".join([*pieces, line])
+            yield b"".join([*pieces, line]) if pieces else line
             pieces = []
         pieces.append(rest)
     last = b"".join(pieces)

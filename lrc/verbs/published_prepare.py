@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lrc.config import Recipe
 from lrc.data.shards import ShardBlocks
+from lrc.data.source_files import is_remote
 from lrc.data_config import DataConfig, PrepareConfig, prepare_problems
 from lrc.errors import ConfigError, DataError
 from lrc.models.folder import resolve_folder
@@ -66,7 +67,10 @@ def load_mix(path: Path, *, data_root: Path) -> PrepareConfig:
     problems = prepare_problems(mix)
     if problems:
         raise ConfigError(f"{path}: " + "; ".join(problems) + ".")
-    return replace(mix, sources=[replace(source, path=str(data_root / source.path)) for source in mix.sources])
+    places = [source.path if is_remote(source.path) else str(data_root / source.path) for source in mix.sources]
+    return replace(
+        mix, sources=[replace(source, path=place) for source, place in zip(mix.sources, places, strict=True)]
+    )
 
 
 def family_name(model_type: str, vocab_size: int) -> str:

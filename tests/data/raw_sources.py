@@ -41,7 +41,7 @@ def write_source(path: Path, rows: list[Any]) -> Path:
         pq.write_table(pa.Table.from_pylist(rows), path)
     elif path.suffix == ".gz":
         path.write_bytes(gzip.compress(lines_of(rows), mtime=0))
-    elif path.suffix == ".zst":
+    elif path.suffix in (".zst", ".zstd"):
         path.write_bytes(zstandard.compress(lines_of(rows)))
     else:
         path.write_bytes(lines_of(rows))

@@ -1,15 +1,17 @@
 """Rows of every format come out numbered; a bad row is handed on, a damaged file is named."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lrc.data.source_rows import check_columns, list_files, read_rows
+from lrc.data import source_rows
+from lrc.data.source_rows import read_rows
 from lrc.errors import DataError
 from tests.data.raw_sources import texts, write_source
 
-NAMES = ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"]
+NAMES = ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.jsonl.zstd", "a.json", "a.parquet"]
 BIG: list[Any] = [{"text": f"{number} " + "y" * 997} for number in range(3000)]
 """Three chunks of a compressed file."""
 
@@ -31,7 +33,7 @@ def test_every_format_gives_its_rows_with_their_numbers(tmp_path: Path, name: st
         (b"\n", "no JSON"),
     ],
 )
-@pytest.mark.parametrize("name", NAMES[:3])
+@pytest.mark.parametrize("name", NAMES[:5])
 def test_a_bad_line_is_handed_on_with_its_number_and_the_rest_is_read(
     tmp_path: Path, name: str, line: bytes, problem: str
 ) -> None:
@@ -41,7 +43,7 @@ def test_a_bad_line_is_handed_on_with_its_number_and_the_rest_is_read(
     assert rows[1].problem.startswith(problem)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.jsonl.zstd", "a.parquet"])
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_a_truncated_file_is_an_error_that_names_it(tmp_path: Path, name: str, share: float) -> None:
     path = write_source(tmp_path / name, BIG)
@@ -58,30 +60,55 @@ def test_a_zstandard_file_may_have_several_frames(tmp_path: Path) -> None:
     assert [row.value for row in read_rows(both)] == texts(6)
 
 
-def test_files_are_listed_in_the_order_of_their_names(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.parquet", "c.jsonl.gz"):
-        write_source(tmp_path / name, texts(1))
-    (tmp_path / "notes.txt").write_text("no source")
-    assert [path.name for path in list_files(str(tmp_path))] == ["a.parquet", "b.jsonl", "c.jsonl.gz"]
-    assert [path.name for path in list_files(str(tmp_path / "*.jsonl*"))] == ["b.jsonl", "c.jsonl.gz"]
+# ---- a .json file with one array, as OpenHermes-2.5 is stored
 
 
-def test_no_file_an_empty_one_and_an_unknown_kind_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="matches none"):
-        list_files(str(tmp_path))
-    (tmp_path / "a.jsonl").touch()
-    with pytest.raises(DataError, match=r"a\.jsonl is empty"):
-        list_files(str(tmp_path))
-    (tmp_path / "a.csv").write_text("a,b\n")
-    with pytest.raises(DataError, match=r"a\.csv: the name of a source must end in"):
-        list_files(str(tmp_path / "a.csv"))
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz", "a.json.zst"])
+def test_an_array_gives_its_elements_whatever_its_layout(tmp_path: Path, name: str, indent: int | None) -> None:
+    rows = [{"text": f"[{number}], {{é}} \\u00e9 " + "y" * 997, "more": [{}]} for number in range(3000)]
+    path = write_source(tmp_path / name, [json.dumps(rows, indent=indent).encode()])
+    found = list(read_rows(path))
+    assert [row.value for row in found] == rows
+    assert [row.number for row in found] == list(range(1, 3001))
 
 
-def test_a_parquet_schema_is_checked_before_the_rows(tmp_path: Path) -> None:
-    path = write_source(tmp_path / "a.parquet", [{"content": "a", "score": 1}])
-    check_columns(path, {"content"})
-    with pytest.raises(DataError, match=r"must have the columns \['text'\], found \['content', 'score'\]"):
-        check_columns(path, {"text"})
-    path.write_bytes(b"no parquet at all")
-    with pytest.raises(DataError, match="must be a parquet file"):
-        check_columns(path, {"text"})
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7])
+def test_an_array_may_be_cut_into_chunks_anywhere(tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_rows, "CHUNK_BYTES", chunk)
+    path = tmp_path / "a.json"
+    path.write_bytes('[\n{"text": "é] ,"} , 123, {"text": "b"},null ]\n'.encode())
+    assert [(row.value, row.problem) for row in read_rows(path)] == [
+        ({"text": "é] ,"}, ""),
+        (None, "no JSON object"),
+        ({"text": "b"}, ""),
+        (None, "no JSON object"),
+    ]
+
+
+def test_an_empty_array_has_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b"[ ]\n")
+    assert list(read_rows(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "row"),
+    [
+        (b'[{"a": 1}, {"a": 2}', 2),
+        (b'[{"a": 1}, {"a"', 1),
+        (b'[{"a": 1}, oops, {"a": 2}]', 1),
+        (b'[{"a": 1}, {"a": "\xff"}]', 0),
+        (b'[{"a": 1}] more', 1),
+    ],
+)
+def test_a_broken_array_is_an_error_that_names_the_last_good_element(tmp_path: Path, data: bytes, row: int) -> None:
+    (tmp_path / "a.json").write_bytes(data)
+    with pytest.raises(DataError, match=rf"a\.json is damaged after row {row}: "):
+        list(read_rows(tmp_path / "a.json"))
+
+
+def test_errors_call_a_fetched_file_by_its_address(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b"[")
+    with pytest.raises(DataError, match=r"hf://datasets/o/n/a\.json is damaged after row 0"):
+        list(read_rows(tmp_path / "a.json", name="hf://datasets/o/n/a.json"))

@@ -28,12 +28,12 @@ def teacher(tmp_path: Path) -> Path:
 def data_root(tmp_path: Path) -> Path:
     """The sources of mix v5.1, 40 web rows (a fifth of them good enough) and one chat."""
     root = tmp_path / "datasets"
-    for name in ("fineweb-edu-dedup", "OpenHermes-2.5"):
+    for name in ("smollm-corpus/fineweb-edu-dedup", "OpenHermes-2.5"):
         (root / name).mkdir(parents=True)
     rows = [{"text": row["text"], "metadata": {"int_score": row["int_score"]}} for row in texts(40)]
-    write_source(root / "fineweb-edu-dedup" / "train-00000.parquet", rows)
+    write_source(root / "smollm-corpus" / "fineweb-edu-dedup" / "train-00000-of-00234.parquet", rows)
     chat = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
-    write_source(root / "OpenHermes-2.5" / "a.jsonl", [chat])
+    (root / "OpenHermes-2.5" / "openhermes2_5.json").write_text(json.dumps([chat], indent=2))
     return root
 
 
