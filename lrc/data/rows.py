@@ -5,12 +5,12 @@ The published format is one `{"input_ids": [...], "data_cls": "general"}` a line
 
 import glob
 import json
-import mmap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lrc.data.line_index import line_starts
 from lrc.errors import DataError
 
 
@@ -33,7 +33,7 @@ def resolve_files(source: str) -> list[Path]:
 
 
 class JsonLines:
-    """Rows of one or more JSONL files by number; only the line starts are held in memory."""
+    """Rows of one or more JSONL files by number; of a large file, not even the line starts are held in memory."""
 
     def __init__(self, source: str) -> None:
         """Index the files of `source`.
@@ -42,7 +42,7 @@ class JsonLines:
             DataError: No file, an empty file, an empty line, or a last line that was cut off.
         """
         self.files = resolve_files(source)
-        self._starts = [_line_starts(path) for path in self.files]
+        self._starts = [line_starts(path) for path in self.files]
         self._first = np.cumsum([0, *(len(starts) - 1 for starts in self._starts)])
 
     def __len__(self) -> int:
@@ -72,28 +72,3 @@ class JsonLines:
         if not isinstance(value, dict):
             raise DataError(f"{self.where(row)}: the line must be a JSON object, found {type(value).__name__}.")
         return value
-
-
-def _line_starts(path: Path) -> np.ndarray:
-    """Byte offset of each line and of the end of the file; checks for empty and cut lines on the way."""
-    size = path.stat().st_size
-    if size == 0:
-        raise DataError(f"{path} is empty. It must hold one JSON object a line.")
-    with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        pieces = []
-        step = 1 << 26
-        for begin in range(0, size, step):
-            block = np.frombuffer(view[begin : begin + step], dtype=np.uint8)
-            pieces.append(np.flatnonzero(block == 0x0A) + begin + 1)
-        ends = np.concatenate(pieces)
-        if not len(ends) or ends[-1] != size:
-            ends = np.append(ends, size)
-        starts = np.concatenate([[0], ends])
-        lengths = np.diff(starts)
-        for line in np.flatnonzero(lengths <= 2):
-            if not view[starts[line] : starts[line + 1]].strip():
-                raise DataError(f"{path}:{line + 1}: empty line. Every line must hold one JSON object.")
-        last = view[starts[-2] : size].strip()
-        if not last.endswith(b"}"):
-            raise DataError(f"{path}:{len(lengths)}: the last line was cut off. Write the file anew.")
-    return starts.astype(np.int64)
