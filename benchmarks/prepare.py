@@ -2,25 +2,22 @@
 
     python benchmarks/prepare.py --teacher TEACHER --text FILE... [--megabytes 100] [--workers 2]
 
-The text files are repeated, each line a document, until they hold `--megabytes`. Prints a table and writes
-`runs/benchmarks/prepare.json`. The loader is timed on the shards that come out: sequence 2048, batch 8.
+The text files are repeated, twenty lines a document, until they hold `--megabytes`. Prints a table and writes
+`runs/benchmarks/prepare.json`. `ratio` compares the clock and means something on an idle machine only; `cpu_ratio`
+compares processor seconds, all processes of prepare against all threads of the tokenizer, and holds beside other work.
+The loader is timed on the shards that come out: sequence 2048, batch 8.
 """
 
 import argparse
 import itertools
 import json
 import os
-import resource
 import shutil
+import threading
 import time
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
-from lrc.config import Recipe
-from lrc.data.blocks import BatchPlan, open_blocks, step_batches
-from lrc.data_config import PrepareConfig, SourceConfig
-from lrc.verbs.prepare import prepare
+# nothing heavy here: each worker imports the script that started it anew
 
 STEP_SECONDS = 0.05
 """The training step that the loader must keep up with."""
@@ -47,19 +44,57 @@ def write_input(folder: Path, sources: list[Path], num_bytes: int) -> list[str]:
     return documents
 
 
-def encode_rate(teacher: str, documents: list[str], workers: int) -> float:
-    """Return tokens a second of the tokenizer's own threads, `workers` of them."""
+class Watch:
+    """Processor seconds and peak memory of this process and all below it, looked at every 50 ms."""
+
+    def __init__(self) -> None:
+        import psutil
+
+        self.own = psutil.Process()
+        self.began = time.perf_counter()
+        self.seconds: dict[int, float] = {}
+        self.peak_bytes = 0
+        self._before = sum(self.own.cpu_times()[:2])
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def _look(self) -> None:
+        import psutil
+
+        while not self._stop.wait(0.05):
+            for process in self.own.children(recursive=True):
+                try:
+                    self.seconds[process.pid] = sum(process.cpu_times()[:2])
+                    self.peak_bytes = max(self.peak_bytes, process.memory_info().rss)
+                except psutil.Error:
+                    continue  # it has just ended
+
+    def stop(self) -> tuple[float, float]:
+        """Return seconds by the clock and of processors."""
+        self._stop.set()
+        self._thread.join()
+        own = sum(self.own.cpu_times()[:2]) - self._before
+        return time.perf_counter() - self.began, own + sum(self.seconds.values())
+
+
+def encode_seconds(teacher: str, documents: list[str], workers: int) -> tuple[float, float]:
+    """Return the seconds, by the clock and of processors, of the tokenizer's own threads, `workers` of them."""
+    from transformers import AutoTokenizer
+
     os.environ["RAYON_NUM_THREADS"] = str(workers)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     encode = AutoTokenizer.from_pretrained(teacher).backend_tokenizer.encode_batch_fast
-    began, tokens = time.perf_counter(), 0
+    watch, tokens = Watch(), 0
     for start in range(0, len(documents), BATCH):
         tokens += sum(len(found.ids) for found in encode(documents[start : start + BATCH], add_special_tokens=False))
-    return tokens / (time.perf_counter() - began)
+    return watch.stop()
 
 
 def loader_share(folder: Path, vocab_size: int, steps: int = 200) -> float:
     """Return the loader's time a step as a share of a 50 ms step."""
+    from lrc.data.blocks import BatchPlan, open_blocks, step_batches
+
     blocks = open_blocks(str(folder), None, sequence_length=2048, vocab_size=vocab_size)
     plan = BatchPlan(seed=0, batch_size=8, accumulation=1)
     began = time.perf_counter()
@@ -75,25 +110,33 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=100)
     parser.add_argument("--workers", type=int, default=2)
     flags = parser.parse_args()
+    from transformers import AutoTokenizer
+
+    from lrc.config import Recipe
+    from lrc.data_config import PrepareConfig, SourceConfig
+    from lrc.verbs.prepare import prepare
+
     raw, run = OUT / "prepare_raw", OUT / "prepare_run"
     documents = write_input(raw, flags.text, flags.megabytes * 10**6)
     source = SourceConfig(path=str(raw))
     recipe = Recipe(run=str(run), teacher=flags.teacher, prepare=PrepareConfig(sources=[source], workers=flags.workers))
     shutil.rmtree(run, ignore_errors=True)
-    began = time.perf_counter()
+    watch = Watch()
     folder = prepare(recipe)
-    seconds = time.perf_counter() - began
+    seconds, cpu_seconds = watch.stop()
     tokens = json.loads((folder / "manifest.json").read_text())["tokens"]
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    own = encode_rate(flags.teacher, documents, flags.workers)
+    own_seconds, own_cpu_seconds = encode_seconds(flags.teacher, documents, flags.workers)
     facts = {
         "megabytes": flags.megabytes,
         "workers": flags.workers,
         "tokens": tokens,
         "prepare_tokens_per_second": tokens / seconds,
-        "tokenizer_tokens_per_second": own,
-        "ratio": tokens / seconds / own,
-        "peak_worker_mebibytes": peak,
+        "tokenizer_tokens_per_second": tokens / own_seconds,
+        "ratio": own_seconds / seconds,
+        "prepare_cpu_seconds": cpu_seconds,
+        "tokenizer_cpu_seconds": own_cpu_seconds,
+        "cpu_ratio": own_cpu_seconds / cpu_seconds,
+        "peak_worker_mebibytes": watch.peak_bytes / 2**20,
         "loader_share_of_50_ms_step": loader_share(folder, len(AutoTokenizer.from_pretrained(flags.teacher))),
     }
     for name, value in facts.items():

@@ -1,55 +1,30 @@
 """One task of `lrc prepare`: one input file, read, filtered, tokenised and written as one shard.
 
-datatrove's executor runs the tasks. What a task writes depends on its file and the settings alone, so neither the
-number of workers nor a kill changes a byte.
+datatrove's executor runs the tasks. What a task writes depends on its file and the settings alone (and, with dedupe, on
+what the stages before it found), so neither the number of workers nor a kill changes a byte.
 """
 
 import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer
 
+from lrc.data.documents import InputFile, Tally, read_documents
+from lrc.data.encoder import open_encoder
 from lrc.data.file_hash import file_sha256
-from lrc.data.order import WORD, mix
-from lrc.data.row_text import BadRow, meets, text_of
 from lrc.data.shards import ShardWriter, token_dtype
 from lrc.data.source_files import on_this_machine
-from lrc.data.source_rows import SourceRow, read_rows
-from lrc.data_config import PrepareConfig, SourceConfig
+from lrc.data.source_rows import read_rows
+from lrc.data_config import PrepareConfig
 from lrc.errors import DataError
 
 BATCH_CHARACTERS = 500_000
 """Text tokenised at once; bounds the memory of a worker."""
 OVER_BUDGET = "over the token budget"
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputFile:
-    """One file of one source."""
-
-    source: int
-    """Number of the source in the recipe."""
-    path: str
-    """Path or URL."""
-    num_bytes: int
-    version: str
-    """As `SourceFile.version`."""
-
-
-@dataclass
-class Tally:
-    """What became of a file's rows; `OUT.json` of a task."""
-
-    rows: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    bad: list[tuple[int, str]] = field(default_factory=list)
-    """(row, reason)."""
 
 
 @dataclass
@@ -58,11 +33,9 @@ class PrepareTask:
 
     files: tuple[InputFile, ...]
     settings: PrepareConfig
-    tokenizer: str
-    """The tokenizer's folder."""
     vocab_size: int
     folder: str
-    """Where the shards are written."""
+    """Where the shards are written; holds the encoder."""
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
         """Write the shard of file `rank` unless the files before it fill the source's budget.
@@ -74,11 +47,17 @@ class PrepareTask:
         if self._is_needed(rank):
             self._write_shard(rank)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        from loguru import logger
-
-        logger.disable("datatrove")  # in the worker, where this object arrives before anything is logged
-        self.__dict__.update(state)
+    def texts(self, rank: int, local: Path, tally: Tally) -> Iterator[str]:
+        """Yield the documents of file `rank`, which lies at `local`, as the recipe's filters leave them."""
+        file = self.files[rank]
+        return read_documents(
+            read_rows(local, name=file.path),
+            self.settings,
+            self.settings.sources[file.source],
+            key=rank,
+            chat_text=open_encoder(Path(self.folder)).chat_text,
+            tally=tally,
+        )
 
     def _is_needed(self, rank: int) -> bool:
         """Tell whether the budget may reach this file; if all before it are done, their sum says so."""
@@ -93,11 +72,10 @@ class PrepareTask:
         return sum(tokens) < budget
 
     def _write_shard(self, rank: int) -> None:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
-        file, folder = self.files[rank], Path(self.folder)
+        folder = Path(self.folder)
         draft = folder / f"{rank:05d}-partial"
         try:
-            with on_this_machine(file.path, draft) as local:
+            with on_this_machine(self.files[rank].path, draft) as local:
                 result = self._fill_shard(rank, draft, local)
             for suffix in (".bin", ".starts"):
                 os.replace(draft.with_suffix(suffix), (folder / shard_name(rank)).with_suffix(suffix))
@@ -111,12 +89,16 @@ class PrepareTask:
     def _fill_shard(self, rank: int, draft: Path, local: Path) -> dict[str, Any]:
         """Write a shard and return what became of the rows."""
         budget = self.settings.sources[self.files[rank].source].max_tokens
-        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+        encoder = open_encoder(Path(self.folder))
         tally, largest = Tally(), 0
-        rows = read_rows(local, name=self.files[rank].path)
+        texts = self.texts(rank, local, tally)
         with ShardWriter(draft, token_dtype(self.vocab_size)) as writer:
-            for ids in tokenised(self._texts(rows, rank, tokenizer, tally), tokenizer):
-                writer.add(ids)
+            for batch in _batches(texts):
+                ids, lengths = encoder.encode(batch)
+                if budget is not None:
+                    lengths = _within(lengths, budget - writer.num_tokens)
+                    ids = ids[: lengths.sum()]
+                writer.add(ids, lengths)
                 largest = max(largest, int(ids.max()))
                 if budget is not None and writer.num_tokens >= budget:
                     break
@@ -133,59 +115,10 @@ class PrepareTask:
             "sha256": file_sha256(local),
         }
 
-    def _texts(self, rows: Iterator[SourceRow], rank: int, tokenizer: Any, tally: Tally) -> Iterator[str]:
-        """Yield the documents that are kept, and tally every row."""
-        source = self.settings.sources[self.files[rank].source]
-        key = mix(mix(self.settings.seed) ^ rank)
-        for row in rows:
-            tally.rows += 1
-            try:
-                text = self._text(row, source, tokenizer, key)
-            except BadRow as reason:
-                tally.bad.append((row.number, str(reason)))
-            except _Rejected as reason:
-                tally.rejected[str(reason)] += 1
-            else:
-                yield text
 
-    def _text(self, row: SourceRow, source: SourceConfig, tokenizer: Any, key: int) -> str:
-        if row.value is None:
-            raise BadRow(row.problem)
-        if source.keep < 1 and mix(key ^ row.number) > source.keep * WORD:
-            raise _Rejected("not among the share kept")
-        for condition in source.filters:
-            if not meets(row.value, condition):
-                raise _Rejected(condition)
-        text = text_of(row.value, source, tokenizer)
-        if not text:
-            raise _Rejected("empty text")
-        limit = self.settings.max_document_bytes
-        if len(text) > limit or len(text.encode("utf-8", "surrogatepass")) > limit:
-            raise BadRow(f"longer than prepare.max_document_bytes = {limit}")
-        return text
-
-
-class _Rejected(Exception):
-    """A good row that the recipe does not want; its text is the reason."""
-
-
-def tokenised(texts: Iterator[str], tokenizer: Any) -> Iterator[np.ndarray]:
-    """Tokenise documents in batches and put the boundary tokens around each: bos text eos, neither twice."""
-    for batch in _batches(texts):
-        if tokenizer.is_fast:
-            encodings = tokenizer.backend_tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-            lists = [encoding.ids for encoding in encodings]
-        else:
-            lists = tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
-        for ids in lists:
-            yield with_boundaries(ids, tokenizer.bos_token_id, tokenizer.eos_token_id)
-
-
-def with_boundaries(ids: Sequence[int], bos: int | None, eos: int | None) -> np.ndarray:
-    """Put bos before and eos behind, unless there is none or a chat template has put it there."""
-    front = [] if bos is None or (len(ids) and ids[0] == bos) else [bos]
-    back = [] if eos is None or (len(ids) and ids[-1] == eos) else [eos]
-    return np.asarray([*front, *ids, *back], dtype=np.int64)
+def _within(lengths: np.ndarray, room: int) -> np.ndarray:
+    """Keep the documents up to the one that fills the room."""
+    return lengths[: int(np.searchsorted(np.cumsum(lengths), room)) + 1]
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:

@@ -44,15 +44,15 @@ def meets(row: dict[str, Any], text: str) -> bool:
         raise BadRow(f"field {key!r} can't be compared") from None
 
 
-def text_of(row: dict[str, Any], source: SourceConfig, tokenizer: Any) -> str:
-    """Return the document of a row.
+def text_of(row: dict[str, Any], source: SourceConfig, chat_text: Callable[[list[dict[str, str]]], str]) -> str:
+    """Return the document of a row; `chat_text` is the chat template.
 
     Raises:
         BadRow: A field is missing or of the wrong kind, or the chat template refuses the conversation.
     """
     if source.kind == "chat":
         try:
-            return str(tokenizer.apply_chat_template(messages_of(row), tokenize=False))
+            return chat_text(messages_of(row))
         except TemplateError as error:
             raise BadRow(f"the chat template refuses it: {error}") from None
     if source.text_key not in row:

@@ -4,11 +4,13 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from lrc.data.documents import InputFile
 from lrc.data.file_hash import file_sha256
-from lrc.data.prepare_task import InputFile, PrepareTask
+from lrc.data.prepare_task import PrepareTask
 from lrc.data.source_files import check_columns, is_remote, list_files
 from lrc.data_config import FILTER, PrepareConfig
 from lrc.errors import DataError
@@ -59,12 +61,28 @@ def run_tasks(task: PrepareTask, *, workers: int) -> None:
     logging.getLogger("datatrove").setLevel(logging.ERROR)
     num_tasks = len(task.files)
     executor = LocalPipelineExecutor(
-        pipeline=[task],
+        pipeline=[Quiet(), task],
         tasks=num_tasks,
         workers=min(workers, num_tasks),
         logging_dir=os.fspath(Path(task.folder) / LOGS),
     )
     executor.run()
+
+
+@dataclass
+class Quiet:
+    """First step of each pipeline: keeps datatrove's log off the terminal of the worker that it arrives in."""
+
+    package: str = "datatrove"
+
+    def __call__(self, data: Any, rank: int, world_size: int) -> None:
+        """Hand on nothing."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        from loguru import logger
+
+        self.__dict__.update(state)
+        logger.disable(self.package)
 
 
 def _refuse_copies(files: list[InputFile]) -> None:

@@ -5,7 +5,6 @@ token ids, and `NAME.starts`, the offset of each document's first token. `manife
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +30,7 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 class ShardWriter:
-    """Writes one shard, document by document; nothing but the document at hand is held in memory."""
+    """Writes one shard, a few documents at a time; nothing but these is held in memory."""
 
     def __init__(self, stem: Path, dtype: np.dtype[Any]) -> None:
         self.dtype = dtype
@@ -40,13 +39,19 @@ class ShardWriter:
         self._tokens = stem.with_suffix(".bin").open("wb")
         self._starts = stem.with_suffix(".starts").open("wb")
 
-    def add(self, ids: Sequence[int] | np.ndarray) -> None:
-        """Append a document with its boundary tokens."""
-        assert len(ids) > 0
-        self._starts.write(self.num_tokens.to_bytes(START_BYTES, "little"))
-        self._tokens.write(np.asarray(ids, dtype=self.dtype).tobytes())
+    def add(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """Append documents.
+
+        Args:
+            ids: `[tokens]`, the documents end to end, each with its boundary tokens.
+            lengths: Tokens of each document, `[documents]`, none 0.
+        """
+        assert lengths.sum() == len(ids) and (lengths > 0).all()
+        ends = self.num_tokens + np.cumsum(lengths)
+        self._starts.write((ends - lengths).astype(START_DTYPE).tobytes())
+        self._tokens.write(ids.astype(self.dtype).tobytes())
         self.num_tokens += len(ids)
-        self.num_documents += 1
+        self.num_documents += len(lengths)
 
     def __enter__(self) -> "ShardWriter":
         return self

@@ -15,6 +15,7 @@ from typing import Any
 
 from lrc.config import Recipe
 from lrc.data.assemble import assemble, write_preview
+from lrc.data.encoder import save_encoder
 from lrc.data.prepare_task import PrepareTask, result_path
 from lrc.data.run_tasks import LOGS, fingerprint, plan_files, run_tasks
 from lrc.data.tokenizer_hash import tokenizer_sha256
@@ -54,7 +55,6 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, dry_run: bool = False) -
     task = PrepareTask(
         files=plan_files(recipe.prepare),
         settings=recipe.prepare,
-        tokenizer=str(teacher),
         vocab_size=len(tokenizer),
         folder=str(draft),
     )
@@ -64,6 +64,7 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, dry_run: bool = False) -
         return folder
     try:
         _open_draft(draft, fingerprint(task, sha256, tokenizer.chat_template), overwrite=overwrite)
+        save_encoder(tokenizer, teacher, draft)
         with _shown(draft, len(task.files)):
             run_tasks(task, workers=recipe.prepare.workers or os.cpu_count() or 1)
         manifest = assemble(task, draft, tokenizer_sha256=sha256)

@@ -9,9 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lrc.config import Recipe
+from lrc.data.encoder import save_encoder
+from lrc.data.prepare_task import PrepareTask
+from lrc.data.run_tasks import plan_files
+from lrc.data_config import PrepareConfig
 from tests.tiny import teacher_folder, tiny_recipe
 
 CHAT_TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
@@ -57,6 +61,20 @@ def prepare_recipe(
         teacher_folder(teacher, vocab_size=300)
         byte_tokenizer(teacher, **(tokenizer or {}))
     return tiny_recipe(root, prepare={"sources": list(sources), "workers": 1, **more})
+
+
+def make_task(out: Path, settings: PrepareConfig, tokenizer: Path, *, vocab_size: int = 258) -> PrepareTask:
+    """Plan the tasks of `settings` with the tokenizer of a folder, to be written in `out`."""
+    out.mkdir(exist_ok=True)
+    save_encoder(AutoTokenizer.from_pretrained(tokenizer), tokenizer, out)
+    return PrepareTask(files=plan_files(settings), settings=settings, vocab_size=vocab_size, folder=str(out))
+
+
+def run_task(task: PrepareTask) -> PrepareTask:
+    """Run every task in order, in this process."""
+    for rank in range(len(task.files)):
+        task(None, rank, len(task.files))
+    return task
 
 
 def texts(count: int, start: int = 0) -> list[dict[str, Any]]:

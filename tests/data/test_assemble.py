@@ -8,24 +8,17 @@ import pytest
 
 from lrc.data.assemble import assemble
 from lrc.data.prepare_task import PrepareTask
-from lrc.data.run_tasks import plan_files
 from lrc.data.shards import ShardBlocks
 from lrc.data_config import PrepareConfig, SourceConfig
 from lrc.errors import DataError
-from tests.data.raw_sources import byte_tokenizer, texts, write_source
+from tests.data.raw_sources import byte_tokenizer, make_task, run_task, texts, write_source
 from tests.data.test_shards import documents_in
 
 
 def task_of(root: Path, *sources: SourceConfig, max_bad_share: float = 0.001) -> PrepareTask:
     tokenizer = byte_tokenizer(root / "tokenizer")
     prepare = PrepareConfig(sources=list(sources), max_bad_share=max_bad_share)
-    out = root / "out"
-    out.mkdir()
-    files = plan_files(prepare)
-    task = PrepareTask(files=files, settings=prepare, tokenizer=str(tokenizer), vocab_size=258, folder=str(out))
-    for rank in range(len(files)):
-        task(None, rank, len(files))
-    return task
+    return run_task(make_task(root / "out", prepare, tokenizer))
 
 
 def finish(task: PrepareTask) -> dict[str, Any]:

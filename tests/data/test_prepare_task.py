@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from lrc.data.assemble import assemble
-from lrc.data.prepare_task import PrepareTask, result_path, with_boundaries
-from lrc.data.run_tasks import plan_files
+from lrc.data.prepare_task import PrepareTask, result_path
 from lrc.data.shards import ShardBlocks
 from lrc.data_config import PrepareConfig, SourceConfig
 from lrc.errors import DataError
-from tests.data.raw_sources import byte_tokenizer, texts, write_source
+from tests.data.raw_sources import byte_tokenizer, make_task, run_task, texts, write_source
 from tests.data.test_shards import documents_in
 
 VOCABULARY = 258
@@ -31,13 +30,7 @@ def run_all(root: Path, tokenizer: Path, *, max_document_bytes: int = 10_000, **
     """Run every task of one source, `root/*.jsonl`, in order."""
     config = SourceConfig(path=str(root / "*.jsonl"), **source)
     prepare = PrepareConfig(sources=[config], max_document_bytes=max_document_bytes)
-    out = root / "out"
-    out.mkdir(exist_ok=True)
-    files = plan_files(prepare)
-    task = PrepareTask(files=files, settings=prepare, tokenizer=str(tokenizer), vocab_size=VOCABULARY, folder=str(out))
-    for rank in range(len(files)):
-        task(None, rank, len(files))
-    return task
+    return run_task(make_task(root / "out", prepare, tokenizer))
 
 
 def result_of(task: PrepareTask, rank: int = 0) -> dict[str, Any]:
@@ -111,27 +104,8 @@ def test_a_task_leaves_nothing_under_its_name_when_its_file_is_damaged(tmp_path:
     path = write_source(tmp_path / "b.jsonl.gz", [{"text": "y" * 5000}] * 400)
     path.write_bytes(path.read_bytes()[:-100])
     prepare = PrepareConfig(sources=[SourceConfig(path=str(path))])
-    files = plan_files(prepare)
-    task = PrepareTask(
-        files=files, settings=prepare, tokenizer=str(tokenizer), vocab_size=VOCABULARY, folder=str(tmp_path)
-    )
+    task = make_task(tmp_path, prepare, tokenizer)
     with pytest.raises(DataError, match=r"b\.jsonl\.gz is damaged after row"):
         task(None, 0, 1)
     assert not result_path(tmp_path, 0).exists()
     assert not (tmp_path / "00000.bin").exists()
-
-
-@pytest.mark.parametrize(
-    ("ids", "bos", "eos", "expected"),
-    [
-        ([5, 6], 1, 2, [1, 5, 6, 2]),
-        ([1, 5, 2], 1, 2, [1, 5, 2]),
-        ([5], None, 2, [5, 2]),
-        ([5], 1, None, [1, 5]),
-        ([], 1, 2, [1, 2]),
-    ],
-)
-def test_boundary_tokens_stand_once_on_each_side(
-    ids: list[int], bos: int | None, eos: int | None, expected: list[int]
-) -> None:
-    assert with_boundaries(ids, bos, eos).tolist() == expected

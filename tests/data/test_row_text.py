@@ -11,11 +11,12 @@ from lrc.data_config import SourceConfig
 QUESTION = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
 
 
-class Refusing:
-    """A tokenizer whose chat template refuses."""
+def no_chat(messages: Any) -> str:
+    raise AssertionError(messages)
 
-    def apply_chat_template(self, messages: Any, *, tokenize: bool) -> str:
-        raise TemplateError("roles must alternate")
+
+def refusing(messages: Any) -> str:
+    raise TemplateError("roles must alternate")
 
 
 @pytest.mark.parametrize(
@@ -71,9 +72,9 @@ def test_what_is_no_conversation_is_a_bad_row(row: dict[str, Any]) -> None:
 )
 def test_a_row_without_text_is_a_bad_row(row: dict[str, Any], reason: str) -> None:
     with pytest.raises(BadRow, match=reason):
-        text_of(row, SourceConfig(path="a.jsonl"), None)
+        text_of(row, SourceConfig(path="a.jsonl"), no_chat)
 
 
 def test_a_conversation_that_the_template_refuses_is_a_bad_row() -> None:
     with pytest.raises(BadRow, match="the chat template refuses it: roles must alternate"):
-        text_of({"messages": QUESTION}, SourceConfig(path="a.jsonl", kind="chat"), Refusing())
+        text_of({"messages": QUESTION}, SourceConfig(path="a.jsonl", kind="chat"), refusing)

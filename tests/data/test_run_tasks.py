@@ -39,7 +39,7 @@ def test_filters_count_as_columns_of_a_parquet_file(tmp_path: Path) -> None:
 def test_the_fingerprint_follows_what_changes_the_bytes_only(tmp_path: Path) -> None:
     path = write_source(tmp_path / "a.jsonl", texts(3))
     prepare = PrepareConfig(sources=[SourceConfig(path=str(path))])
-    task = PrepareTask(files=plan_files(prepare), settings=prepare, tokenizer="t", vocab_size=9, folder="f")
+    task = PrepareTask(files=plan_files(prepare), settings=prepare, vocab_size=9, folder="f")
 
     def of(settings: PrepareConfig, sha256: str = "0", template: str | None = None) -> str:
         return fingerprint(replace(task, settings=settings, files=plan_files(settings)), sha256, template)

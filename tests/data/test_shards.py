@@ -25,7 +25,7 @@ def write_shards(folder: Path, *shards: list[list[int]], vocab_size: int = 100, 
     for number, documents in enumerate(shards):
         with ShardWriter(folder / f"{number:05d}", dtype) as writer:
             for ids in documents:
-                writer.add(ids)
+                writer.add(np.asarray(ids, dtype=np.uint32), np.asarray([len(ids)]))
         counts = {"tokens": writer.num_tokens, "documents": writer.num_documents}
         entries.append({"name": f"{number:05d}", **counts, "data_class": f"class {number}"})
     largest = max((token for shard in shards for ids in shard for token in ids), default=0)

@@ -1,0 +1,93 @@
+"""The documents of one input file of `lrc prepare`: every row read, filtered, turned into text, and tallied."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from lrc.data.order import WORD, mix
+from lrc.data.row_text import BadRow, meets, text_of
+from lrc.data.source_rows import SourceRow
+from lrc.data_config import PrepareConfig, SourceConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputFile:
+    """One file of one source."""
+
+    source: int
+    """Number of the source in the recipe."""
+    path: str
+    """Path or URL."""
+    num_bytes: int
+    version: str
+    """As `SourceFile.version`."""
+
+
+@dataclass
+class Tally:
+    """What became of a file's rows."""
+
+    rows: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    bad: list[tuple[int, str]] = field(default_factory=list)
+    """(row, reason)."""
+
+
+class _Rejected(Exception):
+    """A good row that the recipe does not want; its text is the reason."""
+
+
+def read_documents(
+    rows: Iterator[SourceRow],
+    settings: PrepareConfig,
+    source: SourceConfig,
+    *,
+    key: int,
+    chat_text: Callable[[list[dict[str, str]]], str],
+    tally: Tally,
+) -> Iterator[str]:
+    """Yield the documents that are kept, and tally every row.
+
+    Args:
+        rows: Of the file.
+        settings: The recipe's `prepare`.
+        source: The file's source.
+        key: The file's number; with seed and row number it chooses the rows that `keep` keeps.
+        chat_text: The chat template.
+        tally: Is added to.
+    """
+    keep_key = mix(mix(settings.seed) ^ key)
+    for row in rows:
+        tally.rows += 1
+        try:
+            text = _text(row, source, chat_text, keep_key)
+            _check_text(text, settings.max_document_bytes)
+        except BadRow as reason:
+            tally.bad.append((row.number, str(reason)))
+        except _Rejected as reason:
+            tally.rejected[str(reason)] += 1
+        else:
+            yield text
+
+
+def _text(row: SourceRow, source: SourceConfig, chat_text: Callable[[list[dict[str, str]]], str], keep_key: int) -> str:
+    if row.value is None:
+        raise BadRow(row.problem)
+    if source.keep < 1 and mix(keep_key ^ row.number) > source.keep * WORD:
+        raise _Rejected("not among the share kept")
+    for condition in source.filters:
+        if not meets(row.value, condition):
+            raise _Rejected(condition)
+    text = text_of(row.value, source, chat_text)
+    if not text:
+        raise _Rejected("empty text")
+    return text
+
+
+def _check_text(text: str, limit: int) -> None:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise BadRow("half a surrogate pair") from None
+    if size > limit:
+        raise BadRow(f"longer than prepare.max_document_bytes = {limit}")
