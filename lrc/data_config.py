@@ -58,8 +58,16 @@ class PrepareConfig:
     """Share of a source's rows that may be unreadable."""
     max_document_bytes: int = 20_000_000
     """Longest document, in bytes of UTF-8; a longer one counts as unreadable."""
+    exact_dedupe: bool = False
+    """Of documents with the same text, in any source, keep one: of the earliest source."""
+    minhash_dedupe: bool = False
+    """Of documents with nearly the same words (MinHash, 5-grams, 14 x 8 hashes: about 0.72 of them), keep one."""
+    decontaminate: tuple[str, ...] = ()
+    """Files, folders, globs or URLs of benchmark rows; a document that shares a run of words with one is left out."""
+    decontaminate_words: int = 12
+    """Length of the run of words."""
     seed: int = 0
-    """Chooses the rows that `keep` keeps."""
+    """Chooses the rows that `keep` keeps, and MinHash's hashes."""
 
 
 def prepare_problems(settings: PrepareConfig) -> list[str]:
@@ -77,6 +85,7 @@ def prepare_problems(settings: PrepareConfig) -> list[str]:
         problems.append(f"prepare.workers must be at least 1, found {settings.workers}")
     if not 0 <= settings.max_bad_share <= 1:
         problems.append(f"prepare.max_bad_share must lie in 0..1, found {settings.max_bad_share}")
-    if settings.max_document_bytes < 1:
-        problems.append(f"prepare.max_document_bytes must be at least 1, found {settings.max_document_bytes}")
+    for name in ("max_document_bytes", "decontaminate_words"):
+        if getattr(settings, name) < 1:
+            problems.append(f"prepare.{name} must be at least 1, found {getattr(settings, name)}")
     return problems

@@ -59,6 +59,15 @@ class PrepareTask:
             tally=tally,
         )
 
+    def _kept_texts(self, rank: int, local: Path, tally: Tally) -> Iterator[str]:
+        """Leave out duplicates and contaminated documents too, if the recipe asks for that."""
+        texts, settings = self.texts(rank, local, tally), self.settings
+        if settings.exact_dedupe or settings.minhash_dedupe or settings.decontaminate:
+            from lrc.data.dedupe import drop_found
+
+            return drop_found(texts, self, rank, tally)
+        return texts
+
     def _is_needed(self, rank: int) -> bool:
         """Tell whether the budget may reach this file; if all before it are done, their sum says so."""
         source = self.files[rank].source
@@ -91,7 +100,7 @@ class PrepareTask:
         budget = self.settings.sources[self.files[rank].source].max_tokens
         encoder = open_encoder(Path(self.folder))
         tally, largest = Tally(), 0
-        texts = self.texts(rank, local, tally)
+        texts = self._kept_texts(rank, local, tally)
         with ShardWriter(draft, token_dtype(self.vocab_size)) as writer:
             for batch in _batches(texts):
                 ids, lengths = encoder.encode(batch)

@@ -4,14 +4,15 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
+from lrc.data.benchmark_rows import list_benchmarks
 from lrc.data.documents import InputFile
 from lrc.data.file_hash import file_sha256
 from lrc.data.prepare_task import PrepareTask
 from lrc.data.source_files import check_columns, is_remote, list_files
+from lrc.data.stages import Stage
 from lrc.data_config import FILTER, PrepareConfig
 from lrc.errors import DataError
 
@@ -38,17 +39,19 @@ def plan_files(settings: PrepareConfig) -> tuple[InputFile, ...]:
 
 
 def fingerprint(task: PrepareTask, tokenizer_sha256: str, chat_template: str | None) -> str:
-    """Hash all that the shards follow from; what only decides whether a run fails is left out, and so are workers."""
+    """Hash all that the shards follow from; how the tasks are run and what only decides on failure are left out."""
     settings = asdict(replace(task.settings, workers=None, max_bad_share=0.0))
-    facts = [settings, [asdict(file) for file in task.files], tokenizer_sha256, chat_template]
+    benchmarks = list_benchmarks(task.settings.decontaminate)
+    facts = [settings, [asdict(file) for file in task.files], benchmarks, tokenizer_sha256, chat_template]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def run_tasks(task: PrepareTask, *, workers: int) -> None:
-    """Run the unfinished tasks on this machine.
+def run_stage(stage: Stage, folder: Path, *, workers: int) -> None:
+    """Run a stage's unfinished tasks on this machine.
 
     Args:
-        task: The step to run, for each of its files.
+        stage: The stage.
+        folder: The work folder.
         workers: Processes.
 
     Raises:
@@ -59,30 +62,13 @@ def run_tasks(task: PrepareTask, *, workers: int) -> None:
 
     logger.disable("datatrove")  # the verb shows progress, the manifest says what happened
     logging.getLogger("datatrove").setLevel(logging.ERROR)
-    num_tasks = len(task.files)
     executor = LocalPipelineExecutor(
-        pipeline=[Quiet(), task],
-        tasks=num_tasks,
-        workers=min(workers, num_tasks),
-        logging_dir=os.fspath(Path(task.folder) / LOGS),
+        pipeline=stage.pipeline,
+        tasks=stage.tasks,
+        workers=min(workers, stage.tasks),
+        logging_dir=os.fspath(folder / LOGS / stage.name),
     )
     executor.run()
-
-
-@dataclass
-class Quiet:
-    """First step of each pipeline: keeps datatrove's log off the terminal of the worker that it arrives in."""
-
-    package: str = "datatrove"
-
-    def __call__(self, data: Any, rank: int, world_size: int) -> None:
-        """Hand on nothing."""
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        from loguru import logger
-
-        self.__dict__.update(state)
-        logger.disable(self.package)
 
 
 def _refuse_copies(files: list[InputFile]) -> None:

@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from lrc.config import Recipe
 from lrc.data.assemble import assemble, write_preview
 from lrc.data.encoder import save_encoder
 from lrc.data.prepare_task import PrepareTask, result_path
-from lrc.data.run_tasks import LOGS, fingerprint, plan_files, run_tasks
+from lrc.data.run_tasks import LOGS, fingerprint, plan_files, run_stage
+from lrc.data.stages import TOKENISE, all_stages
 from lrc.data.tokenizer_hash import tokenizer_sha256
 from lrc.errors import ConfigError, DataError
 from lrc.models.folder import resolve_folder
@@ -65,8 +66,7 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, dry_run: bool = False) -
     try:
         _open_draft(draft, fingerprint(task, sha256, tokenizer.chat_template), overwrite=overwrite)
         save_encoder(tokenizer, teacher, draft)
-        with _shown(draft, len(task.files)):
-            run_tasks(task, workers=recipe.prepare.workers or os.cpu_count() or 1)
+        _run_stages(task, draft)
         manifest = assemble(task, draft, tokenizer_sha256=sha256)
         length = recipe.data.sequence_length
         write_preview(draft, tokenizer, sequence_length=length, vocab_size=len(tokenizer))
@@ -76,6 +76,23 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, dry_run: bool = False) -
         raise DataError(f"{draft} can't be written: {error}. Free some space and run again: it goes on.") from error
     _say_what_went_in(manifest)
     return folder
+
+
+def _run_stages(task: PrepareTask, draft: Path) -> None:
+    """Run what has to be done before the shards can be put together."""
+    workers = task.settings.workers or os.cpu_count() or 1
+    if task.settings.decontaminate:
+        from lrc.data.dedupe import write_benchmark_index
+
+        write_benchmark_index(task.settings, draft)
+    for stage in all_stages(task):
+        if stage.name == TOKENISE:
+            with _shown(draft, stage.tasks):
+                run_stage(stage, draft, workers=workers)
+        else:
+            say(f"{stage.name}: {stage.tasks} tasks")
+            with open(os.devnull, "w") as hidden, redirect_stderr(hidden):  # datatrove's own bars
+                run_stage(stage, draft, workers=workers)
 
 
 def _check_tokenizer(tokenizer: Any, recipe: Recipe) -> Any:

@@ -53,10 +53,14 @@ def test_training_reads_what_prepare_wrote(tmp_path: Path) -> None:
     assert train(tiny_recipe(tmp_path, **changes)).name == "checkpoint-2"
 
 
-def test_any_worker_count_gives_the_same_bytes(tmp_path: Path) -> None:
+DEDUPE = {"exact_dedupe": True, "minhash_dedupe": True}
+
+
+@pytest.mark.parametrize("dedupe", [{}, DEDUPE], ids=["plain", "dedupe"])
+def test_any_worker_count_gives_the_same_bytes(tmp_path: Path, dedupe: dict[str, bool]) -> None:
     source = sources_of(many_files(tmp_path), max_tokens=1500)
-    one = folder_bytes(prepare(prepare_recipe(tmp_path, source)))
-    recipe = prepare_recipe(tmp_path, source)
+    one = folder_bytes(prepare(prepare_recipe(tmp_path, source, **dedupe)))
+    recipe = prepare_recipe(tmp_path, source, **dedupe)
     write_recipe(tmp_path / "recipe.yaml", recipe)
     done = subprocess.run(
         command(tmp_path, recipe, "prepare.workers=3", f"run={tmp_path / 'three'}"),
@@ -93,6 +97,22 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> No
     assert {name: (folder / name).stat().st_mtime_ns for name in finished} == finished  # not written anew
     assert folder_bytes(folder) == folder_bytes(prepare(again))
     assert not draft.exists()
+
+
+@pytest.mark.parametrize("stage", ["exact-sign", "minhash-buckets"])
+def test_a_run_killed_while_it_dedupes_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, stage: str) -> None:
+    recipe = prepare_recipe(tmp_path, sources_of(many_files(tmp_path, count=6, rows=300)), **DEDUPE)
+    killed = Recipe(**{**vars(recipe), "run": str(tmp_path / "killed")})
+    draft = tmp_path / "killed" / ".prepare"
+    child = subprocess.Popen(
+        command(tmp_path, killed), env=ENVIRONMENT, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    while child.poll() is None and not (draft / "logs" / stage / "completions" / "00001").is_file():
+        time.sleep(0.002)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    assert not (draft / "00005.json").exists(), "it was not killed midway"
+    assert folder_bytes(prepare(killed)) == folder_bytes(prepare(recipe))
 
 
 def test_a_full_disk_ends_with_code_2_and_the_next_run_goes_on(tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""The stages of `lrc prepare` in order, each a datatrove pipeline and its number of tasks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lrc.data.prepare_task import PrepareTask
+
+TOKENISE = "tokenise"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One run of datatrove's executor."""
+
+    name: str
+    """Names its folder of logs and finished tasks."""
+    pipeline: list[Any]
+    tasks: int
+
+
+@dataclass
+class Quiet:
+    """First step of each pipeline: keeps datatrove's log off the terminal of the worker that it arrives in."""
+
+    package: str = "datatrove"
+
+    def __call__(self, data: Any, rank: int, world_size: int) -> None:
+        """Hand on nothing."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        from loguru import logger
+
+        self.__dict__.update(state)
+        logger.disable(self.package)
+
+
+def all_stages(task: PrepareTask) -> list[Stage]:
+    """List what has to run: whatever deduplication needs, then tokenising."""
+    stages = []
+    if task.settings.exact_dedupe or task.settings.minhash_dedupe:
+        from lrc.data.dedupe import dedupe_pipelines
+
+        stages = [
+            Stage(name=name, pipeline=[Quiet(), *pipeline], tasks=tasks)
+            for name, pipeline, tasks in dedupe_pipelines(task)
+        ]
+    return [*stages, Stage(name=TOKENISE, pipeline=[Quiet(), task], tasks=len(task.files))]
