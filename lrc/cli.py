@@ -45,6 +45,9 @@ def prepare_verb(
         overwrite: Replace data that was prepared before.
         dry_run: Check recipe, tokenizer and sources, then stop.
     """
+    from lrc.verbs.data_extra import require_data_extra
+
+    require_data_extra()
     from lrc.verbs.prepare import prepare
 
     print(prepare(load_recipe(recipe, overrides), overwrite=overwrite, dry_run=dry_run))

@@ -47,13 +47,34 @@ class SourceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """What a task of `lrc prepare` asks of a cluster."""
+
+    partition: str = ""
+    """Slurm partition; `prepare.executor=slurm` needs it."""
+    hours: int = 24
+    """Slurm time limit of a task."""
+    qos: str = "normal"
+    """Slurm quality of service."""
+    cpus_per_task: int = 1
+    """Processors of a task, which uses one."""
+    memory_per_cpu_gigabytes: int = 4
+    """Memory per processor."""
+    environment_command: str | None = None
+    """Shell command that makes this installation usable in a job; None: put this Python's folder on the PATH."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
     """From raw sources to token shards."""
 
     sources: list[SourceConfig] = field(default_factory=list)  # OmegaConf types the items of lists only
     """Sources in order; the keys of one are listed in docs/formats.md."""
+    executor: Literal["local", "slurm", "ray"] = "local"
+    """Where tasks run: processes here, Slurm job arrays, a Ray cluster. The result does not depend on it."""
     workers: int | None = None
-    """Processes; None: one a core. The result does not depend on it."""
+    """Tasks at once; None: one a core here, no limit on a cluster. The result does not depend on it."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     max_bad_share: float = 0.001
     """Share of a source's rows that may be unreadable."""
     max_document_bytes: int = 20_000_000
@@ -81,6 +102,11 @@ def prepare_problems(settings: PrepareConfig) -> list[str]:
             problems.append(f"{name}.max_tokens must be at least 1, found {source.max_tokens}")
         bad = [text for text in source.filters if FILTER.fullmatch(text) is None]
         problems += [f"{name}.filters: a filter must look like key >= value, found {text!r}" for text in bad]
+    for name in ("hours", "cpus_per_task", "memory_per_cpu_gigabytes"):
+        if getattr(settings.cluster, name) < 1:
+            problems.append(f"prepare.cluster.{name} must be at least 1, found {getattr(settings.cluster, name)}")
+    if settings.executor == "slurm" and not settings.cluster.partition:
+        problems.append("prepare.cluster.partition must be set for prepare.executor=slurm")
     if settings.workers is not None and settings.workers < 1:
         problems.append(f"prepare.workers must be at least 1, found {settings.workers}")
     if not 0 <= settings.max_bad_share <= 1:

@@ -9,17 +9,18 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lrc.config import Recipe
 from lrc.data.assemble import assemble, write_preview
 from lrc.data.encoder import save_encoder
+from lrc.data.executors import LOGS, run_here, run_on_ray, submit_to_slurm
+from lrc.data.plan_tasks import fingerprint, plan_files
 from lrc.data.prepare_task import PrepareTask, result_path
-from lrc.data.run_tasks import LOGS, fingerprint, plan_files, run_stage
-from lrc.data.stages import TOKENISE, all_stages
+from lrc.data.stages import TOKENISE, Stage, all_stages
 from lrc.data.tokenizer_hash import tokenizer_sha256
+from lrc.data_config import PrepareConfig
 from lrc.errors import ConfigError, DataError
 from lrc.models.folder import resolve_folder
 from lrc.models.teacher import load_tokenizer
@@ -40,7 +41,7 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, dry_run: bool = False) -
         dry_run: Check everything, then stop.
 
     Returns:
-        `RUN/prepare`.
+        `RUN/prepare`; the work folder if Slurm jobs were submitted that are not done.
 
     Raises:
         ConfigError: No sources, or a tokenizer that can't do what they need.
@@ -66,7 +67,8 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, dry_run: bool = False) -
     try:
         _open_draft(draft, fingerprint(task, sha256, tokenizer.chat_template), overwrite=overwrite)
         save_encoder(tokenizer, teacher, draft)
-        _run_stages(task, draft)
+        if not _run_stages(task, draft):
+            return draft
         manifest = assemble(task, draft, tokenizer_sha256=sha256)
         length = recipe.data.sequence_length
         write_preview(draft, tokenizer, sequence_length=length, vocab_size=len(tokenizer))
@@ -78,27 +80,37 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, dry_run: bool = False) -
     return folder
 
 
-def _run_stages(task: PrepareTask, draft: Path) -> None:
-    """Run what has to be done before the shards can be put together."""
-    workers = task.settings.workers or os.cpu_count() or 1
-    if task.settings.decontaminate:
+def _run_stages(task: PrepareTask, draft: Path) -> bool:
+    """Run what has to be done before the shards can be put together; False if jobs were submitted that do it later."""
+    settings, stages = task.settings, all_stages(task)
+    if settings.decontaminate:
         from lrc.data.dedupe import write_benchmark_index
 
-        write_benchmark_index(task.settings, draft)
-    for stage in all_stages(task):
+        write_benchmark_index(settings, draft)
+    if settings.executor == "slurm":
+        job = submit_to_slurm(stages, draft, workers=settings.workers, cluster=settings.cluster)
+        if job is not None:
+            say(f"submitted; the last job is {job}. When it is done (squeue --me), run the same command again")
+        return job is None
+    for stage in stages:
         if stage.name == TOKENISE:
             with _shown(draft, stage.tasks):
-                run_stage(stage, draft, workers=workers)
+                _run_stage(stage, draft, settings)
         else:
             say(f"{stage.name}: {stage.tasks} tasks")
             with open(os.devnull, "w") as hidden, redirect_stderr(hidden):  # datatrove's own bars
-                run_stage(stage, draft, workers=workers)
+                _run_stage(stage, draft, settings)
+    return True
+
+
+def _run_stage(stage: Stage, draft: Path, settings: PrepareConfig) -> None:
+    if settings.executor == "ray":
+        run_on_ray(stage, draft, workers=settings.workers, cluster=settings.cluster)
+    else:
+        run_here(stage, draft, workers=settings.workers or os.cpu_count() or 1)
 
 
 def _check_tokenizer(tokenizer: Any, recipe: Recipe) -> Any:
-    missing = [name for name in ("datatrove", "orjson", "zstandard") if find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"lrc prepare needs {', '.join(missing)}. Install it with: pip install 'lrc[data]'.")
     if tokenizer is None:
         raise ConfigError(f"The teacher {recipe.teacher} must have a tokenizer, but its folder has none.")
     if tokenizer.eos_token_id is None and tokenizer.bos_token_id is None:

@@ -21,7 +21,7 @@ from lrc.data_config import DataConfig, PrepareConfig, prepare_problems
 from lrc.errors import ConfigError, DataError
 from lrc.models.folder import resolve_folder
 from lrc.models.teacher import load_config
-from lrc.verbs.prepare import prepare
+from lrc.verbs.data_extra import require_data_extra
 from lrc.verbs.published_flags import flag, parse_flags, run_command
 from lrc.verbs.sources import locate_teacher
 
@@ -101,6 +101,9 @@ def write_rows(shards: Path, target: Path, *, sequence_length: int, vocab_size: 
 
 
 def _generate(argv: Sequence[str]) -> None:
+    require_data_extra()
+    from lrc.verbs.prepare import prepare
+
     flags, _ = parse_flags(argv, DataFlags, program=PROGRAM)
     missing = [name for name in ("version", "tkn_path") if not getattr(flags, name)]
     if missing:

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lrc.config import Recipe
 from lrc.data.encoder import save_encoder
+from lrc.data.plan_tasks import plan_files
 from lrc.data.prepare_task import PrepareTask
-from lrc.data.run_tasks import plan_files
 from lrc.data_config import PrepareConfig
 from tests.tiny import teacher_folder, tiny_recipe
 

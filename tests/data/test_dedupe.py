@@ -10,8 +10,8 @@ import pytest
 
 from lrc.data.assemble import assemble
 from lrc.data.dedupe import CONTAMINATED, EXACT, NEAR, SpacedWords, write_benchmark_index
+from lrc.data.executors import run_here
 from lrc.data.prepare_task import PrepareTask
-from lrc.data.run_tasks import run_stage
 from lrc.data.shards import ShardBlocks
 from lrc.data.stages import all_stages
 from lrc.data_config import PrepareConfig, SourceConfig
@@ -35,7 +35,7 @@ def prepared(root: Path, sources: Iterable[list[str]], **settings: Any) -> Prepa
     if task.settings.decontaminate:
         write_benchmark_index(task.settings, root / "out")
     for stage in all_stages(task):
-        run_stage(stage, root / "out", workers=1)
+        run_here(stage, root / "out", workers=1)
     return task
 
 

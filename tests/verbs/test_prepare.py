@@ -17,6 +17,7 @@ from lrc.errors import ConfigError, DataError
 from lrc.training.launch import write_recipe
 from lrc.verbs.prepare import prepare
 from lrc.verbs.train import train
+from tests.data.fake_slurm import install_fake_slurm
 from tests.data.raw_sources import prepare_recipe, texts, write_source
 from tests.tiny import tiny_recipe
 
@@ -113,6 +114,27 @@ def test_a_run_killed_while_it_dedupes_goes_on_and_ends_with_the_same_bytes(tmp_
     child.wait()
     assert not (draft / "00005.json").exists(), "it was not killed midway"
     assert folder_bytes(prepare(killed)) == folder_bytes(prepare(recipe))
+
+
+def test_slurm_jobs_are_submitted_and_the_second_call_puts_the_shards_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = sources_of(many_files(tmp_path, count=2))
+    expected = folder_bytes(prepare(prepare_recipe(tmp_path, source)))
+    install_fake_slurm(tmp_path / "slurm", monkeypatch, waits=True)
+    cluster = {"executor": "slurm", "cluster": {"partition": "cpu"}}
+    recipe = Recipe(**{**vars(prepare_recipe(tmp_path, source, **cluster)), "run": str(tmp_path / "cluster")})
+    draft = prepare(recipe)
+    assert draft == tmp_path / "cluster" / ".prepare"
+    assert "submitted; the last job is 10" in capsys.readouterr().err
+    with pytest.raises(DataError, match="2 of 2 files are not done"):
+        prepare(recipe)
+    monkeypatch.setenv("FAKE_SLURM_WAITS", "")
+    script = draft / "logs" / "tokenise" / "launch_script.slurm"
+    subprocess.run(["sbatch", "--export=ALL,RUN_OFFSET=0", script], check=True, env=dict(os.environ))
+    folder = prepare(recipe)
+    assert folder == tmp_path / "cluster" / "prepare"
+    assert folder_bytes(folder) == expected
 
 
 def test_a_full_disk_ends_with_code_2_and_the_next_run_goes_on(tmp_path: Path) -> None:

@@ -1,9 +1,7 @@
-"""Plans the tasks of `lrc prepare` and lets datatrove's executor run those that are not done yet."""
+"""The plan of `lrc prepare`: a task a file of each source, and a fingerprint of all that the shards follow from."""
 
 import hashlib
 import json
-import logging
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,11 +10,8 @@ from lrc.data.documents import InputFile
 from lrc.data.file_hash import file_sha256
 from lrc.data.prepare_task import PrepareTask
 from lrc.data.source_files import check_columns, is_remote, list_files
-from lrc.data.stages import Stage
-from lrc.data_config import FILTER, PrepareConfig
+from lrc.data_config import FILTER, ClusterConfig, PrepareConfig
 from lrc.errors import DataError
-
-LOGS = "logs"
 
 
 def plan_files(settings: PrepareConfig) -> tuple[InputFile, ...]:
@@ -40,35 +35,11 @@ def plan_files(settings: PrepareConfig) -> tuple[InputFile, ...]:
 
 def fingerprint(task: PrepareTask, tokenizer_sha256: str, chat_template: str | None) -> str:
     """Hash all that the shards follow from; how the tasks are run and what only decides on failure are left out."""
-    settings = asdict(replace(task.settings, workers=None, max_bad_share=0.0))
+    bare = replace(task.settings, executor="local", workers=None, cluster=ClusterConfig(), max_bad_share=0.0)
+    settings = asdict(bare)
     benchmarks = list_benchmarks(task.settings.decontaminate)
     facts = [settings, [asdict(file) for file in task.files], benchmarks, tokenizer_sha256, chat_template]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def run_stage(stage: Stage, folder: Path, *, workers: int) -> None:
-    """Run a stage's unfinished tasks on this machine.
-
-    Args:
-        stage: The stage.
-        folder: The work folder.
-        workers: Processes.
-
-    Raises:
-        DataError: A task failed.
-    """
-    from datatrove.executor import LocalPipelineExecutor
-    from loguru import logger
-
-    logger.disable("datatrove")  # the verb shows progress, the manifest says what happened
-    logging.getLogger("datatrove").setLevel(logging.ERROR)
-    executor = LocalPipelineExecutor(
-        pipeline=stage.pipeline,
-        tasks=stage.tasks,
-        workers=min(workers, stage.tasks),
-        logging_dir=os.fspath(folder / LOGS / stage.name),
-    )
-    executor.run()
 
 
 def _refuse_copies(files: list[InputFile]) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from lrc.data.plan_tasks import fingerprint, plan_files
 from lrc.data.prepare_task import PrepareTask
-from lrc.data.run_tasks import fingerprint, plan_files
-from lrc.data_config import PrepareConfig, SourceConfig
+from lrc.data_config import ClusterConfig, PrepareConfig, SourceConfig
 from lrc.errors import DataError
 from tests.data.raw_sources import texts, write_source
 
@@ -44,7 +44,9 @@ def test_the_fingerprint_follows_what_changes_the_bytes_only(tmp_path: Path) -> 
     def of(settings: PrepareConfig, sha256: str = "0", template: str | None = None) -> str:
         return fingerprint(replace(task, settings=settings, files=plan_files(settings)), sha256, template)
 
+    cluster = ClusterConfig(partition="cpu")
     same = [replace(prepare, workers=7), replace(prepare, max_bad_share=0.5)]
+    same.append(replace(prepare, executor="slurm", cluster=cluster))
     assert {of(settings) for settings in same} == {of(prepare)}
     others = [replace(prepare, seed=1), replace(prepare, sources=[SourceConfig(path=str(path), keep=0.5)])]
     changed = [*map(of, others), of(prepare, "1"), of(prepare, "0", "template")]
