@@ -77,8 +77,8 @@ class PrepareConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     max_bad_share: float = 0.001
     """Share of a source's rows that may be unreadable."""
-    max_document_bytes: int = 20_000_000
-    """Longest document, in bytes of UTF-8; a longer one counts as unreadable."""
+    max_document_bytes: int = 5_000_000
+    """Longest document, in bytes of UTF-8; a longer one counts as unreadable. Tokenising takes 100 times its size."""
     exact_dedupe: bool = False
     """Of documents with the same text, in any source, keep one: of the earliest source."""
     minhash_dedupe: bool = False

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,16 +70,22 @@ class PrepareTask:
         return texts
 
     def _is_needed(self, rank: int) -> bool:
-        """Tell whether the budget may reach this file; if all before it are done, their sum says so."""
+        """Tell whether the budget may reach this file: not if the source's first files, all done, already fill it."""
         source = self.files[rank].source
         budget = self.settings.sources[source].max_tokens
         if budget is None:
             return True
-        before = [result_path(Path(self.folder), task) for task in range(rank) if self.files[task].source == source]
-        if not all(path.is_file() for path in before):
-            return True
-        tokens: list[int] = [json.loads(path.read_text())["tokens"] for path in before]
-        return sum(tokens) < budget
+        tokens = 0
+        for task in range(rank):
+            if self.files[task].source != source:
+                continue
+            path = result_path(Path(self.folder), task)
+            if not path.is_file():
+                return True
+            tokens += _tokens_of(path, path.stat().st_mtime_ns)
+            if tokens >= budget:
+                return False
+        return True
 
     def _write_shard(self, rank: int) -> None:
         folder = Path(self.folder)
@@ -123,6 +130,13 @@ class PrepareTask:
             "largest_id": largest,
             "sha256": file_sha256(local),
         }
+
+
+@cache
+def _tokens_of(path: Path, _written_ns: int) -> int:
+    """Read how many tokens a finished task has kept; once a process, for every later file asks."""
+    tokens: int = json.loads(path.read_text())["tokens"]
+    return tokens
 
 
 def _within(lengths: np.ndarray, room: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Blocks and batches: what rows become, in which order they come, and what is refused."""
 
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -318,6 +319,23 @@ def test_a_step_depends_on_seed_and_number_alone_not_on_the_steps_before_it() ->
     ]
     assert forwards == backwards[::-1]
     assert Counter(len(micro_batches) for micro_batches in forwards) == {2: 20}
+
+
+def test_a_step_far_ahead_reads_its_own_blocks_only() -> None:
+    read: list[int] = []
+
+    class Endless:
+        def __len__(self) -> int:
+            return 10**10
+
+        def read(self, index: int) -> Block:
+            read.append(index)
+            return Block(np.asarray([1, 2]), "general")
+
+    began = time.perf_counter()
+    step_batches(Endless(), BatchPlan(seed=0, batch_size=8, accumulation=2), 10**8)
+    assert len(set(read)) == 16
+    assert time.perf_counter() - began < 1
 
 
 def test_the_order_of_a_seed_stays_what_it_is() -> None:

@@ -77,9 +77,9 @@ def test_every_row_is_kept_rejected_or_bad(tmp_path: Path, tokenizer: Path) -> N
 
 def test_a_document_of_50_megabytes_is_listed_and_not_tokenised(tmp_path: Path, tokenizer: Path) -> None:
     write_source(tmp_path / "a.jsonl", [{"text": "a"}, {"text": "z" * 50_000_000}, {"text": "b"}])
-    result = result_of(run_all(tmp_path, tokenizer, max_document_bytes=20_000_000))
+    result = result_of(run_all(tmp_path, tokenizer, max_document_bytes=PrepareConfig.max_document_bytes))
     assert result["documents"] == 2
-    assert result["bad"] == [[2, "longer than prepare.max_document_bytes = 20000000"]]
+    assert result["bad"] == [[2, "longer than prepare.max_document_bytes = 5000000"]]
 
 
 def test_the_share_kept_is_near_and_chosen_by_row(tmp_path: Path, tokenizer: Path) -> None:
@@ -92,12 +92,13 @@ def test_the_share_kept_is_near_and_chosen_by_row(tmp_path: Path, tokenizer: Pat
     assert (tmp_path / "out" / "00000.bin").read_bytes() == shard
 
 
-def test_files_behind_the_budget_are_not_read(tmp_path: Path, tokenizer: Path) -> None:
-    for number in range(3):
-        write_source(tmp_path / f"{number}.jsonl", texts(20, 20 * number))
-    task = run_all(tmp_path, tokenizer, max_tokens=30)
-    assert result_path(Path(task.folder), 0).is_file()
-    assert not result_path(Path(task.folder), 1).exists()
+@pytest.mark.parametrize(("budget", "files_read"), [(30, 1), (400, 2), (10**6, 5)])
+def test_files_behind_the_budget_are_not_read(tmp_path: Path, tokenizer: Path, budget: int, files_read: int) -> None:
+    for number in range(5):
+        write_source(tmp_path / f"{number}.jsonl", texts(20, 20 * number))  # 350 tokens
+    task = run_all(tmp_path, tokenizer, max_tokens=budget)
+    done = [result_path(Path(task.folder), rank).exists() for rank in range(5)]
+    assert done == [rank < files_read for rank in range(5)]
 
 
 def test_a_task_leaves_nothing_under_its_name_when_its_file_is_damaged(tmp_path: Path, tokenizer: Path) -> None:

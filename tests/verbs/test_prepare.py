@@ -199,7 +199,7 @@ def test_a_tokenizer_without_bos_marks_or_template(
             prepare(recipe)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "utf8", "missing", "null", "empty", "copy", "schema"])
+@pytest.mark.parametrize("damage", ["truncated", "utf8", "missing", "null", "huge", "empty", "copy", "schema"])
 def test_damaged_sources_end_with_code_2_and_name_the_file(
     tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,6 +207,7 @@ def test_damaged_sources_end_with_code_2_and_name_the_file(
         "utf8": [*texts(5), b'{"text": "\xff"}\n'],
         "missing": [*texts(5), {"body": "a"}],
         "null": [*texts(5), {"text": None}],
+        "huge": [*texts(5), {"text": "z" * 50_000_000}],
         "schema": [{"body": "a"}],
     }
     name = {"truncated": "a.jsonl.gz", "schema": "a.parquet"}.get(damage, "a.jsonl")
