@@ -13,10 +13,11 @@ import yaml
 from omegaconf import MISSING
 
 from lrc.clone.sites import Variant
-from lrc.config import Recipe, StudentConfig, TrainConfig
+from lrc.config import Recipe, StudentConfig, TrainConfig, recipe_from_dict
 from lrc.data_config import DataConfig, SourceConfig
 from lrc.evaluation.agreement import Agreement
 from lrc.models.checkpoint import checkpoint_facts, from_original
+from tests.least_recipe import LEAST
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "log.md")
@@ -168,6 +169,15 @@ def test_recipe_table_lists_every_key_with_its_default() -> None:
     assert rows == list(recipe_defaults(Recipe))
     sources = [(row[0].strip("`"), row[1]) for row in table_rows(ROOT / "docs/formats.md", "key of a source")]
     assert sources == list(recipe_defaults(SourceConfig))
+
+
+def test_the_recipes_of_the_data_guide_load() -> None:
+    text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    assert len(blocks) == 2
+    for block in blocks:
+        values = {**LEAST, **block, "data": {**LEAST["data"], **block.get("data", {})}}
+        recipe_from_dict(values, origin="docs/data.md")
 
 
 def test_checkpoint_facts_and_held_out_measures_are_listed() -> None:
