@@ -7,8 +7,8 @@ what the stages before it found), so neither the number of workers nor a kill ch
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import asdict, dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from lrc.errors import DataError
 
 BATCH_CHARACTERS = 500_000
 """Text tokenised at once; bounds the memory of a worker."""
+FILES = "files.json"
 OVER_BUDGET = "over the token budget"
 
 
@@ -36,7 +37,19 @@ class PrepareTask:
     settings: PrepareConfig
     vocab_size: int
     folder: str
-    """Where the shards are written; holds the encoder."""
+    """Where the shards are written; holds the encoder and the list of files."""
+
+    def save_files(self) -> None:
+        """Write the list of files to the folder, where copies of this task find it."""
+        (Path(self.folder) / FILES).write_text(json.dumps([asdict(file) for file in self.files]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the files: datatrove copies its steps once a task, and a list of 28,000 takes 1.5 s each time."""
+        return {name: value for name, value in vars(self).items() if name != "files"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        path = Path(state["folder"]) / FILES
+        self.__dict__.update(state, files=_read_files(path, path.stat().st_mtime_ns))
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
         """Write the shard of file `rank` unless the files before it fill the source's budget.
@@ -130,6 +143,11 @@ class PrepareTask:
             "largest_id": largest,
             "sha256": file_sha256(local),
         }
+
+
+@lru_cache(maxsize=1)
+def _read_files(path: Path, _written_ns: int) -> tuple[InputFile, ...]:
+    return tuple(InputFile(**file) for file in json.loads(path.read_text()))
 
 
 @cache

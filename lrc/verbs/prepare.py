@@ -67,6 +67,7 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, dry_run: bool = False) -
     try:
         _open_draft(draft, fingerprint(task, sha256, tokenizer.chat_template), overwrite=overwrite)
         save_encoder(tokenizer, teacher, draft)
+        task.save_files()
         if not _run_stages(task, draft):
             return draft
         manifest = assemble(task, draft, tokenizer_sha256=sha256)

@@ -67,7 +67,9 @@ def make_task(out: Path, settings: PrepareConfig, tokenizer: Path, *, vocab_size
     """Plan the tasks of `settings` with the tokenizer of a folder, to be written in `out`."""
     out.mkdir(exist_ok=True)
     save_encoder(AutoTokenizer.from_pretrained(tokenizer), tokenizer, out)
-    return PrepareTask(files=plan_files(settings), settings=settings, vocab_size=vocab_size, folder=str(out))
+    task = PrepareTask(files=plan_files(settings), settings=settings, vocab_size=vocab_size, folder=str(out))
+    task.save_files()
+    return task
 
 
 def run_task(task: PrepareTask) -> PrepareTask:

@@ -1,6 +1,8 @@
 """One task: a file becomes a shard whose blocks give back the documents, and every row is tallied."""
 
+import copy
 import json
+import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,16 @@ def test_files_behind_the_budget_are_not_read(tmp_path: Path, tokenizer: Path, b
     task = run_all(tmp_path, tokenizer, max_tokens=budget)
     done = [result_path(Path(task.folder), rank).exists() for rank in range(5)]
     assert done == [rank < files_read for rank in range(5)]
+
+
+def test_a_copy_of_the_task_finds_its_files_and_does_not_carry_them(tmp_path: Path, tokenizer: Path) -> None:
+    for number in range(3):
+        write_source(tmp_path / f"{number}.jsonl", texts(2, number))
+    task = make_task(tmp_path / "out", PrepareConfig(sources=[SourceConfig(path=str(tmp_path))]), tokenizer)
+    packed = pickle.dumps(task)
+    assert b"0.jsonl" not in packed
+    assert pickle.loads(packed) == task
+    assert copy.deepcopy(task) == task
 
 
 def test_a_task_leaves_nothing_under_its_name_when_its_file_is_damaged(tmp_path: Path, tokenizer: Path) -> None:
