@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from lrc.data.benchmark_rows import index_path, list_benchmarks
+from lrc.data.file_hash import file_sha256
 from lrc.data.prepare_task import OVER_BUDGET, PrepareTask, result_path, shard_name
 from lrc.data.shards import FORMAT, MANIFEST, START_BYTES, START_DTYPE, ShardBlocks, token_dtype
 from lrc.errors import DataError
@@ -51,6 +53,9 @@ def assemble(task: PrepareTask, folder: Path, *, tokenizer_sha256: str) -> dict[
         "shards": shards,
         "sources": [{key: value for key, value in source.items() if key != "bad"} for source in sources],
     }
+    if task.settings.decontaminate:
+        paths = [file.path for file in list_benchmarks(task.settings.decontaminate)]
+        manifest["benchmarks"] = {"files": paths, "ngrams_sha256": file_sha256(index_path(folder))}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
 

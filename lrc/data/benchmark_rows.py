@@ -10,6 +10,11 @@ from lrc.data.source_rows import read_rows
 from lrc.errors import DataError
 
 
+def index_path(folder: Path) -> Path:
+    """Name the file of the benchmarks' n-grams in the work folder."""
+    return folder / "dedupe" / "benchmarks" / "benchmarks.index.hashes"
+
+
 def list_benchmarks(paths: Sequence[str]) -> list[SourceFile]:
     """List the benchmarks' files.
 

@@ -28,7 +28,7 @@ from datatrove.utils.hashing import HashConfig
 from datatrove.utils.text import ngrams, simplify_text
 from datatrove.utils.word_tokenizers import WordTokenizer
 
-from lrc.data.benchmark_rows import benchmark_texts
+from lrc.data.benchmark_rows import benchmark_texts, index_path
 from lrc.data.documents import Tally
 from lrc.data.prepare_task import PrepareTask
 from lrc.data.source_files import on_this_machine
@@ -38,7 +38,6 @@ EXACT = "the same text as another document"
 NEAR = "nearly the same text as another document"
 CONTAMINATED = "words of a benchmark"
 FOLDER = "dedupe"
-BENCHMARKS = "benchmarks.index.hashes"
 TOP_PRIORITY = 65_535
 """Of the first source: of documents with the same text, that of the earliest source stays."""
 
@@ -115,15 +114,15 @@ def write_benchmark_index(settings: PrepareConfig, folder: Path) -> None:
 
     datatrove's own indexer needs lighteval and downloads the tasks that it knows; here the rows are files.
     """
-    index = _folder(str(folder), "benchmarks")
-    config = _ngrams_config(settings)
-    block = NGramsDecontFilter(str(index), config=config, language=SpacedWords())
+    index, config = index_path(folder), _ngrams_config(settings)
+    index.parent.mkdir(parents=True, exist_ok=True)
+    block = NGramsDecontFilter(str(index.parent), config=config, language=SpacedWords())
     hashes = {
         block.hash_func(" ".join(words))
         for text in benchmark_texts(settings.decontaminate)
         for words in ngrams(block.tokenizer.word_tokenize(simplify_text(text, config.norm_config)), config.n_grams)
     }
-    np.asarray(sorted(hashes), dtype=config.hash_config.np_descr).tofile(index / BENCHMARKS)
+    np.asarray(sorted(hashes), dtype=config.hash_config.np_descr).tofile(index)
 
 
 def _drop_blocks(task: PrepareTask) -> list[tuple[str, Any]]:
@@ -135,7 +134,7 @@ def _drop_blocks(task: PrepareTask) -> list[tuple[str, Any]]:
     if settings.minhash_dedupe:
         blocks.append((NEAR, MinhashDedupFilter(str(_folder(folder, "minhash/duplicates")))))
     if settings.decontaminate:
-        index, config = _folder(folder, "benchmarks"), _ngrams_config(settings)
+        index, config = index_path(Path(folder)).parent, _ngrams_config(settings)
         blocks.append((CONTAMINATED, NGramsDecontFilter(str(index), config=config, language=SpacedWords())))
     return blocks
 

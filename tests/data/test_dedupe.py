@@ -96,6 +96,9 @@ def test_a_document_with_a_benchmarks_run_of_words_is_left_out(tmp_path: Path, s
     texts, rejected = kept_in(task)
     assert texts == [sentence(1), document][: 2 if kept else 1]
     assert rejected == [{} if kept else {CONTAMINATED: 1}]
+    benchmarks = json.loads((tmp_path / "out" / "manifest.json").read_text())["benchmarks"]
+    assert benchmarks["files"] == [str(benchmark)]
+    assert len(benchmarks["ngrams_sha256"]) == 64
 
 
 def test_the_benchmark_index_is_the_same_every_time(tmp_path: Path) -> None:
