@@ -14,6 +14,7 @@ from typing import Any
 
 from lrc.config import Recipe
 from lrc.data.assemble import assemble, write_preview
+from lrc.data.benchmark_rows import list_benchmarks
 from lrc.data.encoder import save_encoder
 from lrc.data.executors import LOGS, run_here, run_on_ray, submit_to_slurm
 from lrc.data.plan_tasks import fingerprint, plan_files
@@ -61,6 +62,7 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, dry_run: bool = False) -
         folder=str(draft),
     )
     sha256 = tokenizer_sha256(tokenizer)
+    list_benchmarks(recipe.prepare.decontaminate)
     if dry_run:
         say(f"dry run: {len(task.files)} files of {len(recipe.prepare.sources)} sources: good")
         return folder

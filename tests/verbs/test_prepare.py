@@ -116,6 +116,22 @@ def test_a_run_killed_while_it_dedupes_goes_on_and_ends_with_the_same_bytes(tmp_
     assert folder_bytes(prepare(killed)) == folder_bytes(prepare(recipe))
 
 
+def test_a_source_behind_a_url_gives_the_same_shards(tmp_path: Path) -> None:
+    folder = many_files(tmp_path, count=3)
+    local = folder_bytes(prepare(prepare_recipe(tmp_path, sources_of(folder))))
+    recipe = prepare_recipe(tmp_path, {**sources_of(folder), "path": f"file://{folder}/*.jsonl.gz"})
+    remote = folder_bytes(prepare(Recipe(**{**vars(recipe), "run": str(tmp_path / "remote")})))
+    assert {name for name in local if local[name] != remote[name]} == {"manifest.json"}  # it names the files
+    assert b"file://" in remote["manifest.json"]
+
+
+def test_missing_benchmarks_are_found_before_work_starts(tmp_path: Path) -> None:
+    path = write_source(tmp_path / "a.jsonl", texts(9))
+    recipe = prepare_recipe(tmp_path, {"path": str(path)}, decontaminate=[str(tmp_path / "gone.jsonl")])
+    with pytest.raises(DataError, match=r"gone\.jsonl' matches none"):
+        prepare(recipe, dry_run=True)
+
+
 def test_slurm_jobs_are_submitted_and_the_second_call_puts_the_shards_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
