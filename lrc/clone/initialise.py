@@ -16,81 +16,44 @@ def random_projection(d_teacher: int, d_student: int, generator: torch.Generator
 
 
 class Moments:
-    """Streaming sums for one least-squares fit of targets from inputs: `X.T w X`, `X.T w Y` and the weight total."""
+    """Streaming sums for one least-squares fit of targets from inputs: `X.T w X` and `X.T w Y`, float64."""
 
     def __init__(self, d_input: int, d_target: int, device: torch.device) -> None:
         self.input_input = torch.zeros(d_input, d_input, dtype=torch.float64, device=device)
         self.input_target = torch.zeros(d_input, d_target, dtype=torch.float64, device=device)
-        self.total = torch.zeros((), dtype=torch.float64, device=device)
 
-    def add(self, inputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
-        """Add rows: `inputs [n, d_input]`, `targets [n, d_target]`, `weights [n]` (1 if None)."""
+    def add(self, inputs: Tensor, targets: Tensor, weights: Tensor) -> None:
+        """Add rows: `inputs [..., d_input]`, `targets [..., d_target]`, `weights [...]`."""
         exact = torch.promote_types(inputs.dtype, torch.float32)
-        rows, answers = inputs.to(exact), targets.to(exact)
-        weighted = rows if weights is None else rows * weights.to(exact)[:, None]
+        rows, answers = inputs.flatten(0, -2).to(exact), targets.flatten(0, -2).to(exact)
+        weighted = rows * weights.flatten().to(exact)[:, None]
         self.input_input += weighted.T @ rows
         self.input_target += weighted.T @ answers
-        self.total += rows.shape[0] if weights is None else weights.sum()
-
-    def __add__(self, other: "Moments") -> "Moments":
-        """Pool two sets of rows."""
-        d_input, d_target = self.input_target.shape
-        pooled = Moments(d_input, d_target, self.input_target.device)
-        pooled.input_input = self.input_input + other.input_input
-        pooled.input_target = self.input_target + other.input_target
-        pooled.total = self.total + other.total
-        return pooled
 
 
-RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-UNCHECKED_RIDGE = 1e-2
+RIDGE = 0.1
+"""Share of an input's own energy that pulls to the prior; docs/log.md has what other strengths and ways gave."""
 
 
-def ridge_regression(moments: Moments, ridge: float, prior: Tensor) -> Tensor:
-    """Solve `argmin_B E|Y - X B|^2 + lambda |B - B_0|^2`, lambda = `ridge` times the mean diagonal of `E[X.T X]`.
+def ridge_regression(moments: Moments, prior: Tensor, ridge: float = RIDGE) -> Tensor:
+    """Solve `argmin_B E|Y - X B|^2 + ridge * sum_i E[X_i^2] |B_i - B_0,i|^2` over the rows `B_i`, one an input.
+
+    Inputs of little energy count as much to the readers behind a gain as those of much, so each is damped by its own.
 
     Args:
         moments: Sums of the fit.
-        ridge: Penalty as a share of the inputs' mean square.
         prior: `B_0`, `[d_input, d_target]`, where the penalty pulls to.
+        ridge: Penalty as a share of each input's mean square.
 
     Returns:
-        `B = B_0 + (X.T X + lambda)^-1 (X.T Y - X.T X B_0)`, `[d_input, d_target]`, float64.
+        `B = B_0 + (X.T X + ridge diag(X.T X))^-1 (X.T Y - X.T X B_0)`, `[d_input, d_target]`, float64. An input with
+        less than a millionth of the mean energy is damped as if it had that, so that one without any keeps the prior.
     """
-    start = prior.double()
-    return start + _damped_solve(moments.input_input, moments.input_target - moments.input_input @ start, ridge)
-
-
-def _damped_solve(gram: Tensor, missing: Tensor, ridge: float) -> Tensor:
-    penalty = max(ridge, 1e-10) * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    damped = gram + penalty * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
-    return torch.cholesky_solve(missing, torch.linalg.cholesky(damped))
-
-
-def validated_ridge_regression(fit: Moments, check: Moments, prior: Tensor) -> tuple[Tensor, float]:
-    """Choose the ridge on rows that were not fitted, then solve on all of them.
-
-    Args:
-        fit: Moments of the larger share of the rows.
-        check: Moments of the others; without any the ridge is `UNCHECKED_RIDGE`.
-        prior: As in `ridge_regression`.
-
-    Returns:
-        The solution on fit and check together, float64, and the chosen ridge (one of `RIDGES`).
-    """
-    if float(check.total) == 0:
-        return ridge_regression(fit, UNCHECKED_RIDGE, prior), UNCHECKED_RIDGE
-
-    start = prior.double()
-    missing = fit.input_target - fit.input_input @ start
-
-    def error(ridge: float) -> float:
-        solution = start + _damped_solve(fit.input_input, missing, ridge)
-        quadratic = (solution * (check.input_input @ solution)).sum()
-        return float(quadratic - 2 * (solution * check.input_target).sum())
-
-    best = min(RIDGES, key=error)
-    return ridge_regression(fit + check, best, prior), best
+    gram, start = moments.input_input, prior.double()
+    energy = gram.diagonal()
+    floor = (1e-6 * energy.mean()).clamp_min(torch.finfo(torch.float64).tiny)
+    damped = gram + max(ridge, 1e-10) * torch.diag(energy.clamp_min(floor))
+    return start + torch.cholesky_solve(moments.input_target - gram @ start, torch.linalg.cholesky(damped))
 
 
 def principal_basis(second_moment: Tensor, size: int, outlier_channels: int = 0) -> Tensor:

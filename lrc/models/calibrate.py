@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrc.clone.initialise import tied_head_gain
+from lrc.clone.initialise import Moments, ridge_regression, tied_head_gain
 from lrc.errors import ConfigError
-from lrc.models.layer_fit import Fit, LayerFit
+from lrc.models.layer_fit import LayerFit
 from lrc.models.pair import PairNorm
 from lrc.models.pair_model import PairModel
 
@@ -100,15 +100,16 @@ def _fit_head(pair: PairModel, teacher: list[Tensor], student: list[Tensor]) -> 
     norm = pair.base.get_submodule(pair.architecture.norm.removeprefix(f"{pair.architecture.base}."))
     assert isinstance(norm, PairNorm)
     projection = pair.head.parameter("")
-    fit = Fit(projection.shape[1], projection.shape[0], projection.device)
-    for batch, (teacher_stream, student_stream) in enumerate(zip(teacher, student, strict=True)):
+    moments = Moments(projection.shape[1], projection.shape[0], projection.device)
+    for teacher_stream, student_stream in zip(teacher, student, strict=True):
         pair.lockstep.teacher_stream = teacher_stream
         student_normed = norm(student_stream)
+        every = torch.ones(student_stream.shape[:2], device=student_stream.device)  # no token reads the last stream
         assert pair.lockstep.teacher_stream is not None
-        fit.add(batch, student_normed, pair.lockstep.teacher_stream)
+        moments.add(student_normed, pair.lockstep.teacher_stream, every)
     pair.lockstep.teacher_stream = None
     if not pair.variant.tie_embedding_projection:
-        projection.copy_(fit.solve(projection.T).T)
+        projection.copy_(ridge_regression(moments, projection.T).T)
     elif "weight" in norm.plan.gains:
-        gain = tied_head_gain(projection.double(), pair.head.teacher.get_parameter("weight"), fit.moments)
+        gain = tied_head_gain(projection.double(), pair.head.teacher.get_parameter("weight"), moments)
         norm.parameter("weight").copy_(gain - 1.0 + pair.architecture.scales.unit_gain)

@@ -3,6 +3,7 @@
 Readers: `P = argmin E|n_T - P n_S|^2`, the teacher's normed input from the student's (independent of the weight).
 Writers: `P = argmin E w |P.T u - (Q.T x_T(after) - x_S(before))|^2`, where `u` is the teacher's writer on the student's
 activations and `w` the inverse mean square of the teacher's stream, so each stage also corrects what came before.
+In both a window's first token counts more than one row.
 """
 
 from dataclasses import dataclass
@@ -12,35 +13,22 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lrc.clone.initialise import Moments, validated_ridge_regression
+from lrc.clone.initialise import Moments, ridge_regression
 from lrc.clone.sites import Stage, projection_of
 from lrc.errors import ConfigError
 from lrc.models.pair import PairLayer
 from lrc.models.trace import first_tensor
 
-CHECK_EVERY = 5
-"""One batch in so many chooses the ridges and is fitted only afterwards."""
+FIRST_TOKEN_WEIGHT = 10.0
+"""How often a window's first token counts: most heads rest on it and its activations are massive (arXiv 2309.17453,
+2402.17762), so an error there reaches every token after it, yet it is one row of a window."""
 
 
-class Fit:
-    """One regression, its rows split into fitted and checking batches."""
-
-    def __init__(self, d_input: int, d_target: int, device: torch.device) -> None:
-        self.parts = (Moments(d_input, d_target, device), Moments(d_input, d_target, device))
-
-    def add(self, batch: int, inputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
-        """Add batch number `batch`: `[batch, seq, d_input]`, `[batch, seq, d_target]`, `[batch, seq]`."""
-        part = self.parts[batch % CHECK_EVERY == CHECK_EVERY - 1]
-        part.add(inputs.flatten(0, 1), targets.flatten(0, 1), None if weights is None else weights.flatten())
-
-    @property
-    def moments(self) -> Moments:
-        """Moments over all rows."""
-        return self.parts[0] + self.parts[1]
-
-    def solve(self, prior: Tensor) -> Tensor:
-        """Return `B`, `[d_input, d_target]`, pulled towards `prior`."""
-        return validated_ridge_regression(*self.parts, prior)[0]
+def importance(batch: Tensor) -> Tensor:
+    """Weigh each token of `[batch, seq, d]` streams for a regression, `[batch, seq]`."""
+    weights = torch.ones(batch.shape[:2], device=batch.device)
+    weights[:, 0] = FIRST_TOKEN_WEIGHT
+    return weights
 
 
 @dataclass
@@ -181,14 +169,15 @@ class LayerFit:
 
     def _fit_readers(self, stage: Stage, teacher: list[Tensor], student: list[Tensor]) -> None:
         d_student, d_teacher = self.basis.shape[1], self.basis.shape[0]
-        fit = Fit(d_student, d_teacher, self.basis.device)
+        moments = Moments(d_student, d_teacher, self.basis.device)
         tensors = self.layer.student_tensors()
         norm = self.layer.teacher.get_submodule(stage.norm) if stage.norm else nn.Identity()
-        for batch, (teacher_stream, student_stream) in enumerate(zip(teacher, student, strict=True)):
-            fit.add(batch, self._student_normed(stage, tensors, student_stream), norm(teacher_stream))
+        for teacher_stream, student_stream in zip(teacher, student, strict=True):
+            student_normed = self._student_normed(stage, tensors, student_stream)
+            moments.add(student_normed, norm(teacher_stream), importance(student_stream))
         names = dict.fromkeys(projection_of(reader, stage, self.layer.cloning.variant) for reader in stage.readers)
         projections = [self.layer.parameter(name) for name in names]
-        fitted = fit.solve(projections[0].T).T
+        fitted = ridge_regression(moments, projections[0].T).T
         for projection in projections:
             projection.copy_(fitted)
 
@@ -200,10 +189,10 @@ class LayerFit:
         assert factor is not None
         (writer,) = stage.writers
         d_teacher, d_student = self.basis.shape
-        fit = Fit(d_teacher, d_student, self.basis.device)
+        moments = Moments(d_teacher, d_student, self.basis.device)
         tensors = self.layer.student_tensors()
         writes = []
-        for batch, (after, before) in enumerate(zip(teacher_after, student, strict=True)):
+        for after, before in zip(teacher_after, student, strict=True):
             inner = self._writer_input(position, stage, writer, tensors, before)
             written = self.layer.teacher.get_submodule(writer).forward(inner)
             writes.append(written)
@@ -213,9 +202,9 @@ class LayerFit:
                 # the post-norm divides by the root mean square, so the fit aims at the size before it
                 size = written.float().square().mean(-1).clamp_min(1e-12)
                 missing, scale = missing * size.sqrt()[..., None], scale / size
-            fit.add(batch, written, missing, scale)
+            moments.add(written, missing, scale * importance(before))
         projection = self.layer.parameter(writer)
-        fitted = fit.solve(projection)
+        fitted = ridge_regression(moments, projection)
         projection.copy_(fitted)
         added = [(write.float() @ fitted.float()) * factor for write in writes]
         if stage.post_norm is not None:
