@@ -20,11 +20,11 @@ from lrc.verbs.train import train
 
 LONGER = (
     "start.tokens=65536",
-    "train.max_steps=60",
-    "train.learning_rate=4e-5",
+    "train.max_steps=120",
+    "train.learning_rate=6e-5",
     "train.warmup_ratio=0.1",
-    "train.save_steps=15",
-    "train.evaluate_steps=15",
+    "train.save_steps=30",
+    "train.evaluate_steps=30",
 )
 """The demo on a machine whose bfloat16 is fast: more text and more steps in the same quarter of an hour."""
 
