@@ -1,6 +1,6 @@
 """Calibrated against random start on the embedded teacher: held-out KL, agreement and CE at equal tokens.
 
-    python benchmarks/start.py            # both cells (10 to 20 minutes on two cores), then the table
+    python benchmarks/start.py            # both cells (about 20 minutes on two cores), then the table
     python benchmarks/start.py random     # one cell; finished cells are kept under runs/start/
 
 The calibrated cell is the demo's run itself, recipe and all; the random cell is the same recipe with the published
