@@ -3,7 +3,6 @@
 First stop of `lrc/embedded/`: `teacher.py` and `text.py` hand their build step to `provide_folder`.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from lrc.data.file_hash import file_sha256
 from lrc.errors import LrcError
 
 SUMS_NAME = "SHA256SUMS.json"
@@ -28,15 +28,6 @@ def cache_root() -> Path:
         return Path(own).expanduser().absolute()
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared).expanduser() if shared else Path.home() / ".cache").absolute() / "lrc"
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as lower-case hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def provide_folder(

@@ -13,7 +13,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrc.embedded.cache import Report, cache_root, file_sha256
+from lrc.data.file_hash import file_sha256
+from lrc.embedded.cache import Report, cache_root
 from lrc.errors import LrcError
 
 _SECONDS_BETWEEN_REPORTS = 10.0
