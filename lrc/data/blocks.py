@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lrc.clone.head import IGNORED_LABEL
 from lrc.data.block import Block, positions_of
+from lrc.data.encoder import with_boundaries
 from lrc.data.order import shuffled
 from lrc.data.rows import JsonLines
 from lrc.data.shards import MANIFEST, ShardBlocks
@@ -63,8 +64,6 @@ class PackedText:
     """Raw text rows, tokenised and packed as bos text eos into equal blocks; held in memory."""
 
     def __init__(self, rows: JsonLines, tokenizer: Any, *, sequence_length: int) -> None:
-        bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         ids: list[int] = []
         starts: list[int] = []
         for index in range(len(rows)):
@@ -72,7 +71,8 @@ class PackedText:
             if not isinstance(text, str):
                 raise DataError(f'{rows.where(index)}: "text" must be a string, as in the first row.')
             starts.append(len(ids))
-            ids += [*bos, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], *eos]
+            plain = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            ids += with_boundaries(plain, tokenizer.bos_token_id, tokenizer.eos_token_id)
         whole = len(ids) // sequence_length
         if whole == 0:
             raise DataError(
