@@ -11,6 +11,7 @@ import numpy as np
 
 from lrc.data.benchmark_rows import index_path, list_benchmarks
 from lrc.data.file_hash import file_sha256
+from lrc.data.plan_tasks import refuse_seen
 from lrc.data.prepare_task import OVER_BUDGET, PrepareTask, result_path, shard_name
 from lrc.data.shards import FORMAT, MANIFEST, START_BYTES, START_DTYPE, ShardBlocks, token_dtype
 from lrc.errors import DataError
@@ -36,7 +37,9 @@ def assemble(task: PrepareTask, folder: Path, *, tokenizer_sha256: str) -> dict[
         DataError: Too many rows are bad, two files are the same, or nothing was kept.
     """
     sources = [_gather(task, number, folder) for number in range(len(task.settings.sources))]
-    _refuse_duplicates([file for source in sources for file in source["files"]])
+    seen: dict[str, str] = {}
+    for file in (file for source in sources for file in source["files"]):
+        refuse_seen(seen, file["sha256"], file["path"])
     _write_bad_rows(sources, folder)
     for source in sources:
         _refuse_bad_share(source, task.settings.max_bad_share, folder / BAD_ROWS)
@@ -115,14 +118,6 @@ def _cut(task: PrepareTask, stem: Path, room: int) -> tuple[int, int]:
     os.truncate(binary, tokens * itemsize)
     os.truncate(stem.with_suffix(".starts"), documents * START_BYTES)
     return documents, tokens
-
-
-def _refuse_duplicates(files: list[dict[str, Any]]) -> None:
-    seen: dict[str, str] = {}
-    for file in files:
-        other = seen.setdefault(file["sha256"], file["path"])
-        if other != file["path"]:
-            raise DataError(f"Each input must be given once, but {file['path']} is the same as {other}. Remove one.")
 
 
 def _write_bad_rows(sources: list[dict[str, Any]], folder: Path) -> None:

@@ -48,15 +48,20 @@ def _refuse_copies(files: list[InputFile]) -> None:
     seen: dict[str, str] = {}
     for file in files:
         if is_remote(file.path):
-            _refuse_seen(seen, file.path, file.path)
+            refuse_seen(seen, file.path, file.path)
         else:
             by_size.setdefault(file.num_bytes, []).append(file.path)
     for paths in by_size.values():
         for path in paths if len(paths) > 1 else ():
-            _refuse_seen(seen, file_sha256(Path(path)), path)
+            refuse_seen(seen, file_sha256(Path(path)), path)
 
 
-def _refuse_seen(seen: dict[str, str], key: str, path: str) -> None:
+def refuse_seen(seen: dict[str, str], key: str, path: str) -> None:
+    """Note an input under what identifies it.
+
+    Raises:
+        DataError: Another input has the same key.
+    """
     if key in seen:
         raise DataError(f"Each input must be given once, but {path} is the same as {seen[key]}. Remove one.")
     seen[key] = path

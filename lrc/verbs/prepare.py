@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from lrc.config import Recipe
-from lrc.data.assemble import assemble, write_preview
+from lrc.data.assemble import BAD_ROWS, PREVIEW, assemble, write_preview
 from lrc.data.benchmark_rows import list_benchmarks
 from lrc.data.encoder import save_encoder
-from lrc.data.executors import LOGS, run_here, run_on_ray, submit_to_slurm
+from lrc.data.executors import LOGS, count_unfinished, run_here, run_on_ray, submit_to_slurm
 from lrc.data.plan_tasks import fingerprint, plan_files
-from lrc.data.prepare_task import PrepareTask, result_path
+from lrc.data.prepare_task import PrepareTask
+from lrc.data.shards import MANIFEST
 from lrc.data.stages import TOKENISE, Stage, all_stages
 from lrc.data.tokenizer_hash import tokenizer_sha256
 from lrc.data_config import PrepareConfig
@@ -31,6 +32,7 @@ from lrc.verbs.progress import progress_lines, say
 from lrc.verbs.sources import locate_teacher
 
 PLAN = "plan.sha256"
+RECIPE = "recipe.yaml"
 
 
 def prepare(recipe: Recipe, *, overwrite: bool = False, dry_run: bool = False) -> Path:
@@ -75,7 +77,7 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, dry_run: bool = False) -
         manifest = assemble(task, draft, tokenizer_sha256=sha256)
         length = recipe.data.sequence_length
         write_preview(draft, tokenizer, sequence_length=length, vocab_size=len(tokenizer))
-        write_recipe(draft / "recipe.yaml", recipe)
+        write_recipe(draft / RECIPE, recipe)
         _finish(draft, folder, {shard["name"] for shard in manifest["shards"]})
     except OSError as error:
         raise DataError(f"{draft} can't be written: {error}. Free some space and run again: it goes on.") from error
@@ -97,7 +99,7 @@ def _run_stages(task: PrepareTask, draft: Path) -> bool:
         return job is None
     for stage in stages:
         if stage.name == TOKENISE:
-            with _shown(draft, stage.tasks):
+            with _shown(stage, draft):
                 _run_stage(stage, draft, settings)
         else:
             say(f"{stage.name}: {stage.tasks} tasks")
@@ -149,7 +151,7 @@ def _open_draft(draft: Path, plan: str, *, overwrite: bool) -> None:
 def _finish(draft: Path, folder: Path, shards: set[str]) -> None:
     """Remove what only the work needed and give the folder its name."""
     kept = {f"{name}{suffix}" for name in shards for suffix in (".bin", ".starts")}
-    kept |= {"manifest.json", "bad_rows.jsonl", "preview.txt", "recipe.yaml"}
+    kept |= {MANIFEST, BAD_ROWS, PREVIEW, RECIPE}
     if folder.exists():
         shutil.rmtree(folder)
     finished = draft.with_name(".prepare.finished")
@@ -164,7 +166,7 @@ def _finish(draft: Path, folder: Path, shards: set[str]) -> None:
 
 
 @contextmanager
-def _shown(draft: Path, total: int) -> Iterator[None]:
+def _shown(stage: Stage, draft: Path) -> Iterator[None]:
     """Show how many files are done, once a second, while the workers work."""
     stop = threading.Event()
     with progress_lines("prepare", "files") as show:
@@ -172,9 +174,9 @@ def _shown(draft: Path, total: int) -> Iterator[None]:
         def watch() -> None:
             seen = 0
             while not stop.wait(1):
-                done = sum(result_path(draft, task).is_file() for task in range(total))
+                done = stage.tasks - count_unfinished(stage, draft)
                 if done > seen:
-                    show(done, total)
+                    show(done, stage.tasks)
                     seen = done
 
         thread = threading.Thread(target=watch, daemon=True)
