@@ -7,19 +7,9 @@ import torch
 from transformers import AutoModelForMultimodalLM
 from transformers import models as families
 
-TEXT: dict[str, Any] = {
-    "vocab_size": 48,
-    "hidden_size": 32,
-    "intermediate_size": 56,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+from tests.models.tiny_configs import SIZES
+
+TEXT: dict[str, Any] = SIZES | {"head_dim": 8}
 VISION = {
     "hidden_size": 16,
     "num_hidden_layers": 1,
