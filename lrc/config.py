@@ -87,8 +87,10 @@ class TrainConfig:
     """Sequences of one micro-batch on one process."""
     gradient_accumulation_steps: int = 1
     """Micro-batches of one optimiser step."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`adamw`: published. `muon`: orthogonalised steps in units of each projection row's size at the start."""
     learning_rate: float = 1e-4
-    """Peak learning rate of the projections and gains (published: 1e-4 and 6.7e-5)."""
+    """Peak learning rate (published: 1e-4 and 6.7e-5 for adamw); of `muon` the share of its size an entry moves by."""
     schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
     """After warm-up: linear or cosine decay to 0, warmup-stable-decay, or constant."""
     warmup_ratio: float = 0.005

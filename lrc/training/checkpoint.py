@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from lrc.errors import CheckpointError
 from lrc.models.checkpoint import LRC_CONFIG, TRAINED_TENSORS
+from lrc.training.optimizer import state_shapes
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's state beside its step count."""
 _NAME = re.compile(r"checkpoint-(\d+)$")
 
 
@@ -49,7 +48,7 @@ def save_checkpoint(
     Args:
         folder: The verb's folder.
         trained: Trained tensors by checkpoint name.
-        optimizer: AdamW over these tensors.
+        optimizer: The optimiser over these tensors.
         state: Position.
         facts: Content of `lrc_config.json`.
 
@@ -127,20 +126,21 @@ def load_checkpoint(folder: Path, trained: dict[str, nn.Parameter], optimizer: t
                 f"The checkpoint {folder} belongs to another student: {name} is {list(weights[name].shape)}, "
                 f"not {list(parameter.shape)}."
             )
-    _check_moments(folder, trained, moments)
+    shapes = {name: state_shapes(optimizer, parameter) for name, parameter in trained.items()}
+    _check_moments(folder, shapes, moments)
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(weights[name])
-            # AdamW keeps its step count on the CPU unless it is fused on a GPU, the moments beside the parameter
-            optimizer.state[parameter] = {"step": moments[f"step/{name}"]} | {
-                key: moments[f"{key}/{name}"].to(parameter.device) for key in MOMENTS
+            # step counts stay on the CPU, what has axes lies beside the parameter
+            optimizer.state[parameter] = {
+                key: moments[f"{key}/{name}"].to(parameter.device if shape else "cpu")
+                for key, shape in shapes[name].items()
             }
     return state
 
 
-def _check_moments(folder: Path, trained: dict[str, nn.Parameter], moments: dict[str, Tensor]) -> None:
-    wanted = {f"step/{name}": torch.Size([]) for name in trained}
-    wanted |= {f"{key}/{name}": value.shape for name, value in trained.items() for key in MOMENTS}
+def _check_moments(folder: Path, shapes: dict[str, dict[str, torch.Size]], moments: dict[str, Tensor]) -> None:
+    wanted = {f"{key}/{name}": shape for name, state in shapes.items() for key, shape in state.items()}
     found = {name: tensor.shape for name, tensor in moments.items()}
     if found != wanted:
         odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))

@@ -36,7 +36,7 @@ class LoopParts:
     accelerator: Accelerator
     pair: PairModel
     optimizer: torch.optim.Optimizer
-    """AdamW over `pair.trained()`."""
+    """Over `pair.trained()`, one parameter group."""
     blocks: Blocks
     document_masking: bool
     """Attention stays inside documents."""
@@ -49,17 +49,6 @@ class LoopParts:
     held_out: Callable[[], Agreement] | None
     progress: Callable[[int, int], None]
     """Called with (steps done, steps of the run) after each step."""
-
-
-def make_optimizer(pair: PairModel, settings: TrainConfig) -> torch.optim.Optimizer:
-    """Make AdamW over the trained tensors (published: betas 0.9 and 0.999, no weight decay)."""
-    return torch.optim.AdamW(
-        list(pair.trained().values()),
-        lr=settings.learning_rate,
-        betas=(settings.beta1, settings.beta2),
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
 
 
 def run_loop(parts: LoopParts, state: RunState) -> Path:

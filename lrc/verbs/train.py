@@ -30,8 +30,9 @@ from lrc.models.teacher import load_config, load_model, load_tokenizer
 from lrc.training.beside import write_beside
 from lrc.training.checkpoint import RunState, checkpoints, discard_after, find_resume, load_checkpoint
 from lrc.training.launch import check_space, check_trackers, make_accelerator, start_trackers, write_recipe
-from lrc.training.loop import LoopParts, make_optimizer, run_loop
+from lrc.training.loop import LoopParts, run_loop
 from lrc.training.metrics import MetricsLog
+from lrc.training.optimizer import make_optimizer
 from lrc.verbs.progress import bar_on_terminal, progress_lines, say
 from lrc.verbs.sources import locate_data, locate_teacher
 
@@ -80,7 +81,7 @@ def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False,
         check_space(inputs.folder, pair, keep=recipe.train.save_total_limit)
     accelerator.wait_for_everyone()
     start_trackers(accelerator, recipe.train)
-    optimizer = make_optimizer(pair, recipe.train)
+    optimizer = make_optimizer(pair.trained().values(), recipe.train)
     log = MetricsLog(inputs.folder / "metrics.jsonl", accelerator, total_steps=recipe.train.max_steps)
     state = RunState(step=0, tokens=0, seconds=0.0)
     if inputs.resume is not None:

@@ -43,11 +43,11 @@ def files_of(run: Path) -> dict[str, bytes]:
     return {name: (last / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")}
 
 
-@pytest.mark.parametrize("step", [2, 6, 14])
-def test_kill_and_resume_end_bit_equal(tmp_path: Path, step: int) -> None:
-    whole = tiny_recipe(tmp_path, run=str(tmp_path / "whole"), train__max_steps=STEPS)
-    train(whole)
-    recipe = tiny_recipe(tmp_path, run=str(tmp_path / "killed"), train__max_steps=STEPS)
+@pytest.mark.parametrize(("step", "optimizer"), [(2, "adamw"), (6, "muon"), (14, "adamw")])
+def test_kill_and_resume_end_bit_equal(tmp_path: Path, step: int, optimizer: str) -> None:
+    settings = {"train__max_steps": STEPS, "train__optimizer": optimizer}
+    train(tiny_recipe(tmp_path, run=str(tmp_path / "whole"), **settings))
+    recipe = tiny_recipe(tmp_path, run=str(tmp_path / "killed"), **settings)
     write_recipe(tmp_path / "killed.yaml", recipe)
     process = launch(tmp_path / "killed.yaml")
     wait_for_checkpoint(tmp_path / "killed", process, step)

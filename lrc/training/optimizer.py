@@ -1,0 +1,141 @@
+"""The two optimisers of the loop: AdamW as published, and Muon in units of each projection row's own size.
+
+A projection's rows differ in size by the teacher's norm gains (SmolLM2's first attention layer reads through rows of
+0.002, its writers write through rows of 0.05). One absolute step for all of them tears the small ones apart before the
+large ones have moved (docs/log.md), so Muon here works on `P / D`, `D` the rows' root mean squares at the start: a
+learning rate is the share of its own size that an entry moves by.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from lrc.config import TrainConfig
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the odd polynomial that drives singular values to about 1 (Jordan 2024, torch.optim.Muon)."""
+NEWTON_SCHULZ_STEPS = 5
+STACK_BYTES = 64 * 2**20
+"""Matrices of one shape that are orthogonalised side by side."""
+SMALLEST_ROW = 0.1
+"""Share of the mean row that a smaller row counts as; a channel that a start leaves out can still grow."""
+GAIN_SHARE = 0.3
+"""The norm gains' step as a share of the projections'; they start at 1, so it is relative as well."""
+ADAM_EPSILON = 1e-8
+
+
+def make_optimizer(trained: Iterable[nn.Parameter], settings: TrainConfig) -> torch.optim.Optimizer:
+    """Make the recipe's optimiser over the trained tensors; one parameter group, so that the loop sets one rate."""
+    betas = (settings.beta1, settings.beta2)
+    if settings.optimizer == "muon":
+        return Muon(trained, lr=settings.learning_rate, betas=betas, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(
+        trained, lr=settings.learning_rate, betas=betas, weight_decay=settings.weight_decay, fused=True
+    )
+
+
+def state_shapes(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, torch.Size]:
+    """Name what the optimiser remembers of a trained tensor after a step, with the shapes."""
+    if isinstance(optimizer, Muon) and parameter.dim() == 2:
+        return {"momentum": parameter.shape, "row_size": torch.Size([parameter.shape[0], 1])}
+    return {"step": torch.Size([]), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum with orthogonalised steps for projections, Adam for the norm gains.
+
+    A projection `P`, `[d_T, d_S]`, with row sizes `D`, `[d_T, 1]`, and gradient `G` moves by
+
+        M = beta1 M + (1 - beta1) D G
+        P = P - lr sqrt(max(d_T, d_S)) D polar(beta1 M + (1 - beta1) D G)
+
+    where `polar(X) = X (X.T X)^(-1/2)`, so that the step's entries have a root mean square of `lr D` whatever the
+    gradient's spectrum (Jordan 2024). Weight decay is decoupled: `P` shrinks by `lr * weight_decay` a step.
+
+    torch.optim.Muon orthogonalises in bfloat16, which many CPUs emulate a hundred times slower, and knows no row sizes.
+    """
+
+    def __init__(
+        self, trained: Iterable[nn.Parameter], *, lr: float, betas: tuple[float, float], weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(trained, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Move every trained tensor that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            stacks: dict[torch.Size, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                if parameter.dim() == 2:
+                    stacks.setdefault(parameter.shape, []).append(parameter)
+                else:
+                    self._adam_step(parameter, group)
+            for shape, matrices in stacks.items():
+                height = max(1, STACK_BYTES // (4 * shape.numel()))
+                for first in range(0, len(matrices), height):
+                    self._muon_step(matrices[first : first + height], group)
+        return None
+
+    def _muon_step(self, matrices: list[nn.Parameter], group: dict[str, Any]) -> None:
+        momentum, _ = group["betas"]
+        directions = []
+        for matrix in matrices:
+            state = self.state[matrix]
+            if not state:
+                state["momentum"] = torch.zeros_like(matrix)
+                state["row_size"] = row_sizes(matrix)
+            assert matrix.grad is not None
+            gradient = matrix.grad * state["row_size"]
+            state["momentum"].lerp_(gradient, 1 - momentum)
+            directions.append(gradient.lerp(state["momentum"], momentum))
+        steps = orthogonalise(torch.stack(directions))
+        length = group["lr"] * math.sqrt(max(steps.shape[1:]))
+        for matrix, step in zip(matrices, steps, strict=True):
+            matrix.mul_(1 - group["lr"] * group["weight_decay"])
+            matrix.addcmul_(step, self.state[matrix]["row_size"], value=-length)
+
+    def _adam_step(self, vector: nn.Parameter, group: dict[str, Any]) -> None:
+        beta1, beta2 = group["betas"]
+        state = self.state[vector]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(vector), torch.zeros_like(vector)
+        assert vector.grad is not None
+        state["step"] += 1
+        state["exp_avg"].lerp_(vector.grad, 1 - beta1)
+        state["exp_avg_sq"].lerp_(vector.grad.square(), 1 - beta2)
+        count = int(state["step"])
+        spread = (state["exp_avg_sq"] / (1 - beta2**count)).sqrt_().add_(ADAM_EPSILON)
+        length = GAIN_SHARE * group["lr"] / (1 - beta1**count)
+        vector.addcdiv_(state["exp_avg"], spread, value=-length)
+
+
+def row_sizes(projection: Tensor) -> Tensor:
+    """Return the root mean square of each row of `[d_T, d_S]`, `[d_T, 1]`, none below a tenth of their mean."""
+    sizes = projection.detach().square().mean(1, keepdim=True).sqrt()
+    return sizes.clamp_min(SMALLEST_ROW * float(sizes.mean())).clamp_min(torch.finfo(sizes.dtype).tiny)
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Bring the singular values of each matrix of `[stack, rows, columns]` to about 1 (0.7 to 1.2).
+
+    Newton-Schulz: `X = a X + b (X X.T) X + c (X X.T)^2 X`, five times from `X = G / |G|`, in the matrices' dtype.
+    """
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    a, b, c = NEWTON_SCHULZ
+    result = matrices if wide else matrices.mT
+    result = result / result.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(result.dtype).tiny)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        square = result @ result.mT
+        result = a * result + (b * square + c * square @ square) @ result
+    return result if wide else result.mT

@@ -1,0 +1,111 @@
+"""Muon against the polar factor by singular values, in units of each row's size, whatever the stacks."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lrc.config import TrainConfig
+from lrc.training import optimizer as module
+from lrc.training.optimizer import GAIN_SHARE, Muon, make_optimizer, orthogonalise, row_sizes
+
+
+def polar(matrix: Tensor) -> Tensor:
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left @ right
+
+
+def parameter(*shape: int, seed: int = 0, size: float = 1.0) -> nn.Parameter:
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return nn.Parameter(values * size)
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 8), (3, 8, 24), (1, 8, 8)])
+def test_orthogonalise_keeps_the_singular_vectors_and_evens_the_values(shape: tuple[int, ...]) -> None:
+    matrices = torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = orthogonalise(matrices)
+    for matrix, result in zip(matrices, found, strict=True):
+        values = torch.linalg.svdvals(result)
+        assert float(values.min()) > 0.6
+        assert float(values.max()) < 1.3
+        wanted = polar(matrix)
+        assert float((result * wanted).sum() / (result.norm() * wanted.norm())) > 0.98
+
+
+def test_the_gradients_size_does_not_matter() -> None:
+    matrix = torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    torch.testing.assert_close(orthogonalise(matrix * 1e6), orthogonalise(matrix), rtol=1e-10, atol=1e-12)
+
+
+def test_a_zero_gradient_moves_nothing() -> None:
+    assert float(orthogonalise(torch.zeros(1, 6, 4)).abs().max()) == 0
+
+
+def test_the_first_step_is_the_polar_factor_in_units_of_the_rows() -> None:
+    projection = parameter(12, 5, size=0.02)
+    with torch.no_grad():
+        projection[:6] *= 100
+    before, sizes = projection.detach().clone(), projection.detach().square().mean(1, keepdim=True).sqrt()
+    sizes = sizes.clamp_min(0.1 * float(sizes.mean()))
+    projection.grad = parameter(12, 5, seed=3).detach()
+    Muon([projection], lr=1e-3, betas=(0.9, 0.999)).step()
+    wanted = 1e-3 * math.sqrt(12) * sizes * polar(projection.grad * sizes)
+    moved = before - projection.detach()
+    assert float((moved * wanted).sum() / (moved.norm() * wanted.norm())) > 0.98
+    assert 0.6 < float(moved.norm() / wanted.norm()) < 1.3
+
+
+def test_momentum_averages_the_gradients_of_earlier_steps() -> None:
+    projection = parameter(6, 4)
+    sizes = row_sizes(projection)
+    muon = Muon([projection], lr=0.0, betas=(0.9, 0.999))
+    average = torch.zeros(6, 4, dtype=torch.float64)
+    for seed in range(3):
+        projection.grad = parameter(6, 4, seed=seed + 10).detach()
+        muon.step()
+        average = 0.9 * average + 0.1 * projection.grad * sizes
+    torch.testing.assert_close(muon.state[projection]["momentum"], average)
+
+
+def test_gains_move_as_adam_moves_them() -> None:
+    gain, twin = parameter(7), parameter(7)
+    muon = Muon([gain], lr=1e-2, betas=(0.9, 0.99))
+    adam = torch.optim.Adam([twin], lr=GAIN_SHARE * 1e-2, betas=(0.9, 0.99))
+    for seed in range(4):
+        gain.grad = twin.grad = parameter(7, seed=seed + 20).detach()
+        muon.step()
+        adam.step()
+    torch.testing.assert_close(gain, twin, rtol=1e-9, atol=1e-12)
+
+
+def test_stacking_matrices_changes_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for stack_bytes in (1, 2**20):
+        monkeypatch.setattr(module, "STACK_BYTES", stack_bytes)
+        projections = [parameter(6, 4, seed=seed) for seed in range(3)]
+        for seed, projection in enumerate(projections):
+            projection.grad = parameter(6, 4, seed=seed + 5).detach()
+        Muon(projections, lr=1e-2, betas=(0.9, 0.999)).step()
+        results.append(torch.stack([projection.detach() for projection in projections]))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-14)
+
+
+def test_rows_that_the_start_left_empty_count_as_a_tenth_of_the_mean() -> None:
+    selection = torch.tensor([[2.0, 2.0], [0.0, 0.0]])
+    assert row_sizes(selection).flatten().tolist() == pytest.approx([2.0, 0.1])
+    assert float(row_sizes(torch.zeros(2, 2)).min()) > 0
+
+
+def test_weight_decay_shrinks_by_rate_times_decay() -> None:
+    projection = parameter(6, 4)
+    before = projection.detach().clone()
+    projection.grad = torch.zeros_like(projection)
+    Muon([projection], lr=0.1, betas=(0.9, 0.999), weight_decay=0.5).step()
+    torch.testing.assert_close(projection.detach(), before * 0.95)
+
+
+def test_the_recipe_names_the_optimiser() -> None:
+    trained = [parameter(6, 4)]
+    assert isinstance(make_optimizer(trained, TrainConfig(max_steps=1, optimizer="muon")), Muon)
+    assert isinstance(make_optimizer(trained, TrainConfig(max_steps=1, optimizer="adamw")), torch.optim.AdamW)
