@@ -1,7 +1,5 @@
 """Convert: a checkpoint and its teacher become a plain Hugging Face folder, tensor by tensor, shard by shard."""
 
-import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
@@ -9,34 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lrc.clone.sites import Variant
 from lrc.config import StudentConfig
 from lrc.errors import CheckpointError, ConfigError
+from lrc.export.plain_folder import copy_companions, write_config, write_shards
 from lrc.export.teacher_tensors import TeacherTensors, is_renamed, open_teacher
 from lrc.models.checkpoint import TRAINED_TENSORS, from_original, is_original, read_facts, variant_of
 from lrc.models.discovery import discover
-from lrc.models.folder import WEIGHTS_INDEX, ModelTensors, resolve_folder, weights_hash
+from lrc.models.folder import ModelTensors, resolve_folder, weights_hash
 from lrc.models.merge_plan import MergePlan, check_trained, merge_plan, student_tensor
 from lrc.models.student import empty_student, student_config
 from lrc.models.teacher import load_config
 
-COPIED = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -197,25 +183,11 @@ def write_student(
 
     if isinstance(teacher, ModelTensors):
         shapes = {name: _student_meta(source, teacher, name, stored) for name in source.plan.names}
-        _write_shards(shapes, draft, merged, max_shard_bytes)
+        write_shards(shapes, draft, merged, max_shard_bytes)
     else:
         _write_by_transformers(source, draft, merged, max_shard_bytes)
-    source.config.save_pretrained(draft)
-    for file_name in COPIED:
-        if (source.teacher_folder / file_name).is_file():
-            shutil.copyfile(source.teacher_folder / file_name, draft / file_name)
-
-
-def _write_shards(
-    shapes: dict[str, Tensor], draft: Path, merged: Callable[[str], Tensor], max_shard_bytes: int
-) -> None:
-    shards = split_torch_state_dict_into_shards(shapes, max_shard_size=max_shard_bytes)
-    for file_name, names in shards.filename_to_tensors.items():
-        save_file({name: merged(name) for name in names}, draft / file_name, metadata={"format": "pt"})
-        (draft / file_name).chmod(0o644)
-    if shards.is_sharded:
-        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-        (draft / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    write_config(source.config, draft)
+    copy_companions(source.teacher_folder, draft)
 
 
 def _write_by_transformers(source: Source, draft: Path, merged: Callable[[str], Tensor], max_shard_bytes: int) -> None:

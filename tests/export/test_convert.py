@@ -44,6 +44,8 @@ def test_the_folder_is_a_stock_model_with_the_factored_logits(tmp_path: Path, fa
     assert changed <= {"hidden_size", "tie_word_embeddings", "layer_types", "transformers_version"}
     assert config["hidden_size"] == 16
     assert config["head_dim"] == 6
+    assert config["torch_dtype"] == config["dtype"] == "float32"
+    assert {"rope_theta", "rope_scaling"} <= set(config)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (out / name).read_bytes() == (tmp_path / "teacher" / name).read_bytes()
 
