@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from lrc.export.size_advice import size_advice
 from lrc.models.discovery import Architecture, discover
 from lrc.models.oddities import oddities
 from lrc.models.oracles import require_family
@@ -48,6 +49,7 @@ def plan(teacher: str, *, hidden_size: int, trust_remote_code: bool = False) -> 
         *_found(architecture),
         *(f"odd        {line}" for line in odd or ["nothing"]),
         f"student    hidden size {hidden_size}, {_parameters(student):,} parameters (teacher {_parameters(config):,})",
+        *(f"size       {line}" for line in size_advice(config, hidden_size)),
         f"supported: {architecture.model_type}; its identity and merge oracles pass on a tiny random model",
     ]
 
