@@ -10,6 +10,7 @@ import tyro
 
 from lrc.config import ConvertConfig, EvaluateConfig, load_recipe
 from lrc.errors import LrcError
+from lrc.verbs.export import export_verb
 from lrc.verbs.serve_check import serve_check_verb
 
 PROGRAM = "lrc"
@@ -230,6 +231,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "plan": plan_verb,
     "check": check_verb,
     "convert": convert_verb,
+    "export": export_verb,
     "serve-check": serve_check_verb,
     "evaluate": evaluate_verb,
     "report": report_verb,

@@ -60,11 +60,11 @@ def check_parity(source: Source, draft: Path) -> dict[str, Any]:
     scale = float(factored.square().mean().sqrt())
     exported = ModelTensors(draft).dtype()
     merged, rounded = _merged_logits(source, ids, exported)
-    in_memory = _difference(merged, factored, scale)
+    in_memory = difference(merged, factored, scale)
     rounding = float((rounded - factored).square().mean().sqrt()) / max(scale, 1e-12)
     trust = source.trust_remote_code
     reloaded_model = load_model(str(draft), dtype=torch.float32, device=device, trust_remote_code=trust)
-    after_reload = _difference(reloaded_model(input_ids=ids).logits, rounded, scale)
+    after_reload = difference(reloaded_model(input_ids=ids).logits, rounded, scale)
     found = (in_memory.relative_difference, after_reload.relative_difference, rounding)
     limits = (EXACT, EXACT, ROUNDING[exported])
     passed = all(difference <= limit for difference, limit in zip(found, limits, strict=True))
@@ -120,6 +120,7 @@ def _merged_logits(source: Source, ids: Tensor, exported: torch.dtype) -> tuple[
     return exact, model(input_ids=ids).logits
 
 
-def _difference(logits: Tensor, reference: Tensor, scale: float) -> Difference:
+def difference(logits: Tensor, reference: Tensor, scale: float) -> Difference:
+    """Measure how far logits are from a reference; `scale` is the reference's root mean square."""
     largest = float((logits.float() - reference).abs().max())
     return Difference(max_abs_difference=largest, relative_difference=largest / max(scale, 1e-12))
