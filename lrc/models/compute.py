@@ -6,6 +6,9 @@ import torch
 
 from lrc.errors import ConfigError
 
+PRODUCT_ROWS, PRODUCT_SIZE = 128, 512
+"""Rows and width of the measured product: small enough to cost nothing, large enough to use every core."""
+
 
 def choose_device(wanted: str) -> torch.device:
     """Return the device; `auto` takes a GPU if there is one.
@@ -31,13 +34,19 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return min(seconds, key=lambda dtype: seconds[dtype])
 
 
+def products_flops_per_second(dtype: torch.dtype) -> float:
+    """Measure this CPU's rate at matrix products of `dtype`, FLOP/s (a few milliseconds)."""
+    return 2 * PRODUCT_ROWS * PRODUCT_SIZE**2 / _product_seconds(dtype)
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """`torch.bfloat16` -> `bfloat16`."""
     return str(dtype).removeprefix("torch.")
 
 
 def _product_seconds(dtype: torch.dtype) -> float:
-    left, right = torch.ones(128, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+    left = torch.ones(PRODUCT_ROWS, PRODUCT_SIZE, dtype=dtype)
+    right = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE, dtype=dtype)
     times = []
     for _ in range(4):
         began = time.perf_counter()

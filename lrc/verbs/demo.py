@@ -1,5 +1,6 @@
 """`lrc demo`: a whole run on the embedded teacher, from nothing to a scored student, on a CPU."""
 
+import math
 import os
 import shutil
 import sys
@@ -7,10 +8,8 @@ import time
 from importlib.resources import files
 from pathlib import Path
 
-import torch
-
 from lrc.config import Recipe, load_recipe
-from lrc.models.compute import choose_device, choose_dtype
+from lrc.models.compute import choose_device, choose_dtype, products_flops_per_second
 from lrc.report.terminal import print_scorecard
 from lrc.training.metrics import format_seconds
 from lrc.verbs.convert import convert
@@ -18,23 +17,31 @@ from lrc.verbs.evaluate import evaluate
 from lrc.verbs.report import report
 from lrc.verbs.train import train
 
-LONGER = (
-    "start.tokens=65536",
-    "train.max_steps=120",
-    "train.learning_rate=6e-5",
-    "train.warmup_ratio=0.1",
-    "train.save_steps=30",
-    "train.evaluate_steps=30",
-)
-"""The demo on a machine whose bfloat16 is fast: more text and more steps in the same quarter of an hour."""
+LENGTHS: dict[float, tuple[str, ...]] = {
+    250e9: ("start.tokens=65536", "train.max_steps=100", "train.save_steps=25", "train.evaluate_steps=25"),
+    100e9: ("start.tokens=65536", "train.max_steps=60", "train.save_steps=15", "train.evaluate_steps=15"),
+}
+"""More text and more steps in the same quarter of an hour, by the FLOP/s that this CPU's matrix products reach."""
 
 
 def demo_recipe(overrides: tuple[str, ...] = ()) -> Recipe:
-    """Load the demo's recipe (it comes with the package), `LONGER` where it computes in bfloat16; apply overrides."""
+    """Load the demo's recipe (it comes with the package), longer on a fast CPU; apply overrides.
+
+    A demo that is under way keeps the length that it was begun with.
+    """
     path = Path(str(files("lrc.verbs") / "demo.yaml"))
-    recipe = load_recipe(path, overrides)
-    is_fast = choose_dtype(recipe.train.compute_dtype, choose_device(recipe.train.device)) is torch.bfloat16
-    return load_recipe(path, (*LONGER, *overrides)) if is_fast else recipe
+    recipes = [load_recipe(path, (*length, *overrides)) for length in (*LENGTHS.values(), ())]
+    begun = Path(recipes[0].run) / "train" / "recipe.yaml"
+    if begun.is_file():
+        steps = load_recipe(begun).train.max_steps
+        same = [recipe for recipe in recipes if recipe.train.max_steps == steps]
+        if same:
+            return same[0]
+    device = choose_device(recipes[0].train.device)
+    rate = math.inf
+    if device.type == "cpu":
+        rate = products_flops_per_second(choose_dtype(recipes[0].train.compute_dtype, device))
+    return next(recipe for least, recipe in zip((*LENGTHS, 0.0), recipes, strict=True) if rate >= least)
 
 
 def demo(overrides: tuple[str, ...] = (), *, overwrite: bool = False, dry_run: bool = False) -> Path:

@@ -98,6 +98,11 @@ def test_a_dtype_s_time_is_the_best_of_four_products_in_it(monkeypatch: pytest.M
     assert products.dtypes == [torch.bfloat16] * 4
 
 
+def test_the_rate_is_the_product_s_operations_over_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_seconds(monkeypatch, {torch.float32: 0.5})
+    assert compute.products_flops_per_second(torch.float32) == 2 * 128 * 512 * 512 / 0.5
+
+
 @pytest.mark.parametrize(
     ("dtype", "name"), [(torch.float32, "float32"), (torch.bfloat16, "bfloat16"), (torch.float16, "float16")]
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from lrc.training.launch import write_recipe
 from lrc.verbs.demo import demo, demo_recipe
 from tests.tiny import teacher_folder, write_rows
 
@@ -69,15 +70,20 @@ def check_card(results: dict[str, object], student_folder: Path, held_out: Path)
     assert card["file_size_bytes"] == (student_folder / "model.safetensors").stat().st_size
 
 
-@pytest.mark.parametrize(("dtype", "steps"), [(torch.bfloat16, 120), (torch.float32, 10)], ids=["fast", "slow"])
-def test_the_demo_trains_longer_where_bfloat16_is_the_faster(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, steps: int
+@pytest.mark.parametrize(("rate", "steps"), [(300e9, 100), (160e9, 60), (60e9, 10)], ids=["fast", "middle", "slow"])
+def test_the_demo_trains_longer_on_a_faster_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rate: float, steps: int
 ) -> None:
-    monkeypatch.setattr("lrc.verbs.demo.choose_dtype", lambda wanted, device: dtype)
-    assert demo_recipe().train.max_steps == steps
-    assert demo_recipe(("train.max_steps=3",)).train.max_steps == 3
+    monkeypatch.setattr("lrc.verbs.demo.products_flops_per_second", lambda dtype: rate)
+    run = f"run={tmp_path / 'run'}"
+    assert demo_recipe((run,)).train.max_steps == steps
+    assert demo_recipe((run, "train.max_steps=3")).train.max_steps == 3
 
 
-def test_a_demo_that_is_to_compute_in_float32_is_the_short_one_on_any_machine() -> None:
-    recipe = demo_recipe(("train.compute_dtype=float32",))
-    assert (recipe.train.max_steps, recipe.train.learning_rate) == (10, 3e-5)
+def test_a_demo_under_way_keeps_its_length(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = f"run={tmp_path / 'run'}"
+    monkeypatch.setattr("lrc.verbs.demo.products_flops_per_second", lambda dtype: 300e9)
+    (tmp_path / "run" / "train").mkdir(parents=True)
+    write_recipe(tmp_path / "run" / "train" / "recipe.yaml", demo_recipe((run,)))
+    monkeypatch.setattr("lrc.verbs.demo.products_flops_per_second", lambda dtype: 60e9)
+    assert demo_recipe((run,)).train.max_steps == 100
