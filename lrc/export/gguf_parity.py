@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lrc.errors import NumericsError
 from lrc.export.llama_cpp import ask_llama_cpp
+from lrc.export.probe import ODD_TEXT, SCORED_EVERY, TEXTS, compare, log_probabilities, probe_sequences
 from lrc.models.teacher import load_model, load_tokenizer
 
 LIMITS: dict[str, tuple[str, float]] = {
@@ -23,18 +23,6 @@ LIMITS: dict[str, tuple[str, float]] = {
 }
 """What decides for each kind. What 5 and 4 bits cost is the student's own: their limit only tells a lossy file from a
 broken one."""
-SEQUENCE_TOKENS = 64
-NUM_RANDOM_TOKENS = 64
-TEXTS = (
-    "The river rises in the hills, runs south for 140 miles and meets the sea near a small town. In 1897 a bridge was "
-    "built there; it's still in use today, and nobody knows who paid for it. Its arches have stood in every flood.",
-    "To bake bread you need flour, water, salt and time. Mix 500 g of flour with 325 ml of water, let it rest for an "
-    "hour, then fold the dough (3 or 4 times) and wait again.\n\nWe've tried it ourselves: don't hurry!",
-    "def area(width, height):\n    return width * height  # both in metres\n\nprint(area(2.5, 10))\n\n"
-    "The function returns 25.0, as you'd expect; call it with other values and compare what you get.",
-)
-"""Text of three kinds; also what llama.cpp must tokenise as transformers does, with the next one."""
-ODD_TEXT = "  Ünïcode \u2014 na\u00efve caf\u00e9, \u043f\u0440\u0438\u0432\u0435\u0442, \u4f60\u597d 12345 x_1\t!?\n"
 
 
 def check_gguf_parity(student: Path, gguf: Path, *, kind: str, vocab_size: int) -> dict[str, Any]:
@@ -49,12 +37,13 @@ def check_gguf_parity(student: Path, gguf: Path, *, kind: str, vocab_size: int) 
     tokenizer = load_tokenizer(student)
     texts = [*TEXTS, ODD_TEXT]
     tokens = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-    sequences = [ids[:SEQUENCE_TOKENS] for ids in tokens[: len(TEXTS)]] + [_random_ids(vocab_size)]
-    answers = ask_llama_cpp(gguf, vocab_size=vocab_size, sequences=sequences, texts=texts)
+    sequences = probe_sequences(tokenizer, vocab_size)
+    answers = ask_llama_cpp(gguf, vocab_size=vocab_size, every=SCORED_EVERY, sequences=sequences, texts=texts)
     for text, expected, found in zip(texts, tokens, answers.tokens, strict=True):
         if expected != found:
             raise NumericsError(_token_difference(gguf.name, text, expected, found))
-    facts = compare(answers.log_probabilities, _reference(student, sequences))
+    model = load_model(str(student), dtype=torch.float32, device=torch.device("cpu"))
+    facts = compare(answers.log_probabilities, log_probabilities(model, sequences))
     name, limit = LIMITS[kind]
     passed = facts[name] >= limit if name == "top1_agreement" else facts[name] <= limit
     if not passed:
@@ -64,28 +53,6 @@ def check_gguf_parity(student: Path, gguf: Path, *, kind: str, vocab_size: int) 
             f"found {facts[name]:.4g} (all: {facts}). Nothing was published."
         )
     return {"passed": passed, "kind": kind, "limit": {name: limit}} | facts | {"tokenised_alike": True}
-
-
-def compare(found: Tensor, expected: Tensor) -> dict[str, float | int]:
-    """Compare log-probabilities `[positions, vocabulary]` in float64: means over positions, KL(expected || found)."""
-    return {
-        "max_abs_difference": float((found - expected).abs().max()),
-        "kl": float((expected.exp() * (expected - found)).sum(-1).mean()),
-        "top1_agreement": float((found.argmax(-1) == expected.argmax(-1)).double().mean()),
-        "positions": len(expected),
-    }
-
-
-def _random_ids(vocab_size: int) -> list[int]:
-    generator = torch.Generator().manual_seed(0)
-    return [int(token) for token in torch.randint(0, vocab_size, (NUM_RANDOM_TOKENS,), generator=generator)]
-
-
-@torch.no_grad()
-def _reference(student: Path, sequences: list[list[int]]) -> Tensor:
-    model = load_model(str(student), dtype=torch.float32, device=torch.device("cpu"))
-    logits = [model(input_ids=torch.tensor([ids])).logits[0] for ids in sequences]
-    return torch.cat(logits).double().log_softmax(-1)
 
 
 def _token_difference(name: str, text: str, expected: list[int], found: list[int]) -> str:

@@ -22,7 +22,7 @@ class LlamaCppAnswers:
     """What llama.cpp said."""
 
     log_probabilities: Tensor
-    """Log softmax of the logits, `[positions of all sequences, vocabulary]`, float64."""
+    """Log softmax of the logits, `[scored positions of all sequences, vocabulary]`, float64."""
     tokens: list[list[int]] = field(default_factory=list)
     """Token ids of each text, without added special tokens."""
     chats: list[str] = field(default_factory=list)
@@ -38,6 +38,7 @@ def ask_llama_cpp(
     gguf: Path,
     *,
     vocab_size: int = 0,
+    every: int = 1,
     sequences: Sequence[Sequence[int]] = (),
     texts: Sequence[str] = (),
     chats: Sequence[Messages] = (),
@@ -48,7 +49,8 @@ def ask_llama_cpp(
     Args:
         gguf: The file.
         vocab_size: Size of the model's vocabulary; needed for sequences.
-        sequences: Token ids; every position is scored.
+        every: Each how many-th position of a sequence is scored, from the first on.
+        sequences: Token ids.
         texts: To be tokenised.
         chats: Each answered on its own by the chat template in the file.
         max_tokens: Longest answer.
@@ -62,6 +64,7 @@ def ask_llama_cpp(
             "model": str(gguf.resolve()),
             "vocab_size": vocab_size,
             "num_threads": torch.get_num_threads(),
+            "every": every,
             "sequences": [list(ids) for ids in sequences],
             "texts": list(texts),
             "chats": list(chats),
@@ -73,4 +76,5 @@ def ask_llama_cpp(
             raise NumericsError(f"llama.cpp must load and run {gguf.name}, but ended with: {failure}")
         answers = json.loads((Path(scratch) / "answers.json").read_text(encoding="utf-8"))
         rows = torch.from_numpy(np.load(Path(scratch) / "log_probabilities.npy"))
-    return LlamaCppAnswers(log_probabilities=rows, tokens=answers["tokens"], chats=answers["chats"])
+    # llama.cpp sums the vocabulary's exponentials in float32, which is off by 1e-4; the differences are not
+    return LlamaCppAnswers(log_probabilities=rows.log_softmax(-1), tokens=answers["tokens"], chats=answers["chats"])

@@ -19,8 +19,8 @@ CONTEXT = 1024
 def answer_job(job_file: Path) -> None:
     """Answer a job.
 
-    The job names `model`, `vocab_size`, `num_threads`, `sequences` (token ids, each position is scored), `texts` (to be
-    tokenised), `chats` (lists of messages to be answered) and `max_tokens` of an answer.
+    The job names `model`, `vocab_size`, `num_threads`, `sequences` (token ids), `every` (each how many-th position is
+    scored), `texts` (to be tokenised), `chats` (lists of messages to be answered) and `max_tokens` of an answer.
     """
     job = json.loads(job_file.read_text(encoding="utf-8"))
     server = _open_server(job["model"], job["num_threads"])
@@ -30,7 +30,7 @@ def answer_job(job_file: Path) -> None:
     rows = [
         _next_log_probabilities(server, ids[: position + 1], job["vocab_size"], ordinary)
         for ids in job["sequences"]
-        for position in range(len(ids))
+        for position in range(0, len(ids), job["every"])
     ]
     np.save(job_file.with_name("log_probabilities.npy"), np.array(rows, dtype=np.float64))
     job_file.with_name("answers.json").write_text(json.dumps({"tokens": tokens, "chats": chats}), encoding="utf-8")
