@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 from lrc.embedded.cache import Report, provide_folder
-from lrc.embedded.packages import Sdist, fetched
+from lrc.embedded.packages import Sdist, fetched_archive
 from lrc.errors import LrcError
 
 CONVERTER_NAME = "converter.zip"
@@ -46,7 +46,7 @@ def gguf_converter(*, report: Report = print) -> Path:
     """
 
     def build(folder: Path) -> None:
-        with fetched(_SDIST, folder, report=report) as archive:
+        with fetched_archive(_SDIST, folder, report=report) as archive:
             pack_converter(archive, folder / CONVERTER_NAME)
         report(f"llama.cpp's converter of {_SDIST.package} {_SDIST.version} (MIT) is ready.")
 

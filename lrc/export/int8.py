@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, TorchAoConfig
 
 from lrc.errors import CheckpointError, ConfigError, NumericsError
-from lrc.export.folder import check_target, written_folder
+from lrc.export.folder import written_folder
 from lrc.export.probe import compare, log_probabilities, probe_sequences
 from lrc.models.compute import dtype_name
 from lrc.models.folder import ModelTensors
@@ -29,12 +29,27 @@ COPIED = ("tokenizer*", "chat_template*", "special_tokens_map.json", "vocab.*", 
 Say = Callable[[str], None]
 
 
-def export_int8(student: Path, out: Path, *, overwrite: bool = False, say: Say = print) -> Path:
+def check_int8(student: Path) -> Any:
+    """Check that a student can be quantised, and return its config.
+
+    Raises:
+        ConfigError: torchao is missing, or the student is quantised already.
+    """
+    if find_spec("torchao") is None:
+        raise ConfigError("The int8 export needs torchao. Install it with: pip install torchao.")
+    config = load_config(str(student))
+    if getattr(config, "quantization_config", None):
+        raise ConfigError(f"The student must hold plain weights, but {student} is quantised. Export what it came from.")
+    return config
+
+
+def write_int8(student: Path, out: Path, *, config: Any, overwrite: bool = False, say: Say = print) -> Path:
     """Quantise a student's linear layers to int8 and publish it once it reloads exactly and is near the student.
 
     Args:
-        student: Hugging Face folder.
+        student: Hugging Face folder that passed `check_int8`.
         out: Folder to write; with `int8_parity.json`.
+        config: The student's, from `check_int8`.
         overwrite: Replace `out`.
         say: Receives one line a step.
 
@@ -42,29 +57,16 @@ def export_int8(student: Path, out: Path, *, overwrite: bool = False, say: Say =
         `out`.
 
     Raises:
-        ConfigError: torchao is missing, `out` exists, or the student is quantised already; nothing is written.
+        ConfigError: `out` exists.
         CheckpointError: The weights can't be read or the disk is full.
         NumericsError: The reloaded model is not the one that was saved, or it is far from the student.
     """
-    check_target(out, overwrite=overwrite)
-    require_torchao()
-    config = load_config(str(student))
-    if getattr(config, "quantization_config", None):
-        raise ConfigError(
-            f"The student must hold plain weights, but {student} is quantised. Export the unquantised one."
-        )
     dtype = ModelTensors(student).dtype()
     sequences = probe_sequences(load_tokenizer(student), config.vocab_size)
     with written_folder(out, overwrite=overwrite) as draft:
         quantised = load_int8(student, dtype=dtype, quantise=True)
         before = log_probabilities(quantised, sequences)
-        quantised.save_pretrained(draft)
-        for path in draft.glob("*.safetensors"):
-            path.chmod(0o644)  # safetensors writes 0600
-        del quantised
-        for pattern in COPIED:
-            for path in student.glob(pattern):
-                shutil.copyfile(path, draft / path.name)
+        _save(quantised, student, draft)
         after = log_probabilities(load_int8(draft, dtype=dtype), sequences)
         reference = load_model(str(student), dtype=torch.float32, device=torch.device("cpu"))
         facts = {
@@ -81,14 +83,13 @@ def export_int8(student: Path, out: Path, *, overwrite: bool = False, say: Say =
     return out
 
 
-def require_torchao() -> None:
-    """Refuse to go on without torchao.
-
-    Raises:
-        ConfigError: It is missing.
-    """
-    if find_spec("torchao") is None:
-        raise ConfigError("The int8 export needs torchao. Install it with: pip install torchao.")
+def _save(quantised: Any, student: Path, draft: Path) -> None:
+    quantised.save_pretrained(draft)
+    for path in draft.glob("*.safetensors"):
+        path.chmod(0o644)  # safetensors writes 0600
+    for pattern in COPIED:
+        for path in student.glob(pattern):
+            shutil.copyfile(path, draft / path.name)
 
 
 def load_int8(folder: Path, *, dtype: torch.dtype, quantise: bool = False) -> Any:

@@ -1,0 +1,38 @@
+"""`lrc export --as gguf`: a student as one GGUF file, written and proven by llama.cpp's own code."""
+
+from pathlib import Path
+
+from lrc.embedded.converter import gguf_converter
+from lrc.export.folder import check_target
+from lrc.export.gguf import check_gguf, write_proven_gguf
+from lrc.models.folder import resolve_folder
+from lrc.verbs.progress import say
+from lrc.verbs.sources import locate_teacher
+
+
+def export_gguf(student: str, out: Path, *, kind: str, overwrite: bool = False, dry_run: bool = False) -> Path:
+    """Write `out/NAME-KIND.gguf` and `out/gguf_parity.json`; the converter is fetched when the first file is written.
+
+    Args:
+        student: Folder or hub id, or `embedded:...` for the demo's teacher.
+        out: Folder of the file.
+        kind: f32, f16, q8_0, q5_0 or q4_k_m.
+        overwrite: Replace `out`.
+        dry_run: Check everything, write nothing.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        ConfigError, CheckpointError: Bad input, before anything is written.
+        NumericsError: llama.cpp computes something else than transformers; nothing is published.
+    """
+    check_target(out, overwrite=overwrite)
+    folder = resolve_folder(locate_teacher(student))
+    config = check_gguf(folder, kind)
+    if dry_run:
+        say(f"dry run: {student} ({config.model_type}) can be written as {kind}: good")
+        return out
+    return write_proven_gguf(
+        folder, out, kind=kind, converter=gguf_converter(report=say), config=config, overwrite=overwrite, say=say
+    )

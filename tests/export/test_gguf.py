@@ -1,0 +1,168 @@
+"""GGUF files: written by llama.cpp's converter, loaded by llama.cpp; what does not fit is refused before anything runs."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from lrc.errors import CheckpointError, ConfigError, NumericsError
+from lrc.export import gguf as gguf_export
+from lrc.export import gguf_parity
+from lrc.export.gguf import PARITY_NAME, check_gguf, write_proven_gguf
+from lrc.export.llama_cpp import ask_llama_cpp
+from tests.export.bpe_student import bpe_student
+from tests.tiny import teacher_folder
+
+WIDE = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
+FIT_32 = {"hidden_size": 32, "intermediate_size": 64, "head_dim": 8}
+
+
+def export(student: Path, out: Path, kind: str, converter: Path, *, overwrite: bool = False) -> dict[str, Any]:
+    config = check_gguf(student, kind)
+    lines: list[str] = []
+    path = write_proven_gguf(
+        student, out, kind=kind, converter=converter, config=config, overwrite=overwrite, say=lines.append
+    )
+    assert path == out / f"{student.name}-{kind.upper()}.gguf"
+    assert sorted(entry.name for entry in out.iterdir()) == sorted([path.name, PARITY_NAME])
+    facts: dict[str, Any] = json.loads((out / PARITY_NAME).read_text())
+    return facts | {"lines": lines}
+
+
+def fake_converter(path: Path, main: str) -> Path:
+    """Write a converter of the real one's form whose `main` has this body."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("conversion/__init__.py", "")
+        archive.writestr("conversion/base.py", "class TextModel:\n    def get_vocab_base_pre(self, tokenizer): ...\n")
+        archive.writestr("convert_hf_to_gguf.py", f"import sys\ndef main():\n    {main}\n")
+    return path
+
+
+WRITES_ITS_ARGUMENTS = "open(sys.argv[sys.argv.index('--outfile') + 1], 'w').write(' '.join(sys.argv))"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_f32_file_computes_what_transformers_does(tmp_path: Path, converter: Path, tied: bool) -> None:
+    pytest.importorskip("xllamacpp")
+    student = bpe_student(tmp_path / "student", tie_word_embeddings=tied)
+    facts = export(student, tmp_path / "out", "f32", converter)
+    assert facts["verified"]
+    assert facts["passed"]
+    assert facts["max_abs_difference"] <= 1e-3
+    assert facts["top1_agreement"] >= 0.99
+    assert facts["positions"] == 4 * 32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "sizes"), [("f16", {}), ("q8_0", FIT_32), ("q5_0", FIT_32), ("q4_k_m", WIDE)])
+def test_smaller_files_stay_near(tmp_path: Path, converter: Path, kind: str, sizes: dict[str, int]) -> None:
+    pytest.importorskip("xllamacpp")
+    facts = export(bpe_student(tmp_path / "student", **sizes), tmp_path / "out", kind, converter)
+    assert facts["verified"]
+    assert facts["kl"] <= {"f16": 1e-4, "q8_0": 1e-2, "q5_0": 5e-2, "q4_k_m": 0.2}[kind]
+    if kind == "f16":
+        assert facts["top1_agreement"] >= 0.99
+
+
+@pytest.mark.slow
+def test_file_carries_tokenizer_and_chat_template(tmp_path: Path, converter: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    export(bpe_student(tmp_path / "student", split="llama-bpe"), tmp_path / "out", "f32", converter)
+    answers = ask_llama_cpp(
+        tmp_path / "out" / "student-F32.gguf", chats=[[{"role": "user", "content": "flour"}]], max_tokens=4
+    )
+    assert len(answers.chats) == 1
+
+
+@pytest.mark.slow
+def test_file_with_other_logits_is_not_published(
+    tmp_path: Path, converter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("xllamacpp")
+    student = bpe_student(tmp_path / "student")
+    other = AutoModelForCausalLM.from_pretrained(student)
+    with torch.no_grad():
+        other.model.norm.weight[0] += 0.5
+    monkeypatch.setattr(gguf_parity, "load_model", lambda *arguments, **options: other)
+    with pytest.raises(NumericsError, match=r"max_abs_difference at most 0\.001.*Nothing was published"):
+        export(student, tmp_path / "out", "f32", converter)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["student"]
+
+
+def test_without_llama_cpp_the_file_says_that_nobody_loaded_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf_export, "has_llama_cpp", lambda: False)
+    converter = fake_converter(tmp_path / "converter.zip", WRITES_ITS_ARGUMENTS)
+    student = bpe_student(tmp_path / "student", split="smollm")
+    facts = export(student, tmp_path / "out", "f16", converter)
+    assert facts["verified"] is False
+    assert "pip install xllamacpp" in facts["remedy"]
+    assert "NOT verified" in facts["lines"][0]
+    written = (tmp_path / "out" / "student-F16.gguf").read_text()
+    assert "--outtype f16" in written
+    assert written.endswith(str(student))
+
+
+@pytest.mark.parametrize(
+    ("main", "error", "said"),
+    [
+        ("raise NotImplementedError('BPE pre-tokenizer was not recognized - update')", ConfigError, "splits text into"),
+        ("raise KeyError('no such tensor')", CheckpointError, "no such tensor"),
+    ],
+)
+def test_converter_that_fails_leaves_nothing(tmp_path: Path, main: str, error: type[Exception], said: str) -> None:
+    converter = fake_converter(tmp_path / "converter.zip", main)
+    student = bpe_student(tmp_path / "student", split="other")
+    with pytest.raises(error, match=said):
+        export(student, tmp_path / "out", "f32", converter)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["converter.zip", "student"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "said"),
+    [
+        ("q4_k_m", FIT_32, r"multiple of 256, but .* rows of 32\. Use q5_0 or q8_0 or f16"),
+        ("q8_0", {"hidden_size": 48, "head_dim": 8}, r"multiple of 32, but .*\. Use f16, or train"),
+    ],
+)
+def test_rows_without_whole_blocks_are_refused_with_what_fits(
+    tmp_path: Path, kind: str, sizes: dict[str, int], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_gguf(bpe_student(tmp_path / "student", **sizes), kind)
+
+
+def test_qwen2_with_a_head_size_of_its_own_must_become_a_llama_first(tmp_path: Path) -> None:
+    student = bpe_student(tmp_path / "student", "qwen2")  # 4 heads of 6 at hidden size 32
+    with pytest.raises(ConfigError, match=r"4 heads of 6 at hidden size 32.*--as llama"):
+        check_gguf(student, "f32")
+    check_gguf(bpe_student(tmp_path / "plain", "qwen2", head_dim=8), "f32")
+
+
+def test_unknown_type_and_missing_tokenizer_are_refused(tmp_path: Path) -> None:
+    student = teacher_folder(tmp_path / "student")
+    with pytest.raises(ConfigError, match=r"one of f32, f16, q8_0, q5_0, q4_k_m; found 'q3'"):
+        check_gguf(student, "q3")
+    (student / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match=r"must hold tokenizer\.json or tokenizer\.model"):
+        check_gguf(student, "f32")
+
+
+def test_sentencepiece_tokenizer_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = bpe_student(tmp_path / "student")
+    (student / "tokenizer.model").write_bytes(b"")
+    monkeypatch.setattr(gguf_export, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install sentencepiece"):
+        check_gguf(student, "f32")
+
+
+def test_output_that_exists_is_untouched(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "kept").write_text("here")
+    converter = fake_converter(tmp_path / "converter.zip", WRITES_ITS_ARGUMENTS)
+    with pytest.raises(ConfigError, match="--overwrite"):
+        export(bpe_student(tmp_path / "student"), tmp_path / "out", "f32", converter)
+    assert (tmp_path / "out" / "kept").read_text() == "here"

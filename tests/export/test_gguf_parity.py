@@ -1,0 +1,97 @@
+"""What decides whether a GGUF file is published, with answers of llama.cpp made up here."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lrc.errors import NumericsError
+from lrc.export import gguf_parity
+from lrc.export.gguf_parity import check_gguf_parity
+from lrc.export.llama_cpp import LlamaCppAnswers
+from lrc.export.probe import ODD_TEXT, TEXTS, log_probabilities, probe_sequences
+from lrc.models.teacher import load_model, load_tokenizer
+from tests.export.bpe_student import bpe_student
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bpe_student(tmp_path_factory.mktemp("parity") / "student")
+
+
+@pytest.fixture(scope="module")
+def exact(student: Path) -> Tensor:
+    model = load_model(str(student), dtype=torch.float32, device=torch.device("cpu"))
+    return log_probabilities(model, probe_sequences(load_tokenizer(student), model.config.vocab_size))
+
+
+def check(
+    student: Path, found: Tensor, kind: str, monkeypatch: pytest.MonkeyPatch, *, wrong_token: bool = False
+) -> dict[str, object]:
+    tokenizer = load_tokenizer(student)
+    tokens = [tokenizer.encode(text, add_special_tokens=False) for text in (*TEXTS, ODD_TEXT)]
+    if wrong_token:
+        tokens[-1][2] += 1
+    answers = LlamaCppAnswers(log_probabilities=found, tokens=tokens)
+    monkeypatch.setattr(gguf_parity, "ask_llama_cpp", lambda *arguments, **options: answers)
+    return check_gguf_parity(student, Path("student.gguf"), kind=kind, vocab_size=found.shape[1])
+
+
+def test_equal_logits_pass(student: Path, exact: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = check(student, exact, "f32", monkeypatch)
+    assert facts["passed"] is True
+    assert facts["max_abs_difference"] == 0.0
+    assert facts["tokenised_alike"] is True
+
+
+@pytest.mark.parametrize(("kind", "shift", "passes"), [("f32", 9e-4, True), ("f32", 1.1e-3, False), ("f16", 1.0, True)])
+def test_one_logit_decides_for_f32_alone(
+    student: Path, exact: Tensor, kind: str, shift: float, passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = exact.clone()
+    found[5, int(exact[5].argmin())] -= shift
+    if passes:
+        check(student, found, kind, monkeypatch)
+    else:
+        with pytest.raises(NumericsError, match="max_abs_difference at most"):
+            check(student, found, kind, monkeypatch)
+
+
+@pytest.mark.parametrize(("flips", "passes"), [(1, True), (2, False)])
+def test_first_choices_decide_for_f16(
+    student: Path, exact: Tensor, flips: int, passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = exact.clone()
+    for row in range(flips):
+        found[row, int(exact[row].argmin())] = 0.0
+    if passes:
+        check(student, found, "f16", monkeypatch)
+    else:
+        with pytest.raises(NumericsError, match=r"top1_agreement at least 0\.99, found 0\.98"):
+            check(student, found, "f16", monkeypatch)
+
+
+@pytest.mark.parametrize(("kind", "passes"), [("q8_0", False), ("q4_k_m", True)])
+def test_kl_decides_for_the_quantised(
+    student: Path, exact: Tensor, kind: str, passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = 0.4 * torch.randn(exact.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = (exact + noise).log_softmax(-1)  # KL about 0.4 ** 2 / 2
+    if passes:
+        check(student, found, kind, monkeypatch)
+    else:
+        with pytest.raises(NumericsError, match=r"kl at most 0\.01, found 0\.0[5-9]"):
+            check(student, found, kind, monkeypatch)
+
+
+def test_logits_that_are_no_numbers_never_pass(student: Path, exact: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = torch.full_like(exact, float("nan"))
+    for kind in ("f32", "f16", "q8_0"):
+        with pytest.raises(NumericsError):
+            check(student, found, kind, monkeypatch)
+
+
+def test_text_that_is_split_otherwise_is_named(student: Path, exact: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NumericsError, match=r"token 2 of student\.gguf is .*wrong pre-tokenizer"):
+        check(student, exact, "f32", monkeypatch, wrong_token=True)
