@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from lrc.config import load_recipe
 from lrc.errors import CheckpointError, ConfigError, DataError
 from lrc.models.checkpoint import versions
-from lrc.training.checkpoint import find_resume
+from lrc.training.checkpoint_list import find_resume
 from lrc.verbs.convert import convert
 from lrc.verbs.train import train
 from tests.tiny import tiny_recipe, write_rows
@@ -232,7 +232,7 @@ def test_a_run_that_goes_back_drops_the_checkpoints_after_that_step(tmp_path: Pa
     back = tiny_recipe(tmp_path, train__max_steps=2, train__save_total_limit=keep, **changes)
     last = train(back, resume=str(folder / "checkpoint-1"))
     assert last.is_dir()
-    assert find_resume(folder, "auto") == last
+    assert find_resume(folder, "auto", print) == last
 
 
 def test_a_finished_checkpoint_of_another_run_ends_with_a_checkpoint_here(tmp_path: Path) -> None:
