@@ -110,9 +110,15 @@ class TrainConfig:
     save_steps: int = 500
     """Optimiser steps between two checkpoints; the last step always writes one."""
     save_total_limit: int | None = 2
-    """Checkpoints kept, the newest; None: all."""
+    """Checkpoints kept, the newest, and the best one by held-out KL beside them; None: all."""
     evaluate_steps: int | None = None
     """Optimiser steps between two held-out measures; None: quarters of the run."""
+    on_divergence: Literal["stop", "rollback"] = "stop"
+    """At a loss or gradient that is not finite or explodes: end, or go back to a checkpoint and skip the batch."""
+    divergence_factor: float | None = 100.0
+    """A gradient norm above this many times the median of the last 64 steps' explodes; None: never."""
+    strategy: Literal["auto", "ddp", "fsdp2", "zero1", "zero2", "zero3"] = "auto"
+    """How several processes share the work; `auto`: as the launcher's configuration says, else `ddp`."""
     seed: int = 0
     """Seeds the random start and the order of the data."""
     compute_dtype: ComputeDtype = "auto"
@@ -258,7 +264,7 @@ ABOVE_ZERO: dict[str, str] = {
     "objective": "temperature",
     "data": "sequence_length held_out_tokens",
     "train": "max_steps batch_size gradient_accumulation_steps learning_rate max_grad_norm log_steps save_steps "
-    "save_total_limit evaluate_steps",
+    "save_total_limit evaluate_steps divergence_factor",
     "convert": "max_shard_bytes",
     "evaluate": "tokens sequence_length sample_tokens",
 }

@@ -28,6 +28,10 @@ class Blocks(Protocol):
         """Return a block of at most `sequence_length` ids."""
         ...
 
+    def where(self, index: int) -> str:
+        """Name the file and the lines or documents that a block comes from."""
+        ...
+
 
 class TokenisedBlocks:
     """Blocks of the published format, one row each, read from disk when asked for."""
@@ -59,11 +63,16 @@ class TokenisedBlocks:
             )
         return Block(np.asarray(ids[: self.sequence_length], dtype=np.int64), str(row.get("data_cls", "general")))
 
+    def where(self, index: int) -> str:
+        """Return `file:line`."""
+        return self.rows.where(index)
+
 
 class PackedText:
     """Raw text rows, tokenised and packed as bos text eos into equal blocks; held in memory."""
 
     def __init__(self, rows: JsonLines, tokenizer: Any, *, sequence_length: int) -> None:
+        self.rows = rows
         ids: list[int] = []
         starts: list[int] = []
         for index in range(len(rows)):
@@ -91,6 +100,13 @@ class PackedText:
         first, last = np.searchsorted(self.starts, [index * length, (index + 1) * length])
         # an empty document of a tokenizer without marks starts where the next one does
         return Block(self.blocks[index], "general", np.unique(self.starts[first:last]) - index * length)
+
+    def where(self, index: int) -> str:
+        """Return `file:line` of the first and the last text in the block."""
+        length = self.blocks.shape[1]
+        first = int(np.searchsorted(self.starts, index * length, side="right")) - 1
+        last = int(np.searchsorted(self.starts, (index + 1) * length)) - 1
+        return self.rows.where(first) if first == last else f"{self.rows.where(first)} to {self.rows.where(last)}"
 
 
 def open_blocks(source: str, tokenizer: Any, *, sequence_length: int, vocab_size: int) -> Blocks:

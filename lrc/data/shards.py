@@ -119,6 +119,17 @@ class ShardBlocks:
         inside = slice(*np.searchsorted(starts, np.asarray([begin, begin + len(ids)], dtype=START_DTYPE)))
         return Block(ids, self.shards[number].data_class, starts[inside].astype(np.int64) - begin)
 
+    def where(self, index: int) -> str:
+        """Return the shard, its documents (from 0) and its tokens that a block holds."""
+        number = int(np.searchsorted(self._first, index, side="right")) - 1
+        tokens, starts = self._mapped(number)
+        begin = (index - int(self._first[number])) * self.sequence_length
+        end = min(begin + self.sequence_length, len(tokens))
+        first = int(np.searchsorted(starts, np.asarray(begin, dtype=START_DTYPE), side="right")) - 1
+        last = int(np.searchsorted(starts, np.asarray(end, dtype=START_DTYPE))) - 1
+        name = self.folder / f"{self.shards[number].name}.bin"
+        return f"{name}: documents {first} to {last}, tokens {begin} to {end - 1}"
+
     def _mapped(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         if number not in self._open:
             stem = self.folder / self.shards[number].name

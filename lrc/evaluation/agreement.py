@@ -81,20 +81,23 @@ def measure_pair(pair: PairModel, batches: Iterable[tuple[Tensor, Tensor]]) -> A
         batches: (ids, labels) `[batch, seq]` each; labels are the next tokens, -100 where there is none.
     """
     agreement = Agreement()
-    student_head, teacher_head = (head.float() for head in pair.heads())
-    chunk = max(1, CHUNK_BYTES // (4 * student_head.shape[0]))
-    device = student_head.device
+    device = next(iter(pair.trained().values())).device
     for ids, labels in batches:
         student, teacher, _ = pair.hidden_states(ids.to(device), None)
-        for student_rows, teacher_rows, label_rows in zip(
-            student.flatten(0, 1).split(chunk),
-            teacher.flatten(0, 1).split(chunk),
-            labels.to(device).flatten().split(chunk),
-            strict=True,
-        ):
-            agreement.add(
-                softcapped(student_rows.float() @ student_head.T, pair.softcap),
-                softcapped(teacher_rows.float() @ teacher_head.T, pair.softcap),
-                label_rows,
-            )
+        rows = (student.flatten(0, 1), teacher.flatten(0, 1), labels.to(device).flatten())
+        pair.head(_add_rows, agreement, rows, pair.softcap)
     return agreement
+
+
+def _add_rows(
+    student_head: Tensor, teacher_head: Tensor, agreement: Agreement, rows: tuple[Tensor, ...], softcap: float | None
+) -> None:
+    """Add the positions of one batch, a chunk of logits at a time."""
+    student_head, teacher_head = student_head.float(), teacher_head.float()
+    chunk = max(1, CHUNK_BYTES // (4 * student_head.shape[0]))
+    for student, teacher, labels in zip(*(side.split(chunk) for side in rows), strict=True):
+        agreement.add(
+            softcapped(student.float() @ student_head.T, softcap),
+            softcapped(teacher.float() @ teacher_head.T, softcap),
+            labels,
+        )

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from lrc.clone.sites import Variant
 from lrc.config import StudentConfig
+from lrc.data.folder_hash import SUMS, find_damage
 from lrc.errors import CheckpointError, ConfigError
 from lrc.export.plain_folder import copy_companions, write_config, write_shards
 from lrc.export.teacher_tensors import TeacherTensors, is_renamed, open_teacher
-from lrc.models.checkpoint import TRAINED_TENSORS, from_original, is_original, read_facts, variant_of
+from lrc.models.checkpoint import LRC_CONFIG, TRAINED_TENSORS, from_original, is_original, read_facts, variant_of
 from lrc.models.discovery import discover
 from lrc.models.folder import ModelTensors, resolve_folder, weights_hash
 from lrc.models.merge_plan import MergePlan, check_trained, merge_plan, student_tensor
@@ -84,6 +85,9 @@ def read_source(
         raise CheckpointError(
             f"A checkpoint must be a folder with {TRAINED_TENSORS} or that file; {weights} is not there."
         )
+    damage = find_damage(weights.parent, (weights.name, LRC_CONFIG)) if (weights.parent / SUMS).is_file() else None
+    if damage is not None:
+        raise CheckpointError(f"The checkpoint {weights.parent} is damaged: {damage}. Convert another one.")
     facts = read_facts(weights.parent)
     teacher_name, chosen = _choose(facts, teacher, student, weights.parent)
     teacher_folder = resolve_folder(locate(teacher_name))

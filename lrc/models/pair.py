@@ -6,8 +6,9 @@ student's weights, and reduce the clone terms on the spot. A `PairLayer` is the 
 merge happens inside it, so recomputation sees the same weights and gradients are exact.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from lrc.clone.sites import Stage, Variant, layer_terms, projection_of
 from lrc.config import ObjectiveConfig
 from lrc.models.part import Pieces, ProjectedPart
 from lrc.models.trace import first_tensor
+
+Result = TypeVar("Result")
 
 
 class Lockstep:
@@ -54,7 +57,8 @@ class PairEmbedding(ProjectedPart):
         self.scale = scale
         self.twin.padding_idx = None  # type: ignore[assignment]  # rows are renumbered below; nothing is padding
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, anchor: Tensor | None = None) -> Tensor:
+        """Embed ids; `anchor`, a zero that needs a gradient, lets a strategy see when this part's backward is done."""
         with torch.no_grad():
             teacher = self.teacher(input_ids)
             self.lockstep.teacher_stream = teacher if self.scale == 1 else teacher * self.scale
@@ -63,7 +67,7 @@ class PairEmbedding(ProjectedPart):
         weight = merge(rows, self.projection(projection, rows.dtype), axis)
         renumbered = torch.arange(rows.shape[0], device=input_ids.device).view_as(input_ids)
         stream: Tensor = functional_call(self.twin, {**dict(self.twin.named_buffers()), "weight": weight}, renumbered)
-        return stream
+        return stream if anchor is None else stream + anchor
 
 
 class PairNorm(ProjectedPart):
@@ -78,6 +82,25 @@ class PairNorm(ProjectedPart):
             self.lockstep.teacher_stream = self.teacher(self.lockstep.teacher_stream)
         normed: Tensor = functional_call(self.twin, self.student_tensors(), student_stream, strict=True)
         return normed
+
+
+class PairHead(ProjectedPart):
+    """Both heads; what is made of them is made inside, where a sharding strategy has gathered their weights."""
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """Return the student's merged head `[vocabulary, d_S]` and the teacher's `[vocabulary, d_T]`.
+
+        A bias, which the student inherits, is one more column of both.
+        """
+        return _head_matrix(self.student_tensors()), _head_matrix(dict(self.teacher.named_parameters()))
+
+    def forward(self, use: Callable[..., Result], *arguments: Any) -> Result:
+        """Call `use(student_head, teacher_head, *arguments)`."""
+        return use(*self.matrices(), *arguments)
+
+
+def _head_matrix(tensors: dict[str, Tensor]) -> Tensor:
+    return torch.cat((tensors["weight"], tensors["bias"][:, None]), 1) if "bias" in tensors else tensors["weight"]
 
 
 class PairLayer(ProjectedPart):

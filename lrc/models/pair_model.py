@@ -13,7 +13,7 @@ from lrc.config import ObjectiveConfig
 from lrc.errors import ConfigError
 from lrc.models.discovery import Architecture, discover
 from lrc.models.facts import logit_softcap
-from lrc.models.pair import Cloning, Lockstep, PairEmbedding, PairLayer, PairNorm
+from lrc.models.pair import Cloning, Lockstep, PairEmbedding, PairHead, PairLayer, PairNorm
 from lrc.models.part import Pieces, ProjectedPart, part_plan
 from lrc.models.student import empty_student, student_config
 
@@ -70,7 +70,7 @@ class PairModel(nn.Module):
         self.base, self.head = self._assemble(teacher, hidden_size)
         self.has_head_bias = "bias" in dict(self.head.teacher.named_parameters())
 
-    def _assemble(self, teacher: nn.Module, hidden_size: int) -> tuple[nn.Module, ProjectedPart]:
+    def _assemble(self, teacher: nn.Module, hidden_size: int) -> tuple[nn.Module, PairHead]:
         """Put pairs in place of the stock student's embedding, layers and last norm; make the head's part."""
         architecture = self.architecture
         skeleton = empty_student(self.student_config)
@@ -90,7 +90,7 @@ class PairModel(nn.Module):
             )
 
         embedding, head = (name.rpartition(".")[0] for name in (architecture.embedding, architecture.head))
-        head_part = ProjectedPart(pieces(head))
+        head_part = PairHead(pieces(head))
         scale = architecture.scales.beside_embedding
         for name, part in (
             (embedding, PairEmbedding(pieces(embedding), self.lockstep, scale=scale)),
@@ -167,11 +167,8 @@ class PairModel(nn.Module):
         return student, teacher, torch.stack(terms) if terms else None
 
     def heads(self) -> tuple[Tensor, Tensor]:
-        """Return the student's merged head `[vocabulary, d_S]` and the teacher's `[vocabulary, d_T]`.
-
-        A bias, which the student inherits, is one more column of both.
-        """
-        return _head_matrix(self.head.student_tensors()), _head_matrix(dict(self.head.teacher.named_parameters()))
+        """Return both heads' matrices (`PairHead.matrices`); a sharded pair has them inside its head's forward only."""
+        return self.head.matrices()
 
     def logits(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return both models' logits, `[batch, seq, vocabulary]` each: for checks on few tokens, never for training."""
@@ -198,21 +195,18 @@ class PairModel(nn.Module):
         """
         objective = self.objective
         student, teacher, terms = self.hidden_states(input_ids, valid if self.training else None, positions)
-        student_head, teacher_head = self.heads()
         weights = HeadWeights(
             lm=objective.lm_weight / max(1, counts.labels),
             kl=objective.kl_weight * self._kl_scale(counts),
             temperature=objective.temperature,
             softcap=self.softcap,
         )
-        total, lm, kl = head_losses(
-            student.flatten(0, 1),
-            teacher.flatten(0, 1),
-            student_head,
-            teacher_head,
-            labels.flatten(),
-            weights=weights,
-        )
+
+        def losses(student_head: Tensor, teacher_head: Tensor, student: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            rows = teacher.flatten(0, 1)
+            return head_losses(student, rows, student_head, teacher_head, labels.flatten(), weights=weights)
+
+        total, lm, kl = self.head(losses, student.flatten(0, 1))
         if terms is None:
             terms = torch.zeros(len(self.layers), 0, device=total.device)
         elif objective.clone_weight > 0:
@@ -230,10 +224,6 @@ class PairModel(nn.Module):
 
 def _with_one(hidden: Tensor) -> Tensor:
     return torch.cat((hidden, torch.ones_like(hidden[..., :1])), -1)
-
-
-def _head_matrix(tensors: dict[str, Tensor]) -> Tensor:
-    return torch.cat((tensors["weight"], tensors["bias"][:, None]), 1) if "bias" in tensors else tensors["weight"]
 
 
 def measured_terms(architecture: Architecture, variant: Variant, objective: ObjectiveConfig) -> tuple[str, ...]:

@@ -50,6 +50,10 @@ class ProjectedPart(nn.Module):
         self._twin = (pieces.twin,)
         self.prefix = pieces.prefix
         self.plan = plan
+        # buffers that a checkpoint holds (a router's correction) are the teacher's, made ones (rotary) the twin's;
+        # listed once, since FSDP frees gathered weights whenever a state dict is made
+        stored = pieces.teacher.state_dict(keep_vars=True)
+        self._stored_buffers = {name for name, _ in pieces.teacher.named_buffers() if name in stored}
         # a norm without a gain has nothing to train
         device = next((parameter.device for parameter in pieces.teacher.parameters()), None)
         self.projections = nn.ParameterDict(
@@ -88,9 +92,7 @@ class ProjectedPart(nn.Module):
         teacher = dict(self.teacher.named_parameters())
         dtype = next((tensor.dtype for tensor in teacher.values()), torch.float32)
         projections = {name: self.projection(name, dtype) for name in self.plan.projections}
-        # buffers that a checkpoint holds (a router's correction) are the teacher's, made ones (rotary) the twin's
-        stored = self.teacher.state_dict(keep_vars=True)
-        theirs = {name: value for name, value in self.teacher.named_buffers() if name in stored}
+        theirs = {name: value for name, value in self.teacher.named_buffers() if name in self._stored_buffers}
         tensors: dict[str, Tensor] = dict(self.twin.named_buffers()) | theirs
         for name, _ in self.twin.named_parameters():
             if name in self.plan.merges:

@@ -1,6 +1,5 @@
 """What stands around the loop: the accelerator, and checks that the run's folder can hold what it will write."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -8,12 +7,16 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType
+from accelerate.utils import LoggerType, broadcast
 
 from lrc.config import Recipe, TrainConfig, recipe_to_dict
 from lrc.errors import CheckpointError, ConfigError
 from lrc.models.pair_model import PairModel
 from lrc.training.beside import write_beside
+from lrc.training.engine import Engine, FullEngine
+from lrc.training.sharded import ShardedEngine
+from lrc.training.strategy import ZERO_STAGES, make_distributed
+from lrc.training.zero import ZeroEngine
 
 
 def check_trackers(settings: TrainConfig) -> None:
@@ -33,35 +36,65 @@ def _is_installed(tracker: str) -> bool:
     return tracker in {str(found) for found in get_available_trackers()}
 
 
-def make_accelerator(settings: TrainConfig, folder: Path, device: torch.device) -> Accelerator:
+def make_accelerator(
+    settings: TrainConfig, folder: Path, device: torch.device, *, strategy: str = "ddp"
+) -> Accelerator:
     """Make the accelerator and check that it sees the processes that were launched; writes nothing yet.
+
+    Args:
+        settings: The recipe's section.
+        folder: Where trackers may write later.
+        device: Where to run.
+        strategy: From `choose_strategy`.
 
     Raises:
         ConfigError: The launcher started several processes but they would train independently, or a tracker is
             unknown or not installed.
     """
     try:
-        accelerator = Accelerator(
-            cpu=device.type == "cpu",
-            mixed_precision="no",  # the pair computes in its own dtype and keeps trained tensors in float32
-            log_with=list(settings.trackers) or None,
-            project_dir=str(folder) if settings.trackers else None,
+        return make_distributed(
+            strategy,
+            device,
+            {
+                "mixed_precision": "no",  # the pair computes in its own dtype and keeps trained tensors in float32
+                "log_with": list(settings.trackers) or None,
+                "project_dir": str(folder) if settings.trackers else None,
+            },
         )
     except (ValueError, ImportError) as error:
         raise ConfigError(f"train.trackers = {list(settings.trackers)} can't be used: {error}") from error
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != launched:
-        raise ConfigError(
-            f"{launched} processes were launched but accelerate joins {accelerator.num_processes}: each would train "
-            "alone. On a CPU use torchrun, or accelerate launch --multi_gpu with ACCELERATE_USE_CPU=true."
-        )
-    return accelerator
+
+
+def make_engine(
+    accelerator: Accelerator, pair: PairModel, settings: TrainConfig, *, strategy: str, accumulation: int
+) -> Engine:
+    """Hand a filled pair over to what trains it; the first process's trained tensors go to all."""
+    with torch.no_grad():
+        for parameter in pair.trained().values():
+            broadcast(parameter.data)
+    if strategy == "fsdp2":
+        return ShardedEngine(accelerator, pair, settings)
+    if strategy in ZERO_STAGES:
+        return ZeroEngine(accelerator, pair, settings, accumulation=accumulation)
+    return FullEngine(accelerator, pair, settings)
 
 
 def start_trackers(accelerator: Accelerator, settings: TrainConfig) -> None:
     """Open the recipe's trackers; tensorboard writes below the run's folder, so the folder must stand."""
     if settings.trackers:
         accelerator.init_trackers("lrc", config={"tags": ",".join(settings.tags)})
+
+
+def end_training(accelerator: Accelerator) -> None:
+    """Close the trackers and leave the group of processes.
+
+    A group of gloo is left to the end of the process: destroyed right after a collective, it waits for its thread,
+    which waits for Python's lock to free the collective's tensors; the caller holds it (seen with torch 2.13 and DDP).
+    """
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() != "gloo":
+        torch.distributed.destroy_process_group()
 
 
 def check_space(folder: Path, pair: PairModel, *, keep: int | None) -> None:
@@ -71,7 +104,7 @@ def check_space(folder: Path, pair: PairModel, *, keep: int | None) -> None:
         CheckpointError: It does not.
     """
     trained = sum(parameter.numel() for parameter in pair.trained().values()) * 4
-    needed = 3 * trained * ((keep or 2) + 1)
+    needed = 3 * trained * ((keep or 2) + 2)  # the best one beside those kept, and the one that is being written
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise CheckpointError(

@@ -1,32 +1,39 @@
 """The one distillation loop: micro-batches in, an optimiser step out, checkpoints and a log on the way.
 
 Losses are sums over the step's global counts (`StepCounts`), so any split into micro-batches and ranks gives the same
-update. The learning rate and the data are functions of the step, so a checkpoint needs only tensors and a number.
+update. The learning rate and the data are functions of the step, so a checkpoint needs only tensors and a few numbers.
 """
 
-import contextlib
-import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from accelerate.utils import broadcast_object_list
 
 from lrc.config import TrainConfig
 from lrc.data.blocks import Batch, BatchPlan, Blocks, step_batches
-from lrc.errors import NumericsError
+from lrc.errors import CheckpointError, NumericsError
 from lrc.evaluation.agreement import Agreement
 from lrc.models.pair_model import PairModel, StepCounts
-from lrc.training.checkpoint import RunState, rotate, save_checkpoint
+from lrc.training.checkpoint import Saved, read_checkpoint, save_checkpoint, write_failure
+from lrc.training.checkpoint_list import find_resume, rotate
+from lrc.training.divergence import (
+    MAX_ROLLBACKS,
+    find_divergence,
+    record_divergence,
+    sources_of,
+    with_norm,
+    with_skipped,
+)
+from lrc.training.engine import Engine
 from lrc.training.metrics import Interval, MetricsLog
+from lrc.training.preemption import PREEMPTED, Preemption
+from lrc.training.run_state import RunState
 from lrc.training.schedule import learning_rate
-
-TERMINATED = 128 + signal.SIGTERM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +42,10 @@ class LoopParts:
 
     accelerator: Accelerator
     pair: PairModel
-    optimizer: torch.optim.Optimizer
-    """Over `pair.trained()`, one parameter group."""
+    engine: Engine
     blocks: Blocks
+    plan: BatchPlan
+    """This rank's."""
     document_masking: bool
     """Attention stays inside documents."""
     settings: TrainConfig
@@ -49,6 +57,21 @@ class LoopParts:
     held_out: Callable[[], Agreement] | None
     progress: Callable[[int, int], None]
     """Called with (steps done, steps of the run) after each step."""
+    preemption: Preemption
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """One step; the same on every rank."""
+
+    objective: float
+    norm: float
+    """Of the gradient, before clipping."""
+    divergence: str | None
+    """Why the step was refused."""
+    has_moved: bool
+    stops: bool
+    """A rank was told to stop."""
 
 
 def run_loop(parts: LoopParts, state: RunState) -> Path:
@@ -58,93 +81,138 @@ def run_loop(parts: LoopParts, state: RunState) -> Path:
         The last checkpoint.
 
     Raises:
-        NumericsError: A loss or gradient was not finite; the optimiser has not moved.
-        CheckpointError: A checkpoint can't be written.
-        SystemExit: SIGTERM came; the step was finished and saved.
+        NumericsError: A loss or gradient was not finite or exploded, and the run is not to go on without the batch.
+        CheckpointError: A checkpoint or the log can't be written.
+        SystemExit: SIGTERM or SIGUSR1 came; the step was finished and saved.
     """
-    settings, accelerator = parts.settings, parts.accelerator
-    model = accelerator.prepare_model(parts.pair) if accelerator.num_processes > 1 else parts.pair
-    model.train()
-    plan = BatchPlan(
-        seed=settings.seed,
-        batch_size=settings.batch_size,
-        accumulation=settings.gradient_accumulation_steps,
-        num_ranks=accelerator.num_processes,
-        rank=accelerator.process_index,
-    )
-    log = parts.log
+    settings, log = parts.settings, parts.log
+    parts.engine.model.train()
+    parts.preemption.is_deferred = True
     interval = _new_interval(parts)
     resumed_at, logged_tokens, logged_at = time.monotonic() - state.seconds, state.tokens, time.monotonic()
     last = parts.folder / f"checkpoint-{state.step}"
+    if state.step and state.held_out_kl is None and _is_measured(settings, state.step):  # a signal left no time for it
+        state = _measure_held_out(parts, state)
     if state.step >= settings.max_steps and not last.is_dir():  # resumed from another run's end
         last = _save(parts, state)
-    with _terminate_flag() as terminated:
-        while state.step < settings.max_steps:
-            batches = step_batches(parts.blocks, plan, state.step, document_masking=parts.document_masking)
-            counts = _global_counts(accelerator, batches)
-            rate = learning_rate(settings, state.step)
-            norm = _optimiser_step(parts, model, batches, counts, interval, rate)
-            interval.close_step(counts)
-            state = RunState(
-                step=state.step + 1, tokens=state.tokens + counts.positions, seconds=time.monotonic() - resumed_at
-            )
-            parts.progress(state.step, settings.max_steps)
-            if state.step % settings.log_steps == 0 or state.step == settings.max_steps:
-                now = time.monotonic()
-                means = interval.means(parts.pair.term_names)
-                speed = (state.tokens - logged_tokens) / max(1e-9, now - logged_at)
-                place = {"step": state.step, "tokens": state.tokens}
-                pace = {"gradient_norm": norm, "learning_rate": rate, "tokens_per_second": speed}
-                log.write("train", {**place, **means, **pace, "seconds": state.seconds})
-                interval, logged_tokens, logged_at = _new_interval(parts), state.tokens, now
-            if _is_measured(settings, state.step):
-                _measure_held_out(parts, log, state)
-                logged_at = time.monotonic()
-            stop = _any_rank(accelerator, bool(terminated))
-            if stop or state.step % settings.save_steps == 0 or state.step == settings.max_steps:
-                last = _save(parts, state)
-            if stop:
-                raise SystemExit(TERMINATED)
+    while state.step < settings.max_steps:
+        batches = step_batches(parts.blocks, parts.plan, state.next_batch, document_masking=parts.document_masking)
+        counts = _global_counts(parts.accelerator, batches)
+        rate = learning_rate(settings, state.step)
+        outcome = _optimiser_step(parts, batches, counts, interval, rate, state)
+        if outcome.divergence is not None:
+            state = _handle_divergence(parts, state, outcome)
+            interval, logged_tokens, logged_at = _new_interval(parts), state.tokens, time.monotonic()
+            continue
+        interval.close_step(counts)
+        state = replace(
+            with_norm(state, outcome.norm),
+            step=state.step + 1,
+            tokens=state.tokens + counts.positions,
+            seconds=time.monotonic() - resumed_at,
+            held_out_kl=None,
+        )
+        parts.progress(state.step, settings.max_steps)
+        if state.step % settings.log_steps == 0 or state.step == settings.max_steps:
+            now = time.monotonic()
+            means = interval.means(parts.pair.term_names)
+            speed = (state.tokens - logged_tokens) / max(1e-9, now - logged_at)
+            place = {"step": state.step, "tokens": state.tokens}
+            pace = {"gradient_norm": outcome.norm, "learning_rate": rate, "tokens_per_second": speed}
+            log.write("train", {**place, **means, **pace, "seconds": state.seconds})
+            interval, logged_tokens, logged_at = _new_interval(parts), state.tokens, now
+        if _is_measured(settings, state.step) and not outcome.stops:
+            state = _measure_held_out(parts, state)
+            logged_at = time.monotonic()
+        if outcome.stops or state.step % settings.save_steps == 0 or state.step == settings.max_steps:
+            last = _save(parts, state)
+        if outcome.stops:
+            raise SystemExit(PREEMPTED)
     return last
 
 
 def _optimiser_step(
-    parts: LoopParts, model: nn.Module, batches: list[Batch], counts: StepCounts, interval: Interval, rate: float
-) -> float:
-    """Accumulate the step's gradient, check it, clip it, and move; return its norm before clipping."""
-    accelerator, settings = parts.accelerator, parts.settings
+    parts: LoopParts, batches: list[Batch], counts: StepCounts, interval: Interval, rate: float, state: RunState
+) -> _Outcome:
+    """Accumulate the step's gradient, judge it, and move."""
+    accelerator, settings, engine = parts.accelerator, parts.settings, parts.engine
     objective = torch.zeros((), device=accelerator.device)
     for position, batch in enumerate(batches):
-        last = position == len(batches) - 1
-        # DDP averages gradients over ranks; the shares are to be added
-        with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            losses = model(
+        with engine.micro_batch(is_last=position == len(batches) - 1):
+            losses = engine.model(
                 batch.input_ids.to(accelerator.device),
                 batch.labels.to(accelerator.device),
                 batch.valid.to(accelerator.device),
                 counts,
                 None if batch.positions is None else batch.positions.to(accelerator.device),
             )
-            accelerator.backward(losses.objective * accelerator.num_processes)
+            engine.backward(losses.objective)
         objective += losses.objective.detach()
         interval.add(losses)
         if settings.log_data_classes:
             interval.add_classes(losses.lm, batch.labels_per_row, batch.data_classes)
-    (group,) = parts.optimizer.param_groups
-    trained = group["params"]
-    norm = torch.nn.utils.get_total_norm([value.grad for value in trained if value.grad is not None])
-    if not bool(torch.isfinite(norm) & torch.isfinite(objective)):
-        parts.optimizer.zero_grad()
-        raise NumericsError(
-            f"Loss and gradient must be finite, found loss {float(objective)} and gradient norm {float(norm)}. The "
-            "optimiser has not moved. Lower train.learning_rate, or look at the batch's data, and go on with "
-            "--resume auto from the last checkpoint."
+    total, stops = _sums(accelerator, [objective, float(parts.preemption.is_requested)])
+    found: list[str | None] = []
+
+    def accept(norm: float) -> bool:
+        found.append(find_divergence(settings, state, objective=total, norm=norm))
+        return found[0] is None
+
+    norm, has_moved = engine.update(rate, accept)
+    return _Outcome(objective=total, norm=norm, divergence=found[0], has_moved=has_moved, stops=stops > 0)
+
+
+def _handle_divergence(parts: LoopParts, state: RunState, outcome: _Outcome) -> RunState:
+    """Record a refused step, then end the run or go back to the last checkpoint, from there on without the batch.
+
+    Without a checkpoint the batch is skipped where the run stands, for nothing has moved.
+
+    Raises:
+        NumericsError: The run is to end: as it was asked to, or because going back has not helped.
+    """
+    batch = state.next_batch
+    sources = list(sources_of(parts.blocks, parts.plan, batch))
+    saved, back = None, state
+    if parts.settings.on_divergence == "rollback":
+        saved = _last_checkpoint(parts)
+        back = state if saved is None else saved.state
+    skipped = {*state.skipped_batches, batch}
+    gives_up = len(skipped - set(back.skipped_batches)) > MAX_ROLLBACKS or (saved is None and outcome.has_moved)
+    stops = parts.settings.on_divergence == "stop" or gives_up
+    if parts.accelerator.is_main_process:
+        values = {"step": state.step, "batch": batch, "objective": outcome.objective, "gradient_norm": outcome.norm}
+        action = "stop" if stops else f"rollback to step {back.step}"
+        record_divergence(
+            parts.folder, {**values, "reason": outcome.divergence, "action": action, "sequences": sources}
         )
-    torch.nn.utils.clip_grads_with_norm_(trained, settings.max_grad_norm, norm)
-    group["lr"] = rate
-    parts.optimizer.step()
-    parts.optimizer.zero_grad()
-    return float(norm)
+        parts.log.say(f"step {state.step}: {outcome.divergence}; {action}, batch {batch}: {sources[0]}, ...")
+    if stops:
+        raise NumericsError(
+            f"In step {state.step}: {outcome.divergence}. No checkpoint holds the step. Its sequences are listed in "
+            f"{parts.folder / 'divergence.jsonl'}, the first is {sources[0]}. Lower train.learning_rate, look at the "
+            "data, or set train.on_divergence=rollback, and go on with --resume auto from the last checkpoint."
+        )
+    if saved is not None:
+        parts.engine.load(saved)
+        parts.log.rewind(back.step)
+    for number in sorted(skipped):
+        back = with_skipped(back, number)
+    return replace(back, seconds=state.seconds)
+
+
+def _last_checkpoint(parts: LoopParts) -> Saved | None:
+    """Read the newest checkpoint that is whole, the one that the first process finds; None if there is none."""
+    chosen = [find_resume(parts.folder, "auto", parts.log.say) if parts.accelerator.is_main_process else None]
+    broadcast_object_list(chosen)
+    return None if chosen[0] is None else read_checkpoint(chosen[0], parts.engine.shapes, parts.engine.moment_shapes)
+
+
+def _sums(accelerator: Accelerator, values: list[Any]) -> list[float]:
+    """Add numbers up over ranks."""
+    if accelerator.num_processes == 1:
+        return [float(value) for value in values]
+    row = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=accelerator.device) for value in values])
+    return [float(value) for value in accelerator.reduce(row, reduction="sum")]
 
 
 def _global_counts(accelerator: Accelerator, batches: list[Batch]) -> StepCounts:
@@ -153,9 +221,8 @@ def _global_counts(accelerator: Accelerator, batches: list[Batch]) -> StepCounts
         sum(batch.num_positions for batch in batches),
         sum(len(batch.data_classes) for batch in batches),
     ]
-    if accelerator.num_processes > 1:
-        own = accelerator.reduce(torch.tensor(own, device=accelerator.device), reduction="sum").tolist()
-    return StepCounts(labels=own[0], positions=own[1], sequences=own[2])
+    labels, positions, sequences = (int(value) for value in _sums(accelerator, own))
+    return StepCounts(labels=labels, positions=positions, sequences=sequences)
 
 
 def _new_interval(parts: LoopParts) -> Interval:
@@ -170,43 +237,36 @@ def _is_measured(settings: TrainConfig, step: int) -> bool:
     return step in {round(settings.max_steps * quarter / 4) for quarter in (1, 2, 3)}
 
 
-def _measure_held_out(parts: LoopParts, log: MetricsLog, state: RunState) -> None:
+def _measure_held_out(parts: LoopParts, state: RunState) -> RunState:
+    """Measure and log; the first process alone, or all of them where each forward pass needs them."""
     if parts.held_out is None:
-        return
-    if parts.accelerator.is_main_process:
+        return state
+    if parts.accelerator.is_main_process or parts.engine.is_sharded:
         parts.pair.eval()
         summary = parts.held_out().summary()
         parts.pair.train()
-        log.write("held_out", {"step": state.step, "tokens": state.tokens, "seconds": state.seconds, **summary})
+        place = {"step": state.step, "tokens": state.tokens, "seconds": state.seconds}
+        parts.log.write("held_out", {**place, **summary})
+        state = replace(state, held_out_kl=summary["kl"])
     parts.accelerator.wait_for_everyone()
+    return state
 
 
 def _save(parts: LoopParts, state: RunState) -> Path:
     target = parts.folder / f"checkpoint-{state.step}"
+    weights, moments = parts.engine.tensors()
+    failure: CheckpointError | None = None
     if parts.accelerator.is_main_process:
-        facts = parts.facts(state.step, state.tokens)
-        save_checkpoint(parts.folder, parts.pair.trained(), parts.optimizer, state, facts)
-        rotate(parts.folder, parts.settings.save_total_limit)
-    parts.accelerator.wait_for_everyone()
+        try:
+            saved = Saved(weights=weights, moments=moments, state=state)
+            save_checkpoint(parts.folder, saved, parts.facts(state.step, state.tokens))
+            rotate(parts.folder, parts.settings.save_total_limit)
+        except CheckpointError as error:
+            failure = error
+        except OSError as error:
+            failure = CheckpointError(write_failure(f"The folder {parts.folder}", error))
+    # also the barrier: no rank goes on before the checkpoint stands, and none waits for one that never will
+    (failures,) = _sums(parts.accelerator, [float(failure is not None)])
+    if failures:
+        raise failure or CheckpointError(f"The first process can't write the checkpoint {target}; it says why.")
     return target
-
-
-def _any_rank(accelerator: Accelerator, flag: bool) -> bool:
-    if accelerator.num_processes == 1:
-        return flag
-    return bool(accelerator.reduce(torch.tensor([float(flag)], device=accelerator.device), reduction="sum").item() > 0)
-
-
-@contextlib.contextmanager
-def _terminate_flag() -> Iterator[list[int]]:
-    """Turn SIGTERM into an entry of a list for as long as the loop runs."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    previous = signal.signal(signal.SIGTERM, note)
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -10,8 +10,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from lrc.errors import CheckpointError
 from lrc.models.pair_model import PairLosses, StepCounts
 from lrc.training.beside import write_beside
+from lrc.training.checkpoint import write_failure
 
 
 class Interval:
@@ -91,11 +93,18 @@ class MetricsLog:
         """Append one line (main process only) and hand its numbers to the trackers."""
         if not self.accelerator.is_main_process:
             return
-        with self.path.open("a") as handle:
-            handle.write(json.dumps({"kind": kind, **values}) + "\n")
+        try:
+            with self.path.open("a") as handle:
+                handle.write(json.dumps({"kind": kind, **values}) + "\n")
+        except OSError as error:
+            raise CheckpointError(write_failure(f"The log {self.path}", error)) from error
         numbers = {f"{kind}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
         self.accelerator.log(numbers, step=values["step"])
-        print(self._line(kind, values), file=sys.stderr, flush=True)
+        self.say(self._line(kind, values))
+
+    def say(self, line: str) -> None:
+        """Print a line on standard error."""
+        print(line, file=sys.stderr, flush=True)
 
     def _line(self, kind: str, values: dict[str, Any]) -> str:
         step = values["step"]

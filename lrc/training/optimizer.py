@@ -25,6 +25,8 @@ SMALLEST_ROW = 0.1
 GAIN_SHARE = 0.3
 """The norm gains' step as a share of the projections'; they start at 1, so it is relative as well."""
 ADAM_EPSILON = 1e-8
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's state beside its step count."""
 
 
 def make_optimizer(trained: Iterable[nn.Parameter], settings: TrainConfig) -> torch.optim.Optimizer:
@@ -37,11 +39,15 @@ def make_optimizer(trained: Iterable[nn.Parameter], settings: TrainConfig) -> to
     )
 
 
-def state_shapes(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, torch.Size]:
-    """Name what the optimiser remembers of a trained tensor after a step, with the shapes."""
-    if isinstance(optimizer, Muon) and parameter.dim() == 2:
-        return {"momentum": parameter.shape, "row_size": torch.Size([parameter.shape[0], 1])}
-    return {"step": torch.Size([]), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+def moment_shapes(shapes: dict[str, torch.Size], settings: TrainConfig) -> dict[str, torch.Size]:
+    """List what the optimiser remembers after a step as `KEY/NAME`, for trained tensors of these shapes."""
+    found = {}
+    for name, shape in shapes.items():
+        if settings.optimizer == "muon" and len(shape) == 2:
+            found |= {f"momentum/{name}": shape, f"row_size/{name}": torch.Size([shape[0], 1])}
+        else:
+            found |= {f"step/{name}": torch.Size([])} | {f"{key}/{name}": shape for key in MOMENTS}
+    return found
 
 
 class Muon(torch.optim.Optimizer):

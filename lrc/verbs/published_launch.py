@@ -4,11 +4,11 @@ Read from the environment that `accelerate launch` and `torchrun` make. Nothing 
 before a command line has been found good.
 """
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lrc.errors import ConfigError
 from lrc.verbs.published_flags import WORDS_FOR_TRUE
 
 # In the order in which accelerate looks for them.
@@ -59,16 +59,12 @@ def agree_on_run(run: str, launch: Launch) -> str:
     """
     if launch.num_processes == 1:
         return run
-    from accelerate import PartialState
+    import torch
     from accelerate.utils import broadcast_object_list
 
-    # Without a GPU accelerate finds a backend only when it is told that the CPU is meant.
-    state = PartialState(cpu=not launch.has_cuda)
-    if state.num_processes != launch.num_processes:
-        raise ConfigError(
-            f"The launcher started {launch.num_processes} processes, but accelerate joined {state.num_processes}; "
-            "each would train alone. Start them with torchrun, or with accelerate launch --multi_gpu."
-        )
+    from lrc.training.strategy import join_processes, launched_strategy
+
+    join_processes(torch.device("cuda" if launch.has_cuda else "cpu"), launched_strategy(os.environ) or "ddp")
     shared = [run]
     broadcast_object_list(shared)
     return shared[0]

@@ -1,14 +1,13 @@
 """`lrc train`: everything that can be wrong is checked, then teacher, pair, start values and the loop."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -28,11 +27,23 @@ from lrc.models.start import StartReport, fill_start
 from lrc.models.student import student_config
 from lrc.models.teacher import load_config, load_model, load_tokenizer
 from lrc.training.beside import write_beside
-from lrc.training.checkpoint import RunState, checkpoints, discard_after, find_resume, load_checkpoint
-from lrc.training.launch import check_space, check_trackers, make_accelerator, start_trackers, write_recipe
+from lrc.training.checkpoint import write_failure
+from lrc.training.checkpoint_list import checkpoints, find_resume
+from lrc.training.launch import (
+    check_space,
+    check_trackers,
+    end_training,
+    make_accelerator,
+    make_engine,
+    start_trackers,
+    write_recipe,
+)
 from lrc.training.loop import LoopParts, run_loop
 from lrc.training.metrics import MetricsLog
-from lrc.training.optimizer import make_optimizer
+from lrc.training.preemption import Preemption, preemption_signals
+from lrc.training.resume import plan_batches, resume_from
+from lrc.training.run_state import RunState
+from lrc.training.strategy import choose_strategy
 from lrc.verbs.progress import bar_on_terminal, progress_lines, say
 from lrc.verbs.sources import locate_data, locate_teacher
 
@@ -74,56 +85,53 @@ def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False,
         size, blocks = recipe.student.hidden_size, len(inputs.blocks)
         say(f"dry run: {recipe.teacher} -> hidden size {size}, {blocks} blocks: good")
         return inputs.folder / f"checkpoint-{recipe.train.max_steps}"
-    accelerator = make_accelerator(recipe.train, inputs.folder, choose_device(recipe.train.device))
+    with preemption_signals() as preemption:
+        return _train(recipe, inputs, preemption, overwrite=overwrite)
+
+
+def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, overwrite: bool) -> Path:
+    strategy = choose_strategy(recipe.train, os.environ)
+    accelerator = make_accelerator(recipe.train, inputs.folder, choose_device(recipe.train.device), strategy=strategy)
+    plan = plan_batches(recipe.train, accelerator, inputs.resume, say)
     teacher, pair = _load_pair(recipe, inputs, accelerator)
     if accelerator.is_main_process:
         _prepare_folder(inputs, recipe, overwrite=overwrite)
         check_space(inputs.folder, pair, keep=recipe.train.save_total_limit)
     accelerator.wait_for_everyone()
     start_trackers(accelerator, recipe.train)
-    optimizer = make_optimizer(pair.trained().values(), recipe.train)
     log = MetricsLog(inputs.folder / "metrics.jsonl", accelerator, total_steps=recipe.train.max_steps)
-    state = RunState(step=0, tokens=0, seconds=0.0)
-    if inputs.resume is not None:
-        state = _resume(inputs, pair, optimizer, log)
-    elif accelerator.is_main_process:
+    if inputs.resume is None and accelerator.is_main_process:
         _start(pair, teacher, recipe, inputs, log)
     accelerator.wait_for_everyone()
+    engine = make_engine(accelerator, pair, recipe.train, strategy=strategy, accumulation=plan.accumulation)
+    state = RunState(step=0, tokens=0, seconds=0.0, sequences_per_step=plan.sequences_per_step)
+    if inputs.resume is not None:
+        state = resume_from(inputs.resume, engine, log)
 
-    def facts(step: int, tokens: int) -> dict[str, Any]:
-        width = pair.architecture.hidden_size
-        return checkpoint_facts(recipe, teacher_hash=inputs.teacher_hash, d_teacher=width, step=step, tokens=tokens)
+    width = pair.architecture.hidden_size
+    lasting = checkpoint_facts(recipe, teacher_hash=inputs.teacher_hash, d_teacher=width, step=0, tokens=0)
 
     with bar_on_terminal("train", "steps") as progress:
         parts = LoopParts(
             accelerator=accelerator,
             pair=pair,
-            optimizer=optimizer,
+            engine=engine,
             blocks=inputs.blocks,
+            plan=plan,
             document_masking=recipe.data.document_masking,
             settings=recipe.train,
             folder=inputs.folder,
             log=log,
-            facts=facts,
+            facts=lambda step, tokens: {**lasting, "step": step, "tokens": tokens},
             held_out=(lambda: measure_pair(pair, inputs.held_out)) if inputs.held_out else None,
             progress=progress,
+            preemption=preemption,
         )
         last = run_loop(parts, state)
-    accelerator.end_training()
+    end_training(accelerator)
     if accelerator.is_main_process:
         say(f"trained: {last}")
     return last
-
-
-def _resume(inputs: _Inputs, pair: PairModel, optimizer: torch.optim.Optimizer, log: MetricsLog) -> RunState:
-    """Go back to a checkpoint; what the run wrote after it is dropped, for it will be written anew."""
-    assert inputs.resume is not None
-    state = load_checkpoint(inputs.resume, pair.trained(), optimizer)
-    if log.accelerator.is_main_process:
-        log.rewind(state.step)
-        discard_after(inputs.folder, state.step)
-        say(f"resumed from {inputs.resume} at step {state.step}")
-    return state
 
 
 def _load_pair(recipe: Recipe, inputs: _Inputs, accelerator: Accelerator) -> tuple[nn.Module, PairModel]:
@@ -189,7 +197,7 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
         batches = ordered_batches(source, tokens=recipe.data.held_out_tokens, batch_size=1)
         held_out = [(batch.input_ids, batch.labels) for batch in batches]
     teacher_hash = weights_hash(teacher_folder)
-    found = find_resume(folder, resume) if resume is not None else None
+    found = find_resume(folder, resume, say) if resume is not None else None
     if found is not None:
         _check_resume(found, recipe, teacher_hash)
         if found.resolve().parent != folder.resolve() and checkpoints(folder):
@@ -274,7 +282,10 @@ def _write_start(
         "effective_rank": ranks,
         "versions": versions(),
     }
-    write_beside(path, json.dumps(facts, indent=2) + "\n")
+    try:
+        write_beside(path, json.dumps(facts, indent=2) + "\n")
+    except OSError as error:
+        raise CheckpointError(write_failure(str(path), error)) from error
 
 
 def _calibration_batches(recipe: Recipe, blocks: Blocks) -> list[Tensor]:

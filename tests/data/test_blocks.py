@@ -138,6 +138,18 @@ def test_text_is_packed_as_bos_text_eos_into_full_blocks_and_the_rest_is_dropped
     assert [None if found is None else found.tolist() for found in starts] == [[0], [1, 3], []]
 
 
+def test_blocks_name_the_lines_that_they_come_from(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "ab"}', '{"text": "cdef"}', '{"text": "ghi"}')
+    packed = open_letters(path, sequence_length=4, tokenizer=Letters())  # <ab><cdef><ghi>
+    assert [packed.where(index) for index in range(len(packed))] == [
+        f"{path}:1",
+        f"{path}:2",
+        f"{path}:2 to {path}:3",
+    ]
+    rows = write(tmp_path / "b.jsonl", '{"input_ids": [1]}', '{"input_ids": [2, 3]}')
+    assert [tokenised(rows).where(index) for index in (0, 1)] == [f"{rows}:1", f"{rows}:2"]
+
+
 def test_a_tokenizer_without_special_tokens_adds_none(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"text": "ab"}', '{"text": "cd"}')
     assert open_letters(path, tokenizer=Letters(None, None)).read(0)[0].tolist() == [0, 1, 2, 3]

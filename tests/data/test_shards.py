@@ -79,6 +79,17 @@ def test_a_block_knows_its_class_and_where_documents_start(tmp_path: Path) -> No
     assert blocks.read(0).ids.dtype == np.int64
 
 
+def test_a_block_names_its_shard_documents_and_tokens(tmp_path: Path) -> None:
+    blocks = open_shards(write_shards(tmp_path, [[1, 2, 3, 4, 5], [6], [7, 8, 9]], [[10, 11]]))
+    first, second = tmp_path / "00000.bin", tmp_path / "00001.bin"
+    assert [blocks.where(index) for index in range(len(blocks))] == [
+        f"{first}: documents 0 to 0, tokens 0 to 3",
+        f"{first}: documents 0 to 2, tokens 4 to 7",
+        f"{first}: documents 2 to 2, tokens 8 to 8",
+        f"{second}: documents 0 to 0, tokens 0 to 1",
+    ]
+
+
 def starts(block: Any) -> list[int]:
     found: list[int] = block.document_starts.tolist()
     return found

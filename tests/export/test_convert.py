@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lrc.config import StudentConfig
-from lrc.errors import ConfigError, NumericsError
+from lrc.errors import CheckpointError, ConfigError, NumericsError
 from lrc.models.folder import ModelTensors
 from lrc.verbs.convert import convert
 from lrc.verbs.train import train
@@ -166,3 +166,14 @@ def as_original(ours: dict[str, torch.Tensor], ffn: str) -> dict[str, torch.Tens
         else:
             found[f"{layer}.mlp.zoom_{leaf.removesuffix('_proj')}.weight"] = tensor.T
     return found
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "lrc_config.json", "SHA256SUMS"])
+def test_a_checkpoint_with_a_flipped_bit_is_refused_and_the_file_named(tmp_path: Path, name: str) -> None:
+    checkpoint = trained(tmp_path)
+    content = bytearray((checkpoint / name).read_bytes())
+    content[-2] ^= 1
+    (checkpoint / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"is damaged: {name}"):
+        convert(checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -2,8 +2,10 @@
 
 import errno
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,35 +14,62 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lrc.config import TrainConfig
+from lrc.data.folder_hash import find_damage, write_sums
 from lrc.errors import CheckpointError
 from lrc.training import checkpoint
-from lrc.training.checkpoint import RunState, checkpoints, find_resume, load_checkpoint, rotate, save_checkpoint
+from lrc.training.checkpoint import Saved, clear_drafts, read_checkpoint, remove_checkpoint, save_checkpoint
+from lrc.training.engine import FullEngine
+from lrc.training.run_state import RunState
 
-FILES = ["lrc_config.json", "model.safetensors", "optimizer.safetensors", "state.json"]
+FILES = ["SHA256SUMS", "lrc_config.json", "model.safetensors", "optimizer.safetensors", "state.json"]
 SHAPES = {"projections.model.embed_tokens": (6, 3), "projections.lm_head": (6, 3), "gains.model.norm.weight": (3,)}
 FACTS = {"format": 1, "teacher": "owner/model"}
 
 
+def state_at(step: int) -> RunState:
+    return RunState(step=step, tokens=64 * step, seconds=1.5 * step, sequences_per_step=8)
+
+
+class Pair(torch.nn.Module):
+    """Trained tensors, all that an engine asks a pair for."""
+
+    def __init__(self, seed: int, shapes: dict[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.tensors = {name: nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in shapes.items()}
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return self.tensors
+
+
 class Run:
-    """Trained tensors with AdamW over them; step `n` has gradients that are a function of `n`."""
+    """An engine; step `n` has gradients that are a function of `n`."""
 
     def __init__(self, seed: int = 0, shapes: dict[str, tuple[int, ...]] = SHAPES) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.trained = {name: nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in shapes.items()}
-        settings: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.999), "weight_decay": 0.01, "fused": True}
-        self.optimizer = torch.optim.AdamW(list(self.trained.values()), **settings)
+        pair: Any = Pair(seed, shapes)
+        one: Any = SimpleNamespace(num_processes=1, is_main_process=True)
+        self.trained = pair.trained()
+        settings = TrainConfig(max_steps=9, learning_rate=1e-2, weight_decay=0.01, max_grad_norm=1e9)
+        self.engine = FullEngine(one, pair, settings)
 
     def step(self, first: int, last: int) -> "Run":
         for number in range(first, last + 1):
             generator = torch.Generator().manual_seed(100 + number)
             for parameter in self.trained.values():
                 parameter.grad = torch.randn(parameter.shape, generator=generator)
-            self.optimizer.step()
+            self.engine.update(1e-2, lambda norm: True)
         return self
 
     def save(self, folder: Path, step: int) -> Path:
-        state = RunState(step=step, tokens=64 * step, seconds=1.5 * step)
-        return save_checkpoint(folder, self.trained, self.optimizer, state, {**FACTS, "step": step})
+        weights, moments = self.engine.tensors()
+        saved = Saved(weights=weights, moments=moments, state=state_at(step))
+        return save_checkpoint(folder, saved, {**FACTS, "step": step})
+
+    def load(self, folder: Path) -> RunState:
+        saved = read_checkpoint(folder, self.engine.shapes, self.engine.moment_shapes)
+        self.engine.load(saved)
+        return saved.state
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self.trained.items()}
@@ -67,7 +96,16 @@ def test_files_hold_what_the_formats_page_says(tmp_path: Path) -> None:
     moments = load_file(folder / "optimizer.safetensors")
     assert set(moments) == {f"{key}/{name}" for name in SHAPES for key in ("exp_avg", "exp_avg_sq", "step")}
     assert all(float(moments[f"step/{name}"]) == 3 for name in SHAPES)
-    assert json.loads((folder / "state.json").read_text()) == {"step": 3, "tokens": 192, "seconds": 4.5}
+    assert json.loads((folder / "state.json").read_text()) == {
+        "step": 3,
+        "tokens": 192,
+        "seconds": 4.5,
+        "sequences_per_step": 8,
+        "held_out_kl": None,
+        "skipped_batches": [],
+        "gradient_norms": [],
+    }
+    assert find_damage(folder) is None
     assert json.loads((folder / "lrc_config.json").read_text()) == {**FACTS, "step": 3}
 
 
@@ -76,12 +114,12 @@ def test_the_steps_after_a_load_are_those_of_a_run_that_went_on(tmp_path: Path) 
     folder = whole.save(tmp_path, 3)
     saved = whole.tensors()
     resumed = Run(seed=9)
-    assert load_checkpoint(folder, resumed.trained, resumed.optimizer) == RunState(step=3, tokens=192, seconds=4.5)
+    assert resumed.load(folder) == state_at(3)
     assert_bit_equal(resumed.tensors(), saved)
     for number in (4, 5):
         assert_bit_equal(resumed.step(number, number).tensors(), whole.step(number, number).tensors())
     fresh = Run().step(1, 3)
-    fresh.optimizer.state.clear()
+    fresh.engine.optimizer.state.clear()
     fresh.step(4, 5)
     assert not torch.equal(fresh.trained["projections.lm_head"], whole.trained["projections.lm_head"])
 
@@ -89,7 +127,7 @@ def test_the_steps_after_a_load_are_those_of_a_run_that_went_on(tmp_path: Path) 
 def test_a_loaded_run_saves_the_same_bytes(tmp_path: Path) -> None:
     first = Run().step(1, 3).save(tmp_path / "first", 3)
     resumed = Run(seed=9)
-    load_checkpoint(first, resumed.trained, resumed.optimizer)
+    resumed.load(first)
     second = resumed.save(tmp_path / "second", 3)
     for name in FILES:
         assert (second / name).read_bytes() == (first / name).read_bytes(), name
@@ -141,59 +179,38 @@ def test_a_failed_write_is_explained_and_leaves_every_checkpoint_whole(
     assert names_in(tmp_path) == ["checkpoint-2", "checkpoint-3"]
 
 
-def place(folder: Path, *steps: int) -> None:
-    for step in steps:
-        (folder / f"checkpoint-{step}").mkdir(parents=True)
-        (folder / f"checkpoint-{step}" / "state.json").write_text("{}")
+def test_a_kill_while_one_is_deleted_leaves_no_half_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Run().step(1, 1).save(tmp_path, 1)
+    delete = shutil.rmtree
 
+    def killed(path: Path, **options: Any) -> None:
+        if path.exists():
+            (path / "model.safetensors").unlink()
+            raise KeyboardInterrupt
+        delete(path, **options)
 
-def place_litter(folder: Path) -> list[str]:
-    """Put what is no complete checkpoint beside the checkpoints; return the names."""
-    for name in (".checkpoint-99.partial", "checkpoint-98.old", "checkpoint-x", "old-checkpoint-97"):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "state.json").write_text("{}")
-    (folder / "checkpoint-96").mkdir()
-    (folder / "checkpoint-95").write_text("a file")
-    return names_in(folder)
-
-
-def test_checkpoints_come_in_the_order_of_their_steps_and_are_complete(tmp_path: Path) -> None:
-    assert checkpoints(tmp_path / "absent") == []
-    place_litter(tmp_path)
-    assert checkpoints(tmp_path) == []
-    place(tmp_path, 10, 9, 100, 2)
-    assert [path.name for path in checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in (2, 9, 10, 100)]
-
-
-def test_auto_resumes_the_newest_complete_checkpoint_if_there_is_one(tmp_path: Path) -> None:
-    assert find_resume(tmp_path / "absent", "auto") is None
-    place_litter(tmp_path)
-    assert find_resume(tmp_path, "auto") is None
-    place(tmp_path, 9, 10)
-    assert find_resume(tmp_path, "auto") == tmp_path / "checkpoint-10"
-
-
-def test_a_named_checkpoint_is_taken_wherever_it_lies(tmp_path: Path) -> None:
-    place(tmp_path / "other", 4)
-    assert find_resume(tmp_path, str(tmp_path / "other" / "checkpoint-4")) == tmp_path / "other" / "checkpoint-4"
-    for wrong in (tmp_path / "other", tmp_path / "other" / "checkpoint-5"):
-        with pytest.raises(CheckpointError, match=r"or be 'auto', but .* has no state\.json"):
-            find_resume(tmp_path, str(wrong))
-
-
-@pytest.mark.parametrize(("keep", "kept"), [(None, [2, 9, 10, 100]), (1, [100]), (2, [10, 100]), (9, [2, 9, 10, 100])])
-def test_rotation_keeps_the_newest_and_touches_nothing_else(tmp_path: Path, keep: int | None, kept: list[int]) -> None:
-    litter = place_litter(tmp_path)
-    place(tmp_path, 10, 9, 100, 2)
-    rotate(tmp_path, keep)
-    assert names_in(tmp_path) == sorted([*litter, *(f"checkpoint-{step}" for step in kept)])
+    with monkeypatch.context() as patch:
+        patch.setattr("lrc.training.checkpoint.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            remove_checkpoint(folder)
+    assert not folder.exists()
+    assert names_in(tmp_path) == [".checkpoint-1.removed"]
+    (tmp_path / ".checkpoint-2.partial").mkdir()
+    (tmp_path / "kept").mkdir()
+    clear_drafts(tmp_path)
+    assert names_in(tmp_path) == ["kept"]
 
 
 @pytest.mark.parametrize(
     ("shapes", "said"),
     [
-        ({name: SHAPES[name] for name in list(SHAPES)[1:]}, ["1 tensors differ", "projections.model.embed_tokens"]),
-        ({**SHAPES, "gains.more": (3,), "gains.most": (3,)}, ["2 tensors differ", "gains.more"]),
+        (
+            {name: SHAPES[name] for name in list(SHAPES)[1:]},
+            ["1 of its trained tensors differ", "projections.model.embed_tokens is [6, 3], not missing"],
+        ),
+        ({**SHAPES, "gains.more": (3,), "gains.most": (3,)}, ["2 of its trained", "gains.more is missing, not [3]"]),
         ({**SHAPES, "projections.lm_head": (6, 4)}, ["projections.lm_head is [6, 3], not [6, 4]"]),
     ],
 )
@@ -201,9 +218,8 @@ def test_another_students_checkpoint_is_refused(
     tmp_path: Path, shapes: dict[str, tuple[int, ...]], said: list[str]
 ) -> None:
     folder = Run().step(1, 1).save(tmp_path, 1)
-    other = Run(shapes=shapes)
     with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(folder, other.trained, other.optimizer)
+        Run(shapes=shapes).load(folder)
     for part in [str(folder), "another student", *said]:
         assert part in str(caught.value)
 
@@ -212,24 +228,31 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
 
 
-@pytest.mark.parametrize("spoil", [cut, lambda path: path.write_bytes(b""), Path.unlink], ids=["cut", "empty", "gone"])
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
-def test_a_damaged_file_is_refused(tmp_path: Path, name: str, spoil: Callable[[Path], Any]) -> None:
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "spoil", [cut, flip, lambda path: path.write_bytes(b""), Path.unlink], ids=["cut", "flip", "empty", "gone"]
+)
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_refused_and_named(tmp_path: Path, name: str, spoil: Callable[[Path], Any]) -> None:
     folder = Run().step(1, 1).save(tmp_path, 1)
     spoil(folder / name)
-    other = Run()
-    with pytest.raises(CheckpointError, match="can't be read") as caught:
-        load_checkpoint(folder, other.trained, other.optimizer)
+    with pytest.raises(CheckpointError, match=f"is damaged: {name}") as caught:
+        Run().load(folder)
     assert str(folder) in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ['{"step": 1, "tokens": 2}', '{"step": 1, "tokens": 2, "seconds": 3, "x": 4}', "[1]"])
 def test_a_state_with_other_keys_is_refused(tmp_path: Path, text: str) -> None:
-    run = Run().step(1, 1)
-    folder = run.save(tmp_path, 1)
+    folder = Run().step(1, 1).save(tmp_path, 1)
     (folder / "state.json").write_text(text)
-    with pytest.raises(CheckpointError, match="can't be read"):
-        load_checkpoint(folder, run.trained, run.optimizer)
+    write_sums(folder)
+    with pytest.raises(CheckpointError, match=r"state\.json can't be read"):
+        Run().load(folder)
 
 
 @pytest.mark.parametrize("damage", ["no moments", "one is missing", "another shape", "another student's"])
@@ -245,6 +268,6 @@ def test_optimiser_state_that_is_not_the_runs_is_refused(tmp_path: Path, damage:
     else:
         moments = {name.replace("lm_head", "model.layers.0.mlp.up_proj"): value for name, value in moments.items()}
     save_file(moments, folder / "optimizer.safetensors")
-    other = Run()
-    with pytest.raises(CheckpointError):
-        load_checkpoint(folder, other.trained, other.optimizer)
+    write_sums(folder)
+    with pytest.raises(CheckpointError, match="optimiser state"):
+        Run().load(folder)

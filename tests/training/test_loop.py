@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lrc.errors import ConfigError, NumericsError
+from lrc.errors import ConfigError
 from lrc.verbs.train import train
 from tests.tiny import tiny_recipe, write_rows
 
@@ -113,28 +113,6 @@ def test_two_gloo_ranks_give_the_update_of_one(ragged_root: Path, checkpointing:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same(load_file(ragged_root / "two" / "train" / f"checkpoint-{STEPS}" / "model.safetensors"), one)
-
-
-def test_a_non_finite_loss_stops_before_the_optimiser_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = tiny_recipe(tmp_path, train__max_steps=4, train__save_steps=1)
-    from lrc.models import pair_model
-
-    real, calls = pair_model.head_losses, []
-
-    def poisoned(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        total, lm, kl = real(*args, **kwargs)
-        return (total * float("nan") if len(calls) == 3 else total), lm, kl
-
-    monkeypatch.setattr(pair_model, "head_losses", poisoned)
-    moved = []
-    step = torch.optim.AdamW.step
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: (moved.append(1), step(self))[1])
-    with pytest.raises(NumericsError, match="must be finite"):
-        train(recipe)
-    assert len(moved) == 2
-    names = sorted(path.name for path in (tmp_path / "run" / "train").glob("checkpoint-*"))
-    assert names == ["checkpoint-1", "checkpoint-2"]
 
 
 def test_five_steps_lower_the_loss(tmp_path: Path) -> None:

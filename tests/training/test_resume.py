@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lrc.training.launch import write_recipe
-from lrc.training.loop import TERMINATED
+from lrc.training.preemption import PREEMPTED
 from lrc.verbs.train import train
 from tests.tiny import tiny_recipe
 
@@ -73,7 +73,7 @@ def test_sigterm_saves_and_exits_and_the_run_goes_on(tmp_path: Path) -> None:
     wait_for_checkpoint(tmp_path / "stopped", process, 4)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == TERMINATED, errors
+    assert process.returncode == PREEMPTED, errors
     saved = max(int(path.name.rpartition("-")[2]) for path in (tmp_path / "stopped" / "train").glob("checkpoint-*"))
     assert 4 <= saved < STEPS
     train(recipe, resume="auto")

@@ -1,0 +1,106 @@
+"""Several processes of one run without the seconds that each start of Python and torch takes: forks of this one.
+
+The parent imports the package once and must not touch torch.distributed or accelerate's state; each child joins the
+others over gloo, as if a launcher had started it. One thread a process, since threads do not survive a fork.
+"""
+
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lrc.errors import LrcError
+
+
+@dataclass
+class Rank:
+    """One forked process."""
+
+    pid: int
+    code: int | None = None
+    """Exit code, or minus the signal that ended it; None while it runs."""
+
+    def poll(self) -> int | None:
+        """Look whether it has ended."""
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+        return self.code
+
+    def kill(self, number: int) -> None:
+        """Send a signal unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def start_ranks(
+    work: Callable[[int], None], count: int, output: Path, environment: Mapping[str, str] | None = None
+) -> list[Rank]:
+    """Fork `count` processes that each call `work(rank)`; what they print goes to `output`, one file a rank.
+
+    Args:
+        work: An `LrcError` or `SystemExit` in it sets the exit code, as in `lrc`.
+        count: 1 sets no variables of a launcher.
+        output: Folder of `rank-N.txt`, which are appended to.
+        environment: Variables to set in the children.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = []
+    for rank in range(count):
+        pid = os.fork()
+        if pid == 0:
+            own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {}
+            os.environ.update({**own, **(environment or {})})
+            _run_child(work, rank, output / f"rank-{rank}.txt")
+        ranks.append(Rank(pid))
+    return ranks
+
+
+def _run_child(work: Callable[[int], None], rank: int, output: Path) -> None:
+    """Do the work and leave without the parent's clean-up."""
+    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    code = 1
+    try:
+        work(rank)
+        code = 0
+    except LrcError as error:
+        print(f"lrc: {error}", file=sys.stderr)
+        code = error.exit_code
+    except SystemExit as error:
+        code = int(error.code or 0)
+    except BaseException:  # noqa: BLE001  # the process ends here, whatever it was
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def wait_for(ranks: list[Rank], *, seconds: float, grace: float = 10.0) -> list[int]:
+    """Wait for all to end; once one has failed, the others get `grace` seconds and then SIGKILL, as from a launcher.
+
+    Returns:
+        Exit codes; a process that ran past `seconds` was killed.
+    """
+    deadline = time.monotonic() + seconds
+    while any(rank.poll() is None for rank in ranks):
+        if any(rank.code for rank in ranks):
+            deadline = min(deadline, time.monotonic() + grace)
+            grace = float("inf")
+        if time.monotonic() > deadline:
+            for rank in ranks:
+                rank.kill(signal.SIGKILL)
+        time.sleep(0.002)
+    return [int(rank.code or 0) for rank in ranks]

@@ -1,0 +1,89 @@
+"""Which checkpoints a run has: the one to go on from, those to keep, and those to drop."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from lrc.data.folder_hash import SUMS, find_damage
+from lrc.errors import CheckpointError
+from lrc.training.checkpoint import STATE, read_state, remove_checkpoint
+
+_NAME = re.compile(r"checkpoint-(\d+)$")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """List the checkpoints of a run, oldest first; half-written and half-deleted ones have another name."""
+    found = [path for path in folder.glob("checkpoint-*") if _NAME.match(path.name) and _is_checkpoint(path)]
+    return sorted(found, key=step_of)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return any((path / name).is_file() for name in (SUMS, STATE))
+
+
+def step_of(path: Path) -> int:
+    """Return `N` of a `checkpoint-N`."""
+    return int(path.name.rpartition("-")[2])
+
+
+def find_resume(folder: Path, resume: str, note: Callable[[str], None]) -> Path | None:
+    """Resolve `--resume`: `auto` is the newest checkpoint that is whole (None if there is none at all), else a folder.
+
+    Args:
+        folder: The verb's folder.
+        resume: `auto` or a checkpoint.
+        note: Takes a line on every damaged checkpoint that `auto` passes over.
+
+    Raises:
+        CheckpointError: The named folder is no checkpoint or is damaged, or every checkpoint of the run is.
+    """
+    if resume != "auto":
+        path = Path(resume)
+        if not _is_checkpoint(path):
+            raise CheckpointError(f"--resume must name a checkpoint folder or be 'auto', but {path} has no {STATE}.")
+        damage = find_damage(path)
+        if damage is not None:
+            raise CheckpointError(f"The checkpoint {path} is damaged: {damage}. Resume from another one.")
+        return path
+    found = checkpoints(folder)
+    for path in reversed(found):
+        damage = find_damage(path)
+        if damage is None:
+            return path
+        note(f"the checkpoint {path} is damaged and passed over: {damage}")
+    if found:
+        raise CheckpointError(
+            f"Every checkpoint in {folder} is damaged, the newest too: {find_damage(found[-1])}. Start anew with "
+            "--overwrite."
+        )
+    return None
+
+
+def discard_after(folder: Path, step: int) -> None:
+    """Delete a run's checkpoints after `step`, which a run that goes on from there will write anew."""
+    for path in checkpoints(folder):
+        if step_of(path) > step:
+            remove_checkpoint(path)
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint with the lowest KL on the held-out text; None if none was measured."""
+    measured = {path: _held_out_kl(path) for path in checkpoints(folder)}
+    lowest = {path: kl for path, kl in measured.items() if kl is not None}
+    return min(lowest, key=lowest.__getitem__, default=None)
+
+
+def _held_out_kl(path: Path) -> float | None:
+    try:
+        return read_state(path).held_out_kl
+    except CheckpointError:  # a damaged one is nobody's best; resume names it
+        return None
+
+
+def rotate(folder: Path, keep: int | None) -> None:
+    """Delete all but the newest `keep` checkpoints and the best one."""
+    if keep is not None:
+        best = best_checkpoint(folder)
+        for path in checkpoints(folder)[:-keep]:
+            if path != best:
+                remove_checkpoint(path)

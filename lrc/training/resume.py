@@ -1,0 +1,74 @@
+"""Going on from a checkpoint: the same sequences in each step on any number of ranks, log and folder set back."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from lrc.config import TrainConfig
+from lrc.data.blocks import BatchPlan
+from lrc.errors import CheckpointError, ConfigError
+from lrc.training.checkpoint import clear_drafts, read_checkpoint, read_state, write_failure
+from lrc.training.checkpoint_list import discard_after
+from lrc.training.engine import Engine
+from lrc.training.metrics import MetricsLog
+from lrc.training.run_state import RunState
+
+
+def plan_batches(
+    settings: TrainConfig, accelerator: Accelerator, resume: Path | None, note: Callable[[str], None]
+) -> BatchPlan:
+    """Share a step's sequences out over ranks and micro-batches.
+
+    A resumed run keeps the number of sequences in a step, and with it the order of the data: on another number of ranks
+    the number of micro-batches changes.
+
+    Args:
+        settings: The recipe's section.
+        accelerator: Knows the ranks.
+        resume: The checkpoint to go on from.
+        note: Takes a line if the recipe's number of micro-batches is not the one used.
+
+    Raises:
+        ConfigError: The ranks can't share a step evenly.
+    """
+    ranks, accumulation = accelerator.num_processes, settings.gradient_accumulation_steps
+    if resume is not None:
+        wanted = read_state(resume).sequences_per_step
+        accumulation, rest = divmod(wanted, settings.batch_size * ranks)
+        if rest or not accumulation:
+            raise ConfigError(
+                f"{resume} was trained with {wanted} sequences a step, which must stay, but {ranks} processes with "
+                f"train.batch_size = {settings.batch_size} can't share them evenly. Choose a batch size and a number "
+                f"of processes whose product divides {wanted}."
+            )
+        if accumulation != settings.gradient_accumulation_steps and accelerator.is_main_process:
+            note(f"{wanted} sequences a step, as before: train.gradient_accumulation_steps is {accumulation} here")
+    return BatchPlan(
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        accumulation=accumulation,
+        num_ranks=ranks,
+        rank=accelerator.process_index,
+    )
+
+
+def resume_from(checkpoint: Path, engine: Engine, log: MetricsLog) -> RunState:
+    """Go back to a checkpoint; what the run wrote after it is dropped, for it will be written anew.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged or another student's, or the run folder can't be written.
+    """
+    saved = read_checkpoint(checkpoint, engine.shapes, engine.moment_shapes)
+    engine.load(saved)
+    if log.accelerator.is_main_process:
+        folder = log.path.parent
+        try:
+            log.rewind(saved.state.step)
+            clear_drafts(folder)
+            discard_after(folder, saved.state.step)
+        except OSError as error:
+            raise CheckpointError(write_failure(f"The folder {folder}", error)) from error
+        log.say(f"resumed from {checkpoint} at step {saved.state.step}")
+    log.accelerator.wait_for_everyone()
+    return saved.state

@@ -1,0 +1,169 @@
+"""DeepSpeed ZeRO: stages 1 and 2 shard moments and gradients, stage 3 also the weights, the teacher's too.
+
+In stage 3 each part of the pair is a leaf module: its weights are gathered together for its forward and backward, since
+the merge reads the teacher's from outside their own modules. The engine computes in the pair's own dtypes; its
+mixed-precision settings are left out, because trained tensors are float32 and the merge casts them.
+"""
+
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from lrc.config import TrainConfig
+from lrc.models.pair import PairEmbedding, PairHead, PairLayer, PairNorm
+from lrc.models.pair_model import PairModel
+from lrc.training.checkpoint import Saved
+from lrc.training.engine import Accept
+from lrc.training.optimizer import MOMENTS, make_optimizer, moment_shapes
+
+
+class ZeroEngine:
+    """The pair in a DeepSpeed engine."""
+
+    def __init__(self, accelerator: Accelerator, pair: PairModel, settings: TrainConfig, *, accumulation: int) -> None:
+        """Take over a filled pair, equal on every rank.
+
+        Args:
+            accelerator: With the launcher's or the recipe's DeepSpeed plugin.
+            pair: Its weights become the engine's.
+            settings: The recipe's section.
+            accumulation: Micro-batches of one step.
+        """
+        import deepspeed
+
+        # DeepSpeed calls functions that torch has renamed, once for every collective
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
+        self.accelerator = accelerator
+        plugin = accelerator.state.deepspeed_plugin
+        assert plugin is not None
+        self.stage = int(plugin.zero_stage)
+        self.is_sharded = self.stage == 3
+        self.trained = pair.trained()
+        self.shapes = {name: value.shape for name, value in self.trained.items()}
+        self.moment_shapes = moment_shapes(self.shapes, settings)
+        if self.is_sharded:
+            deepspeed.utils.set_z3_leaf_modules(pair, [PairEmbedding, PairNorm, PairLayer, PairHead])
+            for part in pair.parts():
+                if isinstance(part, PairEmbedding):
+                    part.register_forward_pre_hook(_with_anchor)
+        self.engine, *_ = deepspeed.initialize(
+            model=pair,
+            optimizer=make_optimizer(self.trained.values(), settings),
+            config=engine_config(plugin.deepspeed_config, settings, accumulation=accumulation),
+        )
+        self.model: Any = self.engine
+
+    def micro_batch(self, *, is_last: bool) -> AbstractContextManager[Any]:
+        self._is_last = is_last
+        return nullcontext()
+
+    def backward(self, objective: Tensor) -> None:
+        # DeepSpeed averages gradients over ranks; the shares are to be added
+        self.engine.backward(objective * self.accelerator.num_processes, scale_wrt_gas=False)
+        if not self._is_last:
+            self.engine.step()  # counts the micro-batch
+
+    def update(self, rate: float, accept: Accept) -> tuple[float, bool]:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        self.engine.step()  # clips; leaves the weights alone if the norm is not finite
+        norm = float(self.engine.get_global_grad_norm())
+        accept(norm)
+        return norm, bool(self.engine.was_step_applied())
+
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        step = self.engine.optimizer.optimizer.state[self._flat_partitions()[0]]["step"]
+        weights: dict[str, Tensor] = {}
+        moments: dict[str, Tensor] = {}
+        for name, parameter in self.trained.items():
+            whole = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+            weight = safe_get_full_fp32_param(parameter)
+            if self.accelerator.is_main_process:
+                weights[name] = _on_cpu(weight, self.shapes[name])
+                moments[f"step/{name}"] = step.detach().cpu().float().reshape(()).clone()
+                moments |= {f"{key}/{name}": _on_cpu(value, self.shapes[name]) for key, value in whole.items()}
+        return weights, moments
+
+    @torch.no_grad()
+    def load(self, saved: Saved) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        self._make_states(saved.moments)
+        if self.is_sharded:
+            self._load_shards(saved)
+            return
+        for name, parameter in self.trained.items():
+            weight = saved.weights[name].to(parameter.device)
+            parameter.copy_(weight)
+            safe_set_full_fp32_param(parameter, weight)
+            for key in MOMENTS:
+                safe_set_full_optimizer_state(parameter, saved.moments[f"{key}/{name}"].to(parameter.device), key)
+
+    def _load_shards(self, saved: Saved) -> None:
+        """Set this rank's pieces in stage 3, each `1 / ranks` of a flat tensor, the last one padded with zeros."""
+        import deepspeed
+        from deepspeed.utils import (
+            safe_get_local_fp32_param,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
+
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        for name, parameter in self.trained.items():
+            size = safe_get_local_fp32_param(parameter).numel()
+
+            def piece(whole: Tensor, size: int = size) -> Tensor:
+                flat = torch.nn.functional.pad(whole.flatten(), (0, size * ranks - whole.numel()))
+                return flat[rank * size : (rank + 1) * size].to(self.accelerator.device)
+
+            safe_set_local_fp32_param(parameter, piece(saved.weights[name]))
+            for key in MOMENTS:
+                safe_set_local_optimizer_state(parameter, piece(saved.moments[f"{key}/{name}"]), key)
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                parameter.copy_(saved.weights[name].to(self.accelerator.device))
+
+    def _flat_partitions(self) -> list[Tensor]:
+        """Return this rank's float32 master weights, the tensors that AdamW works on."""
+        zero = self.engine.optimizer
+        return list(zero.fp32_partitioned_groups_flat if self.is_sharded else zero.single_partition_of_fp32_groups)
+
+    def _make_states(self, moments: dict[str, Tensor]) -> None:
+        """Make AdamW's state before the first step, so that there is something to set."""
+        optimizer = self.engine.optimizer.optimizer
+        step = next(value for name, value in moments.items() if name.startswith("step/"))
+        for flat in self._flat_partitions():
+            state = optimizer.state[flat]
+            state["step"] = step.clone()
+            for key in MOMENTS:
+                state.setdefault(key, torch.zeros_like(flat))
+        if not self.is_sharded:
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()  # DeepSpeed does so after the first step
+
+
+def _with_anchor(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    # stage 3 frees a module's weights when the gradient of its inputs is there; ids have none, so that they would be
+    # freed before the embedding's backward has begun
+    return (*args, torch.zeros((), device=args[0].device, requires_grad=True))
+
+
+def _on_cpu(value: Tensor, shape: torch.Size) -> Tensor:
+    return value.detach().float().cpu().reshape(shape).clone()
+
+
+def engine_config(plugin: dict[str, Any], settings: TrainConfig, *, accumulation: int) -> dict[str, Any]:
+    """Make DeepSpeed's configuration: the launcher's, with the recipe's batch, clipping and dtype."""
+    config = {key: value for key, value in plugin.items() if key not in ("train_batch_size", "fp16", "bf16", "amp")}
+    return config | {
+        "train_micro_batch_size_per_gpu": settings.batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": settings.max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": float("inf"),
+    }

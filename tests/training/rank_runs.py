@@ -1,0 +1,31 @@
+"""Train recipes on forked ranks, one after the other: `python rank_runs.py JOBS.json`, a script for tests.
+
+A job is `{"name", "recipe": path, "ranks", "resume": checkpoint or null, "environment": {}}`. Prints one line a job,
+`name codes`. Torch is imported once; a start through a launcher would cost seconds for each rank.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.ranks import start_ranks, wait_for
+from lrc.config import load_recipe
+from lrc.verbs.train import train
+
+
+def main(jobs: Path) -> None:
+    for job in json.loads(jobs.read_text()):
+        recipe = load_recipe(Path(job["recipe"]))
+
+        def work(rank: int, recipe: object = recipe, resume: str | None = job["resume"]) -> None:
+            train(recipe, resume=resume)  # type: ignore[arg-type]
+
+        output = jobs.parent / "output" / job["name"]
+        codes = wait_for(start_ranks(work, job["ranks"], output, job.get("environment")), seconds=200)
+        print(job["name"], codes, flush=True)
+        if any(codes):
+            print((output / "rank-0.txt").read_text()[-3000:], flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

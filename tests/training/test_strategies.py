@@ -1,0 +1,166 @@
+"""One process, DDP, FSDP2 and ZeRO give the same losses and student, and go on from each other's checkpoints."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lrc.training.launch import write_recipe
+from lrc.verbs.convert import convert
+from tests.tiny import teacher_folder, tiny_recipe, write_rows
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("deepspeed")
+
+STEPS, HALF = 20, 10
+STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
+SHARDED = ("fsdp2", "zero3")
+RESUMES = {
+    # name: (strategy that saved, strategy that goes on); "one" is one process
+    "one-to-ddp": ("one", "ddp"),
+    "one-to-fsdp2": ("one", "fsdp2"),
+    "one-to-zero2": ("one", "zero2"),
+    "one-to-zero3": ("one", "zero3"),
+    "ddp-to-one": ("ddp", "one"),
+    "fsdp2-to-one": ("fsdp2", "one"),
+    "zero2-to-one": ("zero2", "one"),
+    "zero3-to-one": ("zero3", "one"),
+}
+
+
+def run_jobs(root: Path, jobs: list[dict[str, Any]]) -> None:
+    (root / "jobs.json").write_text(json.dumps(jobs))
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
+    script = Path(__file__).with_name("rank_runs.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(root / "jobs.json")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line for line in done.stdout.splitlines() if line.split(" ")[0] in {job["name"] for job in jobs}]
+    expected = [f"{job['name']} {[0] * job['ranks']}" for job in jobs]
+    assert lines == expected, done.stdout
+
+
+def job(root: Path, name: str, strategy: str, *, resume: str | None = None, **changes: Any) -> dict[str, Any]:
+    """Describe a run: 8 sequences a step, in 2 micro-batches on one process and in 2 on each of two."""
+    ranks = 1 if strategy == "one" else 2
+    settings = {
+        "start__method": "random",
+        "objective__lm_weight": 0.5,
+        "train__max_steps": STEPS,
+        "train__log_steps": 1,
+        "train__save_steps": HALF,
+        "train__seed": 1,
+        "train__batch_size": 4 // ranks,
+        "train__gradient_accumulation_steps": 2,
+        "train__strategy": "auto" if strategy == "one" else strategy,
+        **changes,
+    }
+    write_recipe(root / f"{name}.yaml", tiny_recipe(root, run=str(root / name), **settings))
+    return {"name": name, "recipe": str(root / f"{name}.yaml"), "ranks": ranks, "resume": resume}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("strategies")
+    tiny_recipe(root)
+    write_rows(root / "train.jsonl", ragged=True)
+    jobs = [job(root, name, name) for name in ("one", *STRATEGIES)]
+    for name, (saved, other) in RESUMES.items():
+        # the recipe's accumulation is wrong for the other number of ranks, and is corrected
+        resume = str(root / saved / "train" / f"checkpoint-{HALF}")
+        jobs.append(job(root, name, other, resume=resume, train__gradient_accumulation_steps=1))
+    tied = {"teacher": str(teacher_folder(root / "tied", tie_word_embeddings=True)), "train__max_steps": 4}
+    tied |= {"student": {"hidden_size": 16, "tie_embedding_projection": True}, "train__activation_checkpointing": True}
+    jobs += [job(root, f"{name}-tied", name, **tied) for name in ("one", *SHARDED)]
+    low = {"train__compute_dtype": "bfloat16", "train__max_steps": 4}
+    jobs += [job(root, f"{name}-low", name, **low) for name in ("one", "fsdp2", "zero2", "zero3")]
+    run_jobs(root, jobs)
+    return root
+
+
+def lines_of(run: Path, kind: str) -> dict[int, dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line for line in lines if line["kind"] == kind}
+
+
+def losses_of(run: Path) -> dict[int, float]:
+    return {step: line["loss"] for step, line in lines_of(run, "train").items()}
+
+
+def assert_near(found: dict[int, float], expected: dict[int, float], limit: float) -> None:
+    assert set(found) <= set(expected)
+    assert max(abs(loss - expected[step]) for step, loss in found.items()) <= limit
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_losses_and_norms_are_those_of_one_process(root: Path, strategy: str) -> None:
+    found = losses_of(root / strategy)
+    assert list(found) == list(range(1, STEPS + 1))
+    assert_near(found, losses_of(root / "one"), 1e-5)
+    norms, expected = (
+        {step: line["gradient_norm"] for step, line in lines_of(root / name, "train").items()}
+        for name in (strategy, "one")
+    )
+    assert norms == pytest.approx(expected, rel=1e-4)
+    kl, expected_kl = (lines_of(root / name, "held_out")[STEPS]["kl"] for name in (strategy, "one"))
+    assert kl == pytest.approx(expected_kl, abs=1e-5)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_checkpoints_convert_to_the_same_student(root: Path, strategy: str) -> None:
+    students = []
+    for name in ("one", strategy):
+        out = root / f"student-{name}"
+        if not out.exists():
+            convert(root / name / "train" / f"checkpoint-{STEPS}", out)
+        students.append(load_file(out / "model.safetensors"))
+    expected, found = students
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_checkpoints_hold_whole_trained_tensors_and_nothing_of_the_teacher(root: Path, strategy: str) -> None:
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        expected, found = (load_file(root / name / "train" / f"checkpoint-{HALF}" / file) for name in ("one", strategy))
+        assert {name: (value.shape, value.dtype) for name, value in found.items()} == {
+            name: (value.shape, value.dtype) for name, value in expected.items()
+        }
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", RESUMES)
+def test_another_number_of_ranks_or_strategy_goes_on_with_the_same_data(root: Path, name: str) -> None:
+    saved, _ = RESUMES[name]
+    found = losses_of(root / name)
+    assert list(found) == list(range(HALF + 1, STEPS + 1))
+    assert_near(found, losses_of(root / saved), 1e-6)
+    tokens = {step: line["tokens"] for step, line in lines_of(root / name, "train").items()}
+    assert all(line["tokens"] == tokens[step] for step, line in lines_of(root / saved, "train").items() if step > HALF)
+
+
+@pytest.mark.parametrize("strategy", SHARDED)
+def test_a_tied_pair_is_sharded_with_activation_checkpointing(root: Path, strategy: str) -> None:
+    assert_near(losses_of(root / f"{strategy}-tied"), losses_of(root / "one-tied"), 1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero2", "zero3"])
+def test_a_bfloat16_teacher_is_sharded_beside_float32_projections(root: Path, strategy: str) -> None:
+    found, expected = losses_of(root / f"{strategy}-low"), losses_of(root / "one-low")
+    assert len(found) == 4
+    assert found == pytest.approx(expected, rel=5e-3)
+    tensors = load_file(root / f"{strategy}-low" / "train" / "checkpoint-4" / "model.safetensors")
+    assert {value.dtype for value in tensors.values()} == {torch.float32}
