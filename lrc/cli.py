@@ -8,8 +8,9 @@ from pathlib import Path
 
 import tyro
 
-from lrc.config import ConvertConfig, EvaluateConfig, load_recipe
+from lrc.config import ConvertConfig, load_recipe
 from lrc.errors import LrcError
+from lrc.verbs.evaluate_flags import evaluate_verb
 
 PROGRAM = "lrc"
 
@@ -147,43 +148,6 @@ def convert_verb(
         dry_run=dry_run,
     )
     print(out)
-
-
-def evaluate_verb(
-    model: tyro.conf.Positional[str],
-    /,
-    *,
-    held_out: str,
-    out: Path,
-    teacher: str | None = None,
-    tokens: int = EvaluateConfig.tokens,
-    sequence_length: int = EvaluateConfig.sequence_length,
-    samples: int = EvaluateConfig.samples,
-    overwrite: bool = False,
-    dry_run: bool = False,
-) -> None:
-    """Score a model folder on held-out text, beside its teacher if one is named.
-
-    Args:
-        model: Folder or hub id.
-        held_out: JSON lines with text or input_ids: file, folder or glob ("embedded:held-out": the demo's).
-        out: Folder that results.json is written to.
-        teacher: Folder or hub id to compare with.
-        tokens: Held-out tokens.
-        sequence_length: Window of the scored text.
-        samples: Prompts continued by both models.
-        overwrite: Replace earlier results.
-        dry_run: Check everything, write nothing.
-    """
-    from lrc.report.terminal import print_scorecard
-    from lrc.verbs.evaluate import evaluate
-
-    settings = EvaluateConfig(tokens=tokens, sequence_length=sequence_length, samples=samples)
-    results = evaluate(
-        model, out=out, held_out=held_out, teacher=teacher, settings=settings, overwrite=overwrite, dry_run=dry_run
-    )
-    if not dry_run:
-        print_scorecard(results)
 
 
 def report_verb(run: tyro.conf.Positional[Path], /) -> None:

@@ -136,7 +136,7 @@ def test_evaluate_gets_its_settings_and_prints_the_scorecard(
     calls = record(FUNCTIONS["evaluate"], Path("out/results.json"))
     printed = record("lrc.report.terminal.print_scorecard")
     assert main(["evaluate", "m", "--held-out", "h.jsonl", "--out", "out", *flags]) == 0
-    wanted = {"out": Path("out"), "held_out": "h.jsonl", "teacher": teacher, "settings": settings}
+    wanted = {"out": Path("out"), "held_out": "h.jsonl", "teacher": teacher, "settings": settings, "tasks": None}
     assert calls == [(("m",), {**wanted, "overwrite": overwrite, "dry_run": False})]
     assert printed == [((Path("out/results.json"),), {})]
 
@@ -147,6 +147,30 @@ def test_a_dry_run_of_evaluate_prints_no_scorecard(record: Record) -> None:
     assert main(["evaluate", "m", "--held-out", "h.jsonl", "--out", "out", "--dry-run"]) == 0
     assert calls[0][1]["dry_run"] is True
     assert printed == []
+
+
+def test_evaluate_gets_its_tasks(record: Record) -> None:
+    calls = record(FUNCTIONS["evaluate"], Path("out/results.json"))
+    record("lrc.report.terminal.print_scorecard")
+    flags = ["--data-dir", "d", "--limit", "5", "--num-fewshot", "1", "--batch-size", "2", "--write-tasks", "w"]
+    assert main(["evaluate", "m", "--out", "out", "--tasks", "seed", *flags, "--allow-code"]) == 0
+    assert calls[0][1]["held_out"] is None
+    assert vars(calls[0][1]["tasks"]) == {
+        "tasks": "seed",
+        "data_dir": "d",
+        "limit": 5,
+        "num_fewshot": 1,
+        "batch_size": "2",
+        "write_tasks": Path("w"),
+        "allow_code": True,
+    }
+
+
+def test_evaluate_refuses_flags_of_tasks_without_tasks(record: Record, capsys: pytest.CaptureFixture[str]) -> None:
+    calls = record(FUNCTIONS["evaluate"])
+    assert main(["evaluate", "m", "--out", "out", "--held-out", "h.jsonl", "--limit", "5"]) == 2
+    assert "Add --tasks" in capsys.readouterr().err
+    assert calls == []
 
 
 @pytest.mark.parametrize(
@@ -227,7 +251,7 @@ def test_an_unreadable_recipe_never_reaches_the_verb(
         ["train"],
         ["convert", "checkpoint"],
         ["convert", "checkpoint", "out", "--max-shard-bytes", "many"],
-        ["evaluate", "model", "--out", "out"],
+        ["evaluate", "model"],
         ["chat", "model", "--temprature", "1"],
     ],
 )

