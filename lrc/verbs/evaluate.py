@@ -18,9 +18,10 @@ from lrc.models.compute import choose_device, choose_dtype, dtype_name
 from lrc.models.folder import resolve_folder
 from lrc.models.teacher import load_config, load_model, load_tokenizer
 from lrc.training.beside import write_beside
-from lrc.verbs.evaluate_tasks import TaskSettings, open_tasks, score_tasks
+from lrc.verbs.evaluate_tasks import open_tasks, score_tasks
 from lrc.verbs.progress import progress_lines, say
 from lrc.verbs.sources import locate_data, locate_teacher
+from lrc.verbs.task_settings import NO_TASKS, TaskSettings
 
 
 def evaluate(
@@ -30,7 +31,7 @@ def evaluate(
     held_out: str | None = None,
     teacher: str | None = None,
     settings: EvaluateConfig,
-    tasks: TaskSettings | None = None,
+    tasks: TaskSettings = NO_TASKS,
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> Path:
@@ -42,7 +43,7 @@ def evaluate(
         held_out: File, folder or glob of held-out JSON lines with `text` or `input_ids`; None: tasks only.
         teacher: Model to compare with; None: no agreement measures.
         settings: How much to score.
-        tasks: Benchmarks to score; None: held-out text only.
+        tasks: Benchmarks to score; without names, held-out text only.
         overwrite: Replace earlier results.
         dry_run: Check everything, write nothing.
 
@@ -53,16 +54,16 @@ def evaluate(
         ConfigError, CheckpointError, DataError: Bad input, before anything is written.
     """
     results = out / "results.json"
-    if held_out is None and tasks is None:
-        raise ConfigError("Nothing is named to score. Use --held-out FILE, --tasks seed (or names), or both.")
     _check_output(results, overwrite=overwrite)
-    problems = range_problems("evaluate", settings)
+    problems = range_problems("evaluate", settings) + tasks.problems()
     if problems:
         raise ConfigError("; ".join(problems) + ".")
+    if held_out is None and tasks.tasks is None:
+        raise ConfigError("Nothing is named to score. Use --held-out FILE, --tasks seed (or names), or both.")
     models = _models(str(model), teacher)
     inputs = None if held_out is None else _check(models, held_out, settings)
     with ExitStack() as stack:
-        open_suite = None if tasks is None else stack.enter_context(open_tasks(tasks))
+        open_suite = None if tasks.tasks is None else stack.enter_context(open_tasks(tasks))
         if dry_run:
             text = [f"{len(inputs.windows)} windows of {held_out}"] if inputs else []
             text += [f"tasks {', '.join(open_suite.suite.names)}"] if open_suite else []

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lrc.errors import ConfigError, DataError
+from lrc.errors import DataError
 from lrc.evaluation.task_files import MMLU, STOCK, TaskFiles, find_data, stock_files, write_task_files
 from lrc.evaluation.task_names import check_names, chosen_tasks
 from lrc.evaluation.task_scores import Estimate, average, estimate, paired_difference
@@ -20,27 +20,8 @@ from lrc.models.teacher import load_model, load_tokenizer
 from lrc.verbs.lm_eval_extra import require_lm_eval
 from lrc.verbs.progress import say
 from lrc.verbs.sources import locate_benchmarks
+from lrc.verbs.task_settings import TaskSettings
 from lrc.verbs.tqdm_lines import requests_as_lines
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskSettings:
-    """What to score, and from which data."""
-
-    tasks: str
-    """Task names and sets (`seed`, `reasoning`), separated by commas."""
-    data_dir: str | None = None
-    """Folder with NAME.jsonl a task, or `embedded:benchmarks`; None: the hub."""
-    write_tasks: Path | None = None
-    """New folder that keeps the task files for `lm_eval --include_path`."""
-    limit: int | None = None
-    """Items of each task; None: all."""
-    num_fewshot: int | None = None
-    """Examples in each prompt; None: what the task says, else 0."""
-    batch_size: str = "auto"
-    """Requests at once: a number, or `auto`: the largest that fits on a GPU, 1 on a CPU."""
-    allow_code: bool = False
-    """Run tasks that execute what the model writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +37,11 @@ def open_tasks(settings: TaskSettings) -> Iterator[OpenTasks]:
     """Check names and data and load the tasks; local task files that nobody keeps are deleted at the end.
 
     Raises:
-        ConfigError: An unknown task or a setting that can't work.
+        ConfigError: An unknown task, or one that runs code without permission.
         DataError: Data that is missing or does not fit.
     """
     require_lm_eval()
-    _check_settings(settings)
+    assert settings.tasks is not None
     names, left_out = chosen_tasks(settings.tasks, allow_code=settings.allow_code)
     if left_out:
         say(f"Left out: {', '.join(left_out)}. They run the code that the model writes; --allow-code adds them.")
@@ -74,22 +55,6 @@ def open_tasks(settings: TaskSettings) -> Iterator[OpenTasks]:
         files = _local_files(settings, names, Path(scratch))
         suite = load_suite(open_manager(files.folder), names, files=files, **options)
         yield OpenTasks(suite=suite, settings=settings)
-
-
-def _check_settings(settings: TaskSettings) -> None:
-    size = settings.batch_size
-    if size != "auto" and not (size.isdecimal() and int(size) > 0):
-        raise ConfigError(f"--batch-size must be 'auto' or a number above 0, found {size!r}.")
-    if settings.limit is not None and settings.limit < 1:
-        raise ConfigError(f"--limit must be at least 1, found {settings.limit}.")
-    if settings.num_fewshot is not None and settings.num_fewshot < 0:
-        raise ConfigError(f"--num-fewshot must be at least 0, found {settings.num_fewshot}.")
-    folder = settings.write_tasks
-    if folder is not None:
-        if settings.data_dir is None:
-            raise ConfigError("--write-tasks writes task files for local data, so it needs --data-dir.")
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise ConfigError(f"--write-tasks must name a new folder, but {folder} exists. Name another one.")
 
 
 def _local_files(settings: TaskSettings, names: list[str], scratch: Path) -> TaskFiles:
@@ -214,7 +179,7 @@ def _as_json(estimates: Mapping[str, Estimate | None]) -> dict[str, Any]:
 
 
 def _dtype(folder: Path, device: torch.device, wanted: str) -> torch.dtype:
-    """The stored dtype, as the library's own command takes; a CPU may be much slower in 16 bits, so there the faster."""
+    """Return the stored dtype, as the library's own command takes; on a CPU with a slow 16-bit one, float32."""
     if wanted != "auto":
         return choose_dtype(wanted, device)
     stored = ModelTensors(folder).dtype()
