@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from typing import TextIO
 
-BAR = re.compile(r"Running \w+ requests: +(\d+)%\|.*\| (\d+)/(\d+) \[[^<\]]*<([^,\]]*), *([^\]]*)\]")
+BAR = re.compile(r"Running \w+ requests: +\d+%\|.*\| (\d+)/(\d+) \[[^<\]]*<([^,\]]*), *([^\]]*)\]")
 """What tqdm draws for the requests of lm-evaluation-harness; bars of other work are left out."""
 ANY_BAR = re.compile(r"\d+%\|")
 
@@ -36,11 +36,12 @@ class _Lines(io.TextIOBase):
 
     def write(self, text: str) -> int:
         for bar in BAR.finditer(text):
-            percent, done, total, left, rate = bar.groups()
-            if int(percent) // 10 < self._tenths:  # the next bar begins
+            done, total, left, rate = bar.groups()
+            tenths = int(done) * 10 // int(total)
+            if tenths < self._tenths:  # the next bar begins
                 self._tenths = -1
-            if int(percent) // 10 > self._tenths and done != "0":
-                self._tenths = int(percent) // 10
+            if tenths > self._tenths and done != "0":
+                self._tenths = tenths
                 self._target.write(f"{self._label} {done}/{total} requests  {rate}  ETA {left}\n")
                 self._target.flush()
         if not ANY_BAR.search(text) and text.strip("\r\n "):
