@@ -150,15 +150,29 @@ def convert_verb(
     print(out)
 
 
-def report_verb(run: tyro.conf.Positional[Path], /) -> None:
-    """Make one HTML page of everything that a run's verbs wrote.
+def report_verb(
+    run: tyro.conf.Positional[Path],
+    /,
+    *,
+    push_to_hub: str | None = None,
+    student: Path | None = None,
+    private: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Make one HTML page and a model card of everything that a run's verbs wrote; upload the student if asked to.
 
     Args:
         run: The run folder.
+        push_to_hub: OWNER/NAME on the Hugging Face hub to upload the student with its card to.
+        student: Folder to upload (default: RUN/sft, else RUN/convert).
+        private: Make a new repository private.
+        dry_run: List what would be written and uploaded, and do neither.
     """
     from lrc.verbs.report import report
 
-    print(report(run))
+    page = report(run, push_to_hub=push_to_hub, student=student, private=private, dry_run=dry_run)
+    if not dry_run:
+        print(page)
 
 
 def chat_verb(

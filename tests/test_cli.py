@@ -83,7 +83,16 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Record:
                 "dry_run": True,
             },
         ),
-        (["report", "runs/x"], (Path("runs/x"),), {}),
+        (
+            ["report", "runs/x"],
+            (Path("runs/x"),),
+            {"push_to_hub": None, "student": None, "private": False, "dry_run": False},
+        ),
+        (
+            ["report", "runs/x", "--push-to-hub", "o/n", "--student", "s", "--private", "--dry-run"],
+            (Path("runs/x"),),
+            {"push_to_hub": "o/n", "student": Path("s"), "private": True, "dry_run": True},
+        ),
         (
             ["chat", "owner/model"],
             ("owner/model",),

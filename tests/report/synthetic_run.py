@@ -215,6 +215,7 @@ def results_values(num_layers: int, noise: random.Random, *, with_teacher: bool 
         ],
         "versions": VERSIONS,
         "machine": {"device": "cpu", "threads": 2, "dtype": "float32"},
+        "tasks": task_values(with_teacher=with_teacher),
     }
 
 
@@ -256,3 +257,10 @@ def task_values(*, with_teacher: bool = True) -> dict[str, Any]:
         "metrics": {"student": {"arc_easy": {"acc,none": 0.5125}}},
         "command": "lm_eval --model hf --model_args pretrained=runs/demo/convert --tasks arc_easy,logiqa",
     }
+
+
+def manifest_values() -> dict[str, Any]:
+    """Return the manifest of two prepared sources."""
+    text = {"path": "hf://datasets/owner/corpus/data/*.parquet", "kind": "text", "rows": 1000, "kept": 640}
+    chat = {"path": "/home/someone/chats.jsonl", "kind": "chat", "rows": 50, "kept": 49, "tokens": 9100}
+    return {"format": "lrc-shards/1", "tokens": 821_445, "sources": [{**text, "tokens": 812_345}, chat]}
