@@ -179,6 +179,7 @@ def chat_verb(
     model: tyro.conf.Positional[str],
     /,
     *,
+    teacher: str | None = None,
     prompt: str | None = None,
     max_new_tokens: int = 200,
     temperature: float = 0.0,
@@ -188,6 +189,7 @@ def chat_verb(
 
     Args:
         model: Folder or hub id.
+        teacher: Folder or hub id of a model to answer beside it.
         prompt: Answer this and end; without it a conversation starts.
         max_new_tokens: Longest answer.
         temperature: 0 is greedy.
@@ -195,7 +197,9 @@ def chat_verb(
     """
     from lrc.verbs.chat import chat
 
-    code = chat(model, prompt=prompt, max_new_tokens=max_new_tokens, temperature=temperature, system=system)
+    code = chat(
+        model, teacher=teacher, prompt=prompt, max_new_tokens=max_new_tokens, temperature=temperature, system=system
+    )
     if code:
         raise SystemExit(code)
 

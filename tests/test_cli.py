@@ -96,12 +96,16 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Record:
         (
             ["chat", "owner/model"],
             ("owner/model",),
-            {"prompt": None, "max_new_tokens": 200, "temperature": 0.0, "system": None},
+            {"teacher": None, "prompt": None, "max_new_tokens": 200, "temperature": 0.0, "system": None},
         ),
         (
-            ["chat", "m", "--prompt", "a b", "--max-new-tokens", "3", "--temperature", "0.5", "--system", "be kind"],
+            [
+                *["chat", "m", "--teacher", "t", "--prompt"],
+                "a b",
+                *["--max-new-tokens", "3", "--temperature", "0.5", "--system", "kind"],
+            ],
             ("m",),
-            {"prompt": "a b", "max_new_tokens": 3, "temperature": 0.5, "system": "be kind"},
+            {"teacher": "t", "prompt": "a b", "max_new_tokens": 3, "temperature": 0.5, "system": "kind"},
         ),
     ],
 )
