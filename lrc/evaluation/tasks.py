@@ -165,7 +165,7 @@ def score_suite(
     return ModelScores(
         metrics={name: _numbers(values) for name, values in found["results"].items()},
         outcomes={name: _outcomes(rows) for name, rows in samples.items()},
-        prompts={name: [row["prompt_hash"] for row in rows] for name, rows in samples.items()},
+        prompts={name: _prompts(rows) for name, rows in samples.items()},
     )
 
 
@@ -183,6 +183,11 @@ def _numbers(values: dict[str, Any]) -> dict[str, float]:
         for key, value in values.items()
         if "," in key and "_stderr," not in key and isinstance(value, int | float)
     }
+
+
+def _prompts(rows: list[dict[str, Any]]) -> list[str]:
+    """Return one hash an item; with several filters an item has several rows."""
+    return list({row["doc_id"]: row["prompt_hash"] for row in rows}.values())
 
 
 def _outcomes(rows: list[dict[str, Any]]) -> dict[str, list[float]]:

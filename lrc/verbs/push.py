@@ -1,15 +1,15 @@
 """A finished student on the Hugging Face hub: what is uploaded, and the upload as one commit."""
 
+import re
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from lrc.errors import CheckpointError, ConfigError
 from lrc.models.folder import has_weights
 from lrc.report.records import Parity
 
+REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*[A-Za-z0-9]", re.ASCII)
 NOT_UPLOADED = {"results.json", "recipe.yaml"}
 """Files that a verb leaves beside a student; they name folders of this machine."""
 
@@ -20,12 +20,10 @@ def check_repo(repo: str) -> None:
     Raises:
         ConfigError: It is not OWNER/NAME.
     """
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise ConfigError(f"--push-to-hub must be OWNER/NAME, found {repo!r}: {error}") from error
-    if repo.count("/") != 1:
-        raise ConfigError(f"--push-to-hub must be OWNER/NAME, found {repo!r}. Put your user or organisation before it.")
+    if not REPO.fullmatch(repo) or ".." in repo or "--" in repo:
+        raise ConfigError(
+            f"--push-to-hub must be OWNER/NAME in letters, digits and single '-', '_', '.', found {repo!r}."
+        )
 
 
 def student_folder(run: Path, student: Path | None, *, parity: Parity | None) -> Path:
@@ -55,7 +53,7 @@ def list_uploads(student: Path, card_files: dict[str, bytes]) -> dict[str, Path 
         student: The model folder; hidden files and NOT_UPLOADED stay here, its own README.md gives way to the card.
         card_files: The card and its pictures.
     """
-    own = {
+    own: dict[str, Path | bytes] = {
         path.relative_to(student).as_posix(): path
         for path in student.rglob("*")
         if path.is_file() and path.name not in NOT_UPLOADED and not _is_hidden(path.relative_to(student))

@@ -18,7 +18,7 @@ from lrc.verbs import evaluate as verb
 from lrc.verbs import evaluate_tasks as module
 from lrc.verbs.evaluate import evaluate
 from lrc.verbs.task_settings import TaskSettings
-from tests.evaluation.made_up_tasks import MAKERS, SUBJECTS, byte_model_folder, write_tasks_data
+from tests.evaluation.made_up_tasks import MAKERS, SUBJECTS, byte_model_folder, write_rows, write_tasks_data
 
 PUBLISHED = "sciq,piqa,winogrande,arc_easy,logiqa,arc_challenge,boolq,mmlu,commonsense_qa"
 """As the published command writes them."""
@@ -124,6 +124,20 @@ def test_held_out_text_and_tasks_go_into_one_file(root: Path, tmp_path: Path) ->
     results = json.loads(path.read_text())
     assert results["held_out"]["positions"] > 0
     assert [row["teacher"] for row in results["tasks"]["scores"]] == [None]
+
+
+def test_reasoning_generates_after_examples_and_leaves_code_out(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"question": f"{n} and {n}?", "answer": f"Twice.\n#### {2 * n}"} for n in range(8)]
+    write_rows(tmp_path / "gsm8k.jsonl", rows[:2])
+    write_rows(tmp_path / "gsm8k_train.jsonl", rows[2:])
+    results = evaluated(root, tmp_path / "out", tasks="reasoning", data_dir=str(tmp_path))
+    assert "Left out: humaneval, mbpp." in capsys.readouterr().err
+    (row,) = results["tasks"]["scores"]
+    assert (row["task"], row["metric"], row["items"]) == ("gsm8k", "exact_match,strict-match", 2)
+    assert row["num_fewshot"] == 5
+    assert "exact_match,flexible-extract" in results["tasks"]["metrics"]["student"]["gsm8k"]
 
 
 @pytest.fixture
