@@ -8,8 +8,9 @@ from pathlib import Path
 
 import tyro
 
-from lrc.config import ConvertConfig, EvaluateConfig, load_recipe
+from lrc.config import ConvertConfig, load_recipe
 from lrc.errors import LrcError
+from lrc.verbs.evaluate_flags import evaluate_verb
 from lrc.verbs.export import export_verb
 from lrc.verbs.serve_check import serve_check_verb
 
@@ -151,58 +152,36 @@ def convert_verb(
     print(out)
 
 
-def evaluate_verb(
-    model: tyro.conf.Positional[str],
+def report_verb(
+    run: tyro.conf.Positional[Path],
     /,
     *,
-    held_out: str,
-    out: Path,
-    teacher: str | None = None,
-    tokens: int = EvaluateConfig.tokens,
-    sequence_length: int = EvaluateConfig.sequence_length,
-    samples: int = EvaluateConfig.samples,
-    overwrite: bool = False,
+    push_to_hub: str | None = None,
+    student: Path | None = None,
+    private: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Score a model folder on held-out text, beside its teacher if one is named.
-
-    Args:
-        model: Folder or hub id.
-        held_out: JSON lines with text or input_ids: file, folder or glob ("embedded:held-out": the demo's).
-        out: Folder that results.json is written to.
-        teacher: Folder or hub id to compare with.
-        tokens: Held-out tokens.
-        sequence_length: Window of the scored text.
-        samples: Prompts continued by both models.
-        overwrite: Replace earlier results.
-        dry_run: Check everything, write nothing.
-    """
-    from lrc.report.terminal import print_scorecard
-    from lrc.verbs.evaluate import evaluate
-
-    settings = EvaluateConfig(tokens=tokens, sequence_length=sequence_length, samples=samples)
-    results = evaluate(
-        model, out=out, held_out=held_out, teacher=teacher, settings=settings, overwrite=overwrite, dry_run=dry_run
-    )
-    if not dry_run:
-        print_scorecard(results)
-
-
-def report_verb(run: tyro.conf.Positional[Path], /) -> None:
-    """Make one HTML page of everything that a run's verbs wrote.
+    """Make one HTML page and a model card of everything that a run's verbs wrote; upload the student if asked to.
 
     Args:
         run: The run folder.
+        push_to_hub: OWNER/NAME on the Hugging Face hub to upload the student with its card to.
+        student: Folder to upload (default: RUN/sft, else RUN/convert).
+        private: Make a new repository private.
+        dry_run: List what would be written and uploaded, and do neither.
     """
     from lrc.verbs.report import report
 
-    print(report(run))
+    page = report(run, push_to_hub=push_to_hub, student=student, private=private, dry_run=dry_run)
+    if not dry_run:
+        print(page)
 
 
 def chat_verb(
     model: tyro.conf.Positional[str],
     /,
     *,
+    teacher: str | None = None,
     prompt: str | None = None,
     max_new_tokens: int = 200,
     temperature: float = 0.0,
@@ -212,6 +191,7 @@ def chat_verb(
 
     Args:
         model: Folder or hub id.
+        teacher: Folder or hub id of a model to answer beside it.
         prompt: Answer this and end; without it a conversation starts.
         max_new_tokens: Longest answer.
         temperature: 0 is greedy.
@@ -219,7 +199,9 @@ def chat_verb(
     """
     from lrc.verbs.chat import chat
 
-    code = chat(model, prompt=prompt, max_new_tokens=max_new_tokens, temperature=temperature, system=system)
+    code = chat(
+        model, teacher=teacher, prompt=prompt, max_new_tokens=max_new_tokens, temperature=temperature, system=system
+    )
     if code:
         raise SystemExit(code)
 

@@ -11,6 +11,7 @@ import pytest
 from lrc.cli import VERBS, convert_verb, evaluate_verb, main
 from lrc.config import ConvertConfig, EvaluateConfig, load_recipe
 from lrc.errors import CheckpointError, ConfigError, DataError, LrcError, NumericsError
+from lrc.verbs.task_settings import TaskSettings
 
 FUNCTIONS = {
     "demo": "lrc.verbs.demo.demo",
@@ -82,16 +83,29 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Record:
                 "dry_run": True,
             },
         ),
-        (["report", "runs/x"], (Path("runs/x"),), {}),
+        (
+            ["report", "runs/x"],
+            (Path("runs/x"),),
+            {"push_to_hub": None, "student": None, "private": False, "dry_run": False},
+        ),
+        (
+            ["report", "runs/x", "--push-to-hub", "o/n", "--student", "s", "--private", "--dry-run"],
+            (Path("runs/x"),),
+            {"push_to_hub": "o/n", "student": Path("s"), "private": True, "dry_run": True},
+        ),
         (
             ["chat", "owner/model"],
             ("owner/model",),
-            {"prompt": None, "max_new_tokens": 200, "temperature": 0.0, "system": None},
+            {"teacher": None, "prompt": None, "max_new_tokens": 200, "temperature": 0.0, "system": None},
         ),
         (
-            ["chat", "m", "--prompt", "a b", "--max-new-tokens", "3", "--temperature", "0.5", "--system", "be kind"],
+            [
+                *["chat", "m", "--teacher", "t", "--prompt"],
+                "a b",
+                *["--max-new-tokens", "3", "--temperature", "0.5", "--system", "kind"],
+            ],
             ("m",),
-            {"prompt": "a b", "max_new_tokens": 3, "temperature": 0.5, "system": "be kind"},
+            {"teacher": "t", "prompt": "a b", "max_new_tokens": 3, "temperature": 0.5, "system": "kind"},
         ),
     ],
 )
@@ -136,7 +150,13 @@ def test_evaluate_gets_its_settings_and_prints_the_scorecard(
     calls = record(FUNCTIONS["evaluate"], Path("out/results.json"))
     printed = record("lrc.report.terminal.print_scorecard")
     assert main(["evaluate", "m", "--held-out", "h.jsonl", "--out", "out", *flags]) == 0
-    wanted = {"out": Path("out"), "held_out": "h.jsonl", "teacher": teacher, "settings": settings}
+    wanted = {
+        "out": Path("out"),
+        "held_out": "h.jsonl",
+        "teacher": teacher,
+        "settings": settings,
+        "tasks": TaskSettings(),
+    }
     assert calls == [(("m",), {**wanted, "overwrite": overwrite, "dry_run": False})]
     assert printed == [((Path("out/results.json"),), {})]
 
@@ -147,6 +167,23 @@ def test_a_dry_run_of_evaluate_prints_no_scorecard(record: Record) -> None:
     assert main(["evaluate", "m", "--held-out", "h.jsonl", "--out", "out", "--dry-run"]) == 0
     assert calls[0][1]["dry_run"] is True
     assert printed == []
+
+
+def test_evaluate_gets_its_tasks(record: Record) -> None:
+    calls = record(FUNCTIONS["evaluate"], Path("out/results.json"))
+    record("lrc.report.terminal.print_scorecard")
+    flags = ["--data-dir", "d", "--limit", "5", "--num-fewshot", "1", "--batch-size", "2", "--write-tasks", "w"]
+    assert main(["evaluate", "m", "--out", "out", "--tasks", "seed", *flags, "--allow-code"]) == 0
+    assert calls[0][1]["held_out"] is None
+    assert vars(calls[0][1]["tasks"]) == {
+        "tasks": "seed",
+        "data_dir": "d",
+        "limit": 5,
+        "num_fewshot": 1,
+        "batch_size": "2",
+        "write_tasks": Path("w"),
+        "allow_code": True,
+    }
 
 
 @pytest.mark.parametrize(
@@ -227,7 +264,7 @@ def test_an_unreadable_recipe_never_reaches_the_verb(
         ["train"],
         ["convert", "checkpoint"],
         ["convert", "checkpoint", "out", "--max-shard-bytes", "many"],
-        ["evaluate", "model", "--out", "out"],
+        ["evaluate", "model"],
         ["chat", "model", "--temprature", "1"],
     ],
 )

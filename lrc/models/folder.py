@@ -47,9 +47,9 @@ def resolve_folder(source: str) -> Path:
     folder = Path(source)
     if not folder.is_dir():
         try:
-            folder = Path(
-                snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"])
-            )
+            weights_and_words = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+            licence = ["README.md", "LICENSE*"]  # for the student's model card
+            folder = Path(snapshot_download(source, allow_patterns=[*weights_and_words, *licence]))
         except Exception as error:  # hub errors have no common base
             raise CheckpointError(f"{source} can't be fetched from the hub: {error}") from error
     if not has_weights(folder):

@@ -1,11 +1,12 @@
-"""The short facts page of a run in Markdown: what the student is, how it was made, how it scores."""
+"""The facts of a run as blocks of Markdown: what the student is, how it was made, how it scores."""
 
 from collections.abc import Sequence
 
 from lrc.report.number_text import MISSING, count_text, duration_text
 from lrc.report.plots import Plot
 from lrc.report.records import RunData
-from lrc.report.scorecard import scorecard_rows, short_name, summary_text, teacher_name, title_text, training_tokens
+from lrc.report.scorecard import scorecard_rows, short_name, teacher_name, training_tokens
+from lrc.report.task_records import TABLE_HEADER, task_rows
 
 PLOT_TITLES = {
     "held_out": "Held-out KL and top-1 agreement over training",
@@ -16,17 +17,17 @@ PLOT_TITLES = {
 }
 
 
-def facts_markdown(data: RunData, plots: dict[str, Plot]) -> str:
-    """Return the facts page; it links the PNG files that lie beside it."""
-    blocks = [f"# {_escaped(title_text(data))}"]
-    summary = summary_text(data)
-    if summary:
-        blocks.append(_escaped(summary))
-    blocks.append(_table(("Fact", "Value"), _fact_rows(data)))
-    rows = scorecard_rows(data)
+def facts_block(data: RunData) -> str:
+    """Return the table of what the student is and how it was made."""
+    return markdown_table(("Fact", "Value"), _fact_rows(data))
+
+
+def scores_blocks(data: RunData) -> list[str]:
+    """Return the tables of scores on held-out text and on tasks; empty if the student was not scored."""
+    blocks = []
     if data.results is not None:
-        source = _code(short_name(data.results.source))
-        blocks.append(f"## Scores\n\nHeld-out text: {source}, {data.results.positions:,} positions.")
+        source = code(short_name(data.results.source))
+        blocks.append(f"Held-out text: {source}, {data.results.positions:,} positions.")
         cells = [
             (
                 f"{row.label} ({row.unit})" if row.unit else row.label,
@@ -34,17 +35,25 @@ def facts_markdown(data: RunData, plots: dict[str, Plot]) -> str:
                 row.student.text,
                 row.ratio,
             )
-            for row in rows
+            for row in scorecard_rows(data)
         ]
-        blocks.append(_table(("Measure", "Teacher", "Student", "Student / teacher"), cells))
-    if plots:
-        blocks.append("## Plots\n\nThe page with captions is [report.html](report.html).")
-        blocks += [f"![{title}]({name}.png)" for name, title in PLOT_TITLES.items() if name in plots]
-    return "\n\n".join(blocks) + "\n"
+        blocks.append(markdown_table(("Measure", "Teacher", "Student", "Student / teacher"), cells))
+    if data.tasks is not None:
+        limit = "" if data.tasks.limit is None else f", on the first {data.tasks.limit} items of each task"
+        blocks.append(
+            f"Tasks of lm-evaluation-harness in percent ± standard error{limit}; differences are paired item by item."
+        )
+        blocks.append(markdown_table(TABLE_HEADER, task_rows(data.tasks)))
+    return blocks
+
+
+def plot_blocks(plots: dict[str, Plot]) -> list[str]:
+    """Return the links of the PNG files that lie beside the page."""
+    return [f"![{title}]({name}.png)" for name, title in PLOT_TITLES.items() if name in plots]
 
 
 def _fact_rows(data: RunData) -> list[tuple[str, str]]:
-    rows = [("Teacher", _code(teacher_name(data) or MISSING))]
+    rows = [("Teacher", code(teacher_name(data) or MISSING))]
     if data.results is not None:
         rows.append(("Student", f"{count_text(data.results.student.parameters)} parameters"))
         rows.append(
@@ -57,9 +66,9 @@ def _fact_rows(data: RunData) -> list[tuple[str, str]]:
     if data.train and data.train[-1].seconds is not None:
         rows.append(("Time", duration_text(data.train[-1].seconds)))
     if data.start is not None:
-        rows.append(("Start", f"{_code(data.start.method)}, {data.start.calibration_tokens:,} calibration tokens"))
+        rows.append(("Start", f"{code(data.start.method)}, {data.start.calibration_tokens:,} calibration tokens"))
     elif data.recipe is not None:
-        rows.append(("Start", _code(data.recipe.start.method)))
+        rows.append(("Start", code(data.recipe.start.method)))
     if data.recipe is not None:
         rows.append(("Objective", _objective_text(data)))
         rows.append(("Learning rate", f"{data.recipe.train.learning_rate:g}, {data.recipe.train.schedule}"))
@@ -78,7 +87,8 @@ def _objective_text(data: RunData) -> str:
     )
 
 
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+def markdown_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """Return a Markdown table."""
     lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join(f"| {' | '.join(_one_cell(cell) for cell in line)} |" for line in lines)
 
@@ -87,11 +97,12 @@ def _one_cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
+    """Return text as Markdown code."""
     return f"`{' '.join(text.split()).replace('`', '')}`"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Return a line of plain words that Markdown and HTML show as they are."""
     marked = "".join(f"\\{character}" if character in "\\`*_[]" else character for character in text)
     return " ".join(marked.replace("<", "&lt;").replace(">", "&gt;").split())

@@ -11,10 +11,12 @@ from lrc.report.plots import Plot
 from lrc.report.read_run import METRICS_FILE, PARITY_FILE, RECIPE_FILE, RESULTS_FILE, START_FILE
 from lrc.report.records import Parity, ParityDifference, Results, RunData, Sample
 from lrc.report.scorecard import Value, headline_tiles, scorecard_rows, short_name, summary_text, title_text
+from lrc.report.task_records import TABLE_HEADER, task_rows
 
 TEMPLATE = "page.html.j2"
 HEADINGS = {
     "scorecard": "Scorecard",
+    "tasks": "Benchmarks",
     "samples": "Sample continuations",
     "held_out": "Held-out text over training",
     "losses": "Training losses",
@@ -65,6 +67,9 @@ def _page_values(data: RunData, plots: dict[str, Plot]) -> dict[str, Any]:
         "sections": _sections(data, plots),
         "results": data.results,
         "scorecard": scorecard_rows(data),
+        "tasks": data.tasks,
+        "task_header": TABLE_HEADER,
+        "task_rows": task_rows(data.tasks) if data.tasks else [],
         "held_out_source": short_name(data.results.source) if data.results else "",
         "machine": _machine_text(data.results) if data.results else "",
         "samples": _samples(data.results) if data.results else [],
@@ -94,6 +99,7 @@ def _sections(data: RunData, plots: dict[str, Plot]) -> dict[str, Section]:
     }
     left_out = {
         "scorecard": no_results,
+        "tasks": "" if data.tasks else f"Left out: {RESULTS_FILE} has no tasks; lrc evaluate --tasks writes them.",
         "samples": no_samples,
         **{name: "" if name in plots else reason for name, reason in reasons.items()},
         "parity": "" if data.parity else _missing(PARITY_FILE, "lrc convert"),

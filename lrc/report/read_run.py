@@ -5,10 +5,12 @@ Either `train/metrics.jsonl` or `evaluate/results.json` must be there; every oth
 
 from pathlib import Path
 
-from lrc.config import load_recipe
+from lrc.config import Recipe, load_recipe
 from lrc.errors import DataError
 from lrc.report.json_fields import Fields, read_json, read_json_lines
+from lrc.report.manifest_records import MANIFEST, DataSource, read_sources
 from lrc.report.records import Card, HeldOut, Parity, ParityDifference, Results, RunData, Sample, Start, TrainPoint
+from lrc.report.task_records import read_task_results
 
 RECIPE_FILE = "train/recipe.yaml"
 START_FILE = "train/start.json"
@@ -38,16 +40,30 @@ def read_run(run: Path) -> RunData:
     if start is not None and start.held_out is not None and not any(point.step == 0 for point in held_out):
         held_out = (start.held_out, *held_out)
     has_recipe = (run / RECIPE_FILE).exists()
+    recipe = load_recipe(run / RECIPE_FILE) if has_recipe else None
+    scores = read_json(run / RESULTS_FILE) if has_results else None
+    tasks = None if scores is None else scores.optional_section("tasks")
     return RunData(
         run=run,
-        recipe=load_recipe(run / RECIPE_FILE) if has_recipe else None,
+        recipe=recipe,
         recipe_text=(run / RECIPE_FILE).read_text(encoding="utf-8") if has_recipe else None,
         start=start,
         train=train,
         held_out=held_out,
         parity=_read_parity(run / PARITY_FILE) if (run / PARITY_FILE).exists() else None,
-        results=_read_results(run / RESULTS_FILE) if has_results else None,
+        results=_read_results(scores)
+        if scores is not None and (tasks is None or "held_out" in scores.values)
+        else None,
+        tasks=None if tasks is None else read_task_results(tasks),
+        sources=_read_sources(run, recipe),
     )
+
+
+def _read_sources(run: Path, recipe: Recipe | None) -> tuple[DataSource, ...]:
+    """Read the manifest beside the training data, where it still is, else the one of this run."""
+    folders = [*([Path(recipe.data.train)] if recipe is not None else []), run / "prepare"]
+    path = next((folder / MANIFEST for folder in folders if (folder / MANIFEST).is_file()), None)
+    return () if path is None else read_sources(path)
 
 
 def _read_metrics(path: Path) -> tuple[tuple[TrainPoint, ...], tuple[HeldOut, ...]]:
@@ -125,8 +141,7 @@ def _parity_difference(values: Fields) -> ParityDifference:
     )
 
 
-def _read_results(path: Path) -> Results:
-    values = read_json(path)
+def _read_results(values: Fields) -> Results:
     held_out, machine = values.section("held_out"), values.section("machine")
     teacher, student = values.optional_section("teacher"), values.section("student")
     rank, hidden_size = values.section("effective_rank"), values.section("hidden_size")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrc.config import Recipe
+from lrc.report.manifest_records import DataSource
+from lrc.report.task_records import TaskResults
 
 PerLayer = tuple[float | None, ...]
 """One value a layer, the first layer first; None where the layer has none."""
@@ -197,4 +199,8 @@ class RunData:
     parity: Parity | None
     """From convert/parity.json."""
     results: Results | None
+    """From evaluate/results.json; None if only tasks were scored."""
+    tasks: TaskResults | None
     """From evaluate/results.json."""
+    sources: tuple[DataSource, ...]
+    """From the manifest of the training data, if `lrc prepare` made it."""

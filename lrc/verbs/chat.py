@@ -21,12 +21,14 @@ from lrc.models.checkpoint import LRC_CONFIG
 from lrc.models.compute import choose_device, choose_dtype
 from lrc.models.folder import resolve_folder
 from lrc.models.teacher import load_config, load_model, load_tokenizer
+from lrc.verbs.chat_columns import STREAMED, side_by_side
 from lrc.verbs.progress import say
 from lrc.verbs.sources import locate_teacher
 
 INPUT_MARK = "> "
 QUIT = "/quit"
 RESET = "/reset"
+ROLES = ("student", "teacher")
 
 
 @dataclass(kw_only=True)
@@ -45,6 +47,7 @@ class _Chat:
 def chat(
     model: Path | str,
     *,
+    teacher: str | None = None,
     prompt: str | None = None,
     max_new_tokens: int = 200,
     temperature: float = 0.0,
@@ -53,10 +56,12 @@ def chat(
     """Talk to a model: its answers are streamed, the history goes along, the tokenizer's chat template is used.
 
     A tokenizer without a template makes it plain continuation: the model goes on with the text written so far.
-    `/reset` forgets the history; `/quit`, the end of the input and Ctrl-C end the chat.
+    With a teacher both answer each question, in two columns on a wide terminal, else one after the other; each goes
+    on from its own answers. `/reset` forgets the history; `/quit`, the end of the input and Ctrl-C end the chat.
 
     Args:
         model: Folder or hub id, or `embedded:...` for the demo's teacher.
+        teacher: Another such model to answer beside it.
         prompt: Answer this alone, then return; None reads questions from stdin.
         max_new_tokens: Longest answer.
         temperature: 0 takes the likeliest token each time, above 0 samples from softmax(logits / temperature).
@@ -74,19 +79,25 @@ def chat(
         raise ConfigError(f"The temperature must be a finite number of at least 0, found {temperature}.")
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens must be at least 1, found {max_new_tokens}.")
-    state = _open_chat(str(model), max_new_tokens=max_new_tokens, temperature=temperature, system=system)
+    sources = [str(model), *([teacher] if teacher is not None else [])]
+    for source in sources:
+        _check_source(source, max_new_tokens=max_new_tokens, system=system)
+    states = [
+        _open_chat(source, max_new_tokens=max_new_tokens, temperature=temperature, system=system) for source in sources
+    ]
     try:
         if prompt is not None:
-            _answer(state, prompt)
+            _answer_all(states, prompt)
         else:
-            _converse(state)
+            _converse(states)
     except KeyboardInterrupt:
         print(flush=True)
         return 0 if prompt is None else 1
     return 0
 
 
-def _open_chat(source: str, *, max_new_tokens: int, temperature: float, system: str | None) -> _Chat:
+def _check_source(source: str, *, max_new_tokens: int, system: str | None) -> None:
+    """Refuse what can't work before any weights are loaded."""
     if (Path(source) / LRC_CONFIG).is_file() and not (Path(source) / "config.json").is_file():
         raise ConfigError(f"{source} is a training checkpoint, not a model. Make one: lrc convert {source} OUT.")
     folder = resolve_folder(locate_teacher(source))
@@ -100,12 +111,15 @@ def _open_chat(source: str, *, max_new_tokens: int, temperature: float, system: 
         raise ConfigError(f"{folder} must hold a tokenizer, but has none. Copy the teacher's there.")
     if system is not None and tokenizer.chat_template is None:
         raise ConfigError(f"A system message needs a chat template, and {source} has none. Leave it out.")
+
+
+def _open_chat(source: str, *, max_new_tokens: int, temperature: float, system: str | None) -> _Chat:
+    folder = resolve_folder(locate_teacher(source))
     device = choose_device("auto")
-    model = load_model(str(folder), dtype=choose_dtype("auto", device), device=device)
     return _Chat(
         name=source,
-        model=model,
-        tokenizer=tokenizer,
+        model=load_model(str(folder), dtype=choose_dtype("auto", device), device=device),
+        tokenizer=load_tokenizer(folder),
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         system=system,
@@ -117,13 +131,16 @@ def _context_window(config: Any) -> int | None:
     return None if window is None else int(window)
 
 
-def _converse(state: _Chat) -> None:
+def _converse(states: list[_Chat]) -> None:
     """Read questions from stdin and answer them until `/quit` or the end of the input."""
     if sys.stdin.isatty() and importlib.util.find_spec("readline"):
         importlib.import_module("readline")  # from then on input() edits lines and recalls earlier ones
-    parameters = sum(parameter.numel() for parameter in state.model.parameters()) / 1e6
-    manner = "continues plain text" if state.tokenizer.chat_template is None else "chats"
-    say(f"{state.name} ({parameters:.1f} M parameters) {manner}. {RESET} forgets, {QUIT} ends.")
+    for role, state in zip(ROLES, states, strict=False):
+        parameters = sum(parameter.numel() for parameter in state.model.parameters()) / 1e6
+        manner = "continues plain text" if state.tokenizer.chat_template is None else "chats"
+        who = f"{role}: {state.name}" if len(states) > 1 else state.name
+        say(f"{who} ({parameters:.1f} M parameters) {manner}.")
+    say(f"{RESET} forgets, {QUIT} ends.")
     while True:
         try:
             question = input(INPUT_MARK).strip()
@@ -133,18 +150,33 @@ def _converse(state: _Chat) -> None:
         if question == QUIT:
             return
         if question == RESET:
-            state.turns.clear()
+            for state in states:
+                state.turns.clear()
             say("Forgotten.")
         elif question:
             try:
-                _answer(state, question)
+                _answer_all(states, question)
             except DataError as error:  # one question too long; the next may fit
                 say(str(error))
 
 
-def _answer(state: _Chat, question: str) -> None:
-    """Stream the answer to stdout and add the turn to the history."""
-    inputs = _encode_within_window(state, question)
+def _answer_all(states: list[_Chat], question: str) -> None:
+    """Stream every model's answer to stdout.
+
+    Raises:
+        DataError: The question is too long for one of them; none answers.
+    """
+    inputs = [_encode_within_window(state, question) for state in states]
+    if len(states) == 1:
+        _answer(states[0], question, inputs[0], TextStreamer(states[0].tokenizer, **STREAMED))
+        return
+    with side_by_side([state.tokenizer for state in states], ROLES) as streamers:
+        for state, encoded, streamer in zip(states, inputs, streamers, strict=True):
+            _answer(state, question, encoded, streamer)
+
+
+def _answer(state: _Chat, question: str, inputs: dict[str, Tensor], streamer: TextStreamer) -> None:
+    """Stream the answer and add the turn to the history."""
     sampling: dict[str, Any] = {"do_sample": True, "temperature": state.temperature}
     greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     padding = state.tokenizer.pad_token_id
@@ -153,7 +185,7 @@ def _answer(state: _Chat, question: str) -> None:
             **inputs,
             max_new_tokens=state.max_new_tokens,
             pad_token_id=state.tokenizer.eos_token_id if padding is None else padding,
-            streamer=TextStreamer(state.tokenizer, skip_prompt=True, skip_special_tokens=True),
+            streamer=streamer,
             **(sampling if state.temperature > 0 else greedy),
         )
     state.turns.append((question, _decode_answer(state, inputs["input_ids"][0], output[0])))

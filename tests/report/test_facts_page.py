@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from lrc.report.facts_page import facts_markdown
+from lrc.report.facts_page import code, escaped, facts_block, plot_blocks, scores_blocks
 from lrc.report.plots import Plot
 from lrc.report.read_run import read_run
 from lrc.report.records import RunData
@@ -17,9 +17,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> RunData:
 
 
 def test_facts_of_a_whole_run(data: RunData) -> None:
-    plots = {"losses": Plot(light_png=b"", dark_png=b"")}
-    lines = facts_markdown(data, plots).splitlines()
-    assert lines[0] == "# smollm2-135m-instruct, cloned from width 576 to 288"
+    lines = facts_block(data).splitlines()
     for line in (
         "| Teacher | `smollm2-135m-instruct` |",
         "| Student | 67.27 M parameters |",
@@ -28,24 +26,42 @@ def test_facts_of_a_whole_run(data: RunData) -> None:
         "| Start | `calibrated`, 65,536 calibration tokens |",
         "| Objective | 0 x LM + 1 x KL (T = 1, token_mean) + 0.2 x clone (relative, mean) |",
         "| Parity of the export | passed |",
-        "| Bits per byte | 1.269 | 1.552 | 1.22× |",
-        "| KL to the teacher (nats per token) | – | 1.074 | – |",
-        "![Training losses](losses.png)",
     ):
         assert line in lines
-    assert not any("held_out.png" in line for line in lines)
+
+
+def test_scores_of_text_and_of_tasks(data: RunData) -> None:
+    text = "\n\n".join(scores_blocks(data))
+    assert "Held-out text: `held_out.jsonl`, 16,352 positions." in text
+    assert "| Bits per byte | 1.269 | 1.552 | 1.22× |" in text
+    assert "| KL to the teacher (nats per token) | – | 1.074 | – |" in text
+    assert "| arc_easy | acc | 2,376 | 63.50 ± 1.0 | 51.25 ± 1.0 | -12.25 ± 0.9 | -14.0 to -10.5 |" in text
+    assert "| Bits per byte" not in "".join(scores_blocks(replace(data, results=None)))
+    assert "arc_easy" not in "".join(scores_blocks(replace(data, tasks=None)))
+    assert scores_blocks(replace(data, results=None, tasks=None)) == []
+
+
+def test_a_limit_is_said(data: RunData) -> None:
+    assert data.tasks is not None
+    text = "".join(scores_blocks(replace(data, tasks=replace(data.tasks, limit=50))))
+    assert "on the first 50 items of each task" in text
 
 
 def test_facts_of_a_run_in_training(data: RunData) -> None:
-    text = facts_markdown(replace(data, results=None, parity=None, start=None), {})
+    text = facts_block(replace(data, results=None, parity=None, start=None))
     assert "| Student | hidden size 288 |" in text
     assert "| Start | `calibrated` |" in text
     assert "Parity" not in text
-    assert "## Scores" not in text
+
+
+def test_plots_that_are_there_are_linked() -> None:
+    assert plot_blocks({"losses": Plot(light_png=b"", dark_png=b"")}) == ["![Training losses](losses.png)"]
+    assert plot_blocks({}) == []
 
 
 def test_names_can_not_break_the_markdown(data: RunData) -> None:
     assert data.recipe is not None
-    text = facts_markdown(replace(data, recipe=replace(data.recipe, teacher="a|b`c\n<i>[d](e)")), {})
-    assert text.splitlines()[0] == "# a|b\\`c &lt;i&gt;\\[d\\](e), cloned from width 576 to 288"
+    text = facts_block(replace(data, recipe=replace(data.recipe, teacher="a|b`c\n<i>[d](e)")))
     assert "| Teacher | `a\\|bc <i>[d](e)` |" in text
+    assert escaped("a|b`c\n<i>[d](e)") == "a|b\\`c &lt;i&gt;\\[d\\](e)"
+    assert code("a`b\n c") == "`ab c`"

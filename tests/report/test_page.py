@@ -158,3 +158,17 @@ def test_recipe_is_shown_as_it_stands_in_the_file(run: Path, data: RunData) -> N
     page = Page(page_html(data, PLOTS))
     assert "details" in page.tags
     assert (run / RECIPE_FILE).read_text("utf-8") in page.words
+
+
+def test_benchmarks_have_a_row_a_task(data: RunData) -> None:
+    text = Page(page_html(data, PLOTS)).text
+    assert "Benchmarks" in text
+    for cell in ("arc_easy", "63.50 ± 1.0", "51.25 ± 1.0", "-14.0 to -10.5", "average of 2"):
+        assert cell in text
+    assert data.tasks is not None
+    limited = replace(data, tasks=replace(data.tasks, limit=50))
+    assert "on the first 50 items of each task" in Page(page_html(limited, PLOTS)).text
+
+
+def test_a_run_without_benchmarks_says_what_writes_them(data: RunData) -> None:
+    assert "lrc evaluate --tasks writes them" in Page(page_html(replace(data, tasks=None), PLOTS)).text

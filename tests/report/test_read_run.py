@@ -8,7 +8,7 @@ import pytest
 
 from lrc.errors import ConfigError, DataError
 from lrc.report.read_run import METRICS_FILE, PARITY_FILE, RECIPE_FILE, RESULTS_FILE, START_FILE, read_run
-from tests.report.synthetic_run import ALL_TERMS, write_lines, write_run
+from tests.report.synthetic_run import ALL_TERMS, manifest_values, write_json, write_lines, write_run
 
 FILES = (RECIPE_FILE, START_FILE, METRICS_FILE, PARITY_FILE, RESULTS_FILE)
 
@@ -108,3 +108,25 @@ def test_nothing_to_report_says_what_must_run_first(run: Path) -> None:
         read_run(run)
     with pytest.raises(DataError, match="is not a folder"):
         read_run(run / "absent")
+
+
+def test_results_of_tasks_alone_are_read(run: Path) -> None:
+    path = run / "evaluate/results.json"
+    whole = json.loads(path.read_text("utf-8"))
+    write_json(path, {key: whole[key] for key in ("tasks", "versions", "machine")})
+    data = read_run(run)
+    assert data.results is None
+    assert data.tasks is not None
+    assert [row.task for row in data.tasks.scores] == ["arc_easy", "logiqa"]
+
+
+def test_sources_are_those_of_the_training_data_where_it_still_is(run: Path, tmp_path: Path) -> None:
+    assert read_run(run).sources == ()
+    write_json(run / "prepare/manifest.json", manifest_values())
+    assert [source.kept for source in read_run(run).sources] == [640, 49]
+    recipe = (run / "train/recipe.yaml").read_text("utf-8")
+    (run / "train/recipe.yaml").write_text(recipe.replace("train: train.jsonl", f"train: {tmp_path / 'data'}"), "utf-8")
+    values = manifest_values()
+    values["sources"].pop()
+    write_json(tmp_path / "data/manifest.json", values)
+    assert [source.kept for source in read_run(run).sources] == [640]

@@ -245,3 +245,55 @@ def test_damaged_weights_are_explained(tmp_path: Path, plain_model: Path) -> Non
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(CheckpointError, match=r"The model .* can't be loaded"):
         chat(tmp_path, prompt="red")
+
+
+def test_a_teacher_answers_beside_each_with_its_own_history(
+    plain_model: Path,
+    chat_model: Path,
+    seen: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    type_lines(monkeypatch, "red", "blue", "/reset", "green")
+    assert chat(plain_model, teacher=str(chat_model), max_new_tokens=2) == 0
+    captured = capsys.readouterr()
+    asked = [call["text"] for call in seen]
+    assert len(asked) == 6
+    assert asked[:2] == ["<s> red", "user red </s> assistant"]
+    assert asked[2].startswith("<s> red ")
+    assert asked[2].endswith(" blue")
+    assert asked[3].startswith("user red </s> assistant ")
+    assert asked[3].endswith(" </s> user blue </s> assistant")
+    assert asked[4:] == ["<s> green", "user green </s> assistant"]
+    titles = [line.split()[-1] for line in captured.out.splitlines() if line.endswith(":")]
+    assert titles == ["student:", "teacher:"] * 3
+    assert f"student: {plain_model} (" in captured.err
+    assert f"teacher: {chat_model} (" in captured.err
+
+
+def test_one_prompt_is_answered_by_both(
+    plain_model: Path, chat_model: Path, seen: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert chat(plain_model, teacher=str(chat_model), prompt="red", max_new_tokens=3) == 0
+    alone = []
+    lines = capsys.readouterr().out.splitlines()
+    for model in (plain_model, chat_model):
+        chat(model, prompt="red", max_new_tokens=3)
+        alone.append(capsys.readouterr().out.rstrip("\n"))
+    assert lines == ["student:", alone[0], "teacher:", alone[1]]
+
+
+def test_a_teacher_that_can_not_chat_is_refused_before_the_student_is_loaded(
+    plain_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_module, "load_model", lambda *args, **options: pytest.fail("a model is loaded"))
+    with pytest.raises(ConfigError, match="is neither"):
+        chat(plain_model, teacher=str(tmp_path / "missing"), prompt="red")
+
+
+def test_a_question_too_long_for_one_is_answered_by_none(
+    plain_model: Path, chat_model: Path, seen: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(DataError, match="context of 256 tokens"):
+        chat(plain_model, teacher=str(chat_model), prompt="red " * 246, max_new_tokens=8)
+    assert seen == []

@@ -1,0 +1,184 @@
+"""The model card: README.md with the hub's front matter, written from what the run's own files say.
+
+A fact that no file holds is said to be unknown; nothing is looked up.
+"""
+
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from lrc.report.facts_page import code, escaped, facts_block, markdown_table, plot_blocks, scores_blocks
+from lrc.report.licence import UNKNOWN, Licence
+from lrc.report.number_text import count_text
+from lrc.report.plots import Plot
+from lrc.report.records import RunData
+from lrc.report.scorecard import short_name, summary_text, teacher_name, title_text, training_tokens
+
+HUB_NAMES = {
+    "arc_easy": ("allenai/ai2_arc", "ARC-Easy"),
+    "arc_challenge": ("allenai/ai2_arc", "ARC-Challenge"),
+    "logiqa": ("EleutherAI/logiqa", "LogiQA"),
+    "commonsense_qa": ("tau/commonsense_qa", "CommonsenseQA"),
+    "piqa": ("baber/piqa", "PIQA"),
+    "winogrande": ("allenai/winogrande", "WinoGrande"),
+    "boolq": ("aps/super_glue", "BoolQ"),
+    "sciq": ("allenai/sciq", "SciQ"),
+    "mmlu": ("cais/mmlu", "MMLU"),
+    "gsm8k": ("openai/gsm8k", "GSM8K"),
+    "humaneval": ("openai/openai_humaneval", "HumanEval"),
+    "mbpp": ("google-research-datasets/mbpp", "MBPP"),
+}
+"""Task -> data set on the hub, and its name; another task stands under its own name."""
+METRIC_TYPES = {"acc": "accuracy", "acc_norm": "accuracy", "exact_match": "exact_match"}
+FEW_TOKENS = 1_000_000_000
+"""Below it the card says that the student is not a finished model; the published students saw 10 to 20 billion."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where the student comes from, as far as the verb could tell."""
+
+    teacher_id: str | None
+    """The teacher's id on the hub; None for a folder."""
+    licence: Licence
+    """The teacher's."""
+    repo: str | None
+    """The student's id on the hub; None if it is not uploaded."""
+    after_training: str | None = None
+    """What was done to the student after distillation, in words."""
+
+
+def model_card(data: RunData, plots: dict[str, Plot], origin: Origin) -> str:
+    """Return the card: front matter, then the facts in plain sentences and tables."""
+    blocks = [f"---\n{front_matter_text(data, origin)}\n---", f"# {escaped(title_text(data))}"]
+    summary = summary_text(data)
+    made = (
+        "A student of its teacher by Low-Rank Clone (arXiv 2505.12781): projections of the teacher's weights, trained"
+    )
+    blocks.append(f"{escaped(summary)} {made} to follow its activations and predictions.".strip())
+    blocks += ["## Facts", facts_block(data)]
+    if origin.after_training:
+        blocks.append(f"After distillation: {origin.after_training}.")
+    blocks += ["## Use", _usage(origin), "## Teacher and licence", _licence_text(data, origin)]
+    blocks += ["## Training data", *_data_blocks(data)]
+    scores = scores_blocks(data)
+    blocks += ["## Scores", *(scores or ["Not scored yet."])]
+    blocks += ["## Intended use and limits", _limits(data)]
+    links = plot_blocks(plots)
+    blocks += ["## Plots", *links] if links else []
+    return "\n\n".join(blocks) + "\n"
+
+
+def front_matter_text(data: RunData, origin: Origin) -> str:
+    """Return the YAML that the hub reads."""
+    licence, results = origin.licence, _eval_results(data)
+    datasets = sorted({name for source in data.sources if (name := _hub_dataset(source.path))})
+    card = ModelCardData(
+        license=licence.id,
+        license_name=licence.name,
+        license_link=licence.link,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        base_model=origin.teacher_id,
+        datasets=datasets or None,
+        tags=["low-rank-clone", "distillation"],
+        model_name=short_name(origin.repo or title_text(data)) if results else None,
+        eval_results=results or None,
+    )
+    return card.to_yaml()
+
+
+def _eval_results(data: RunData) -> list[EvalResult]:
+    found = []
+    for row in data.tasks.scores if data.tasks else ():
+        if row.student is None or row.student.value is None:
+            continue
+        dataset, name = HUB_NAMES.get(row.task, (row.task, row.task))
+        metric = row.metric.split(",")[0]
+        found.append(
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=dataset,
+                dataset_name=name,
+                dataset_config=name,  # keeps ARC-Easy and ARC-Challenge, of one data set, apart
+                dataset_args={"num_few_shot": row.num_fewshot},
+                metric_type=METRIC_TYPES.get(metric, metric),
+                metric_name=metric,
+                metric_value=row.student.value,
+            )
+        )
+    return found
+
+
+def _hub_dataset(path: str) -> str | None:
+    """Return OWNER/NAME of `hf://datasets/OWNER/NAME/...`."""
+    prefix = "hf://datasets/"
+    parts = path.removeprefix(prefix).split("/") if path.startswith(prefix) else []
+    return f"{parts[0]}/{parts[1].split('@')[0]}" if len(parts) > 2 else None
+
+
+def _usage(origin: Origin) -> str:
+    name = origin.repo or "STUDENT_FOLDER"
+    return (
+        "A plain model folder of the teacher's own class, which stock transformers loads:\n\n"
+        "```python\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
+        "```"
+    )
+
+
+def _licence_text(data: RunData, origin: Origin) -> str:
+    teacher = origin.teacher_id or teacher_name(data)
+    who = "The run's files do not name the teacher." if teacher is None else f"The teacher is {code(teacher)}."
+    licence = origin.licence
+    if licence.id == UNKNOWN:
+        what = "Its licence is unknown: look it up before you use or share the student."
+    else:
+        where = f", says {code(licence.found_in)} of its folder" if licence.found_in else ""
+        what = f"Its licence is {code(licence.name or licence.id)}{where}."
+    return (
+        f"{who} {what} The student's weights are computed from the teacher's, so the teacher's licence binds them too; "
+        "some demand a notice or a name."
+    )
+
+
+def _data_blocks(data: RunData) -> list[str]:
+    tokens = training_tokens(data)
+    seen = "The number of training tokens is unknown." if tokens is None else f"The student saw {tokens:,} tokens."
+    if not data.sources:
+        name = None if data.recipe is None else short_name(data.recipe.data.train)
+        where = "is unknown" if name is None else f"is {code(name)}; no manifest says what went into it"
+        return [f"{seen} The training data {where}."]
+    header = ("Source", "Kind", "Rows", "Documents kept", "Tokens")
+    rows = [
+        (
+            code(source.path if source.path.startswith("hf://") else PurePath(source.path).name),
+            source.kind,
+            f"{source.rows:,}",
+            f"{source.kept:,}",
+            count_text(source.tokens),
+        )
+        for source in data.sources
+    ]
+    return [f"{seen} Prepared sources:", markdown_table(header, rows)]
+
+
+def _limits(data: RunData) -> str:
+    lines = [
+        "For the uses of its teacher where a smaller model is wanted, and for research on compression.",
+        "It inherits what the teacher gets wrong, biases and unsafe answers included, and adds errors of its own.",
+        "Beyond the scores above nothing was tested: no safety evaluation, no languages or domains but those of the "
+        "data.",
+    ]
+    tokens = training_tokens(data)
+    if tokens is not None and tokens < FEW_TOKENS:
+        lines.append(
+            f"It saw {count_text(tokens, 3)} tokens where the published students saw 10 B to 20 B: a demonstration of "
+            "the method, not a finished model."
+        )
+    if data.parity is not None and not data.parity.passed:
+        lines.append("**The exported folder failed its parity check: it is not the model that was trained.**")
+    return "\n".join(f"- {line}" for line in lines)

@@ -1,0 +1,54 @@
+"""The flags of `lrc evaluate`, as `lrc/cli.py` registers them; what they need is imported when they are used."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lrc.config import EvaluateConfig
+from lrc.verbs.task_settings import NO_TASKS, TaskSettings
+
+
+def evaluate_verb(
+    model: tyro.conf.Positional[str],
+    /,
+    *,
+    out: Path,
+    held_out: str | None = None,
+    tasks: Annotated[TaskSettings, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")] = NO_TASKS,
+    teacher: str | None = None,
+    tokens: int = EvaluateConfig.tokens,
+    sequence_length: int = EvaluateConfig.sequence_length,
+    samples: int = EvaluateConfig.samples,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Score a model folder on held-out text, on benchmarks or both, beside its teacher if one is named.
+
+    Args:
+        model: Folder or hub id.
+        out: Folder that results.json is written to.
+        held_out: JSON lines with text or input_ids: file, folder or glob ("embedded:held-out": the demo's).
+        tasks: Benchmarks through lm-evaluation-harness.
+        teacher: Folder or hub id to compare with.
+        tokens: Held-out tokens.
+        sequence_length: Window of the scored text.
+        samples: Prompts continued by both models.
+        overwrite: Replace earlier results.
+        dry_run: Check everything, write no results.
+    """
+    from lrc.report.terminal import print_scorecard
+    from lrc.verbs.evaluate import evaluate
+
+    results = evaluate(
+        model,
+        out=out,
+        held_out=held_out,
+        teacher=teacher,
+        settings=EvaluateConfig(tokens=tokens, sequence_length=sequence_length, samples=samples),
+        tasks=tasks,
+        overwrite=overwrite,
+        dry_run=dry_run,
+    )
+    if not dry_run:
+        print_scorecard(results)

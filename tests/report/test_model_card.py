@@ -1,0 +1,99 @@
+"""The model card: front matter that the hub's own classes read, and sentences that follow the run's files."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from lrc.report.licence import Licence
+from lrc.report.model_card import Origin, model_card
+from lrc.report.read_run import read_run
+from lrc.report.records import RunData
+from tests.report.synthetic_run import manifest_values, write_json, write_run
+
+APACHE = Licence(id="apache-2.0", found_in="README.md")
+ORIGIN = Origin(teacher_id="owner/teacher", licence=APACHE, repo="me/small-teacher")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> RunData:
+    run = write_run(tmp_path_factory.mktemp("card") / "demo", num_steps=4, num_layers=2)
+    write_json(run / "prepare/manifest.json", manifest_values())
+    return read_run(run)
+
+
+def card_of(tmp_path: Path, text: str) -> ModelCard:
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    return ModelCard.load(tmp_path / "README.md")
+
+
+def test_the_front_matter_is_what_the_hub_reads(data: RunData, tmp_path: Path) -> None:
+    found = card_of(tmp_path, model_card(data, {}, ORIGIN)).data
+    assert (found.license, found.base_model, found.library_name) == ("apache-2.0", "owner/teacher", "transformers")
+    assert found.pipeline_tag == "text-generation"
+    assert found.datasets == ["owner/corpus"]
+    assert found.model_name == "small-teacher"
+    results = {result.dataset_config: result for result in found.eval_results}
+    assert set(results) == {"ARC-Easy", "LogiQA"}
+    arc = results["ARC-Easy"]
+    assert (arc.dataset_type, arc.metric_type, arc.metric_name) == ("allenai/ai2_arc", "accuracy", "acc")
+    assert arc.metric_value == 0.5125
+    assert arc.dataset_args == {"num_few_shot": 0}
+
+
+def test_the_sentences_follow_the_run(data: RunData) -> None:
+    text = model_card(data, {}, ORIGIN)
+    for part in (
+        "# smollm2-135m-instruct, cloned from width 576 to 288",
+        "| Objective | 0 x LM + 1 x KL (T = 1, token_mean) + 0.2 x clone (relative, mean) |",
+        "The teacher is `owner/teacher`. Its licence is `apache-2.0`, says `README.md` of its folder.",
+        "The student saw 8,192 tokens.",
+        "| `hf://datasets/owner/corpus/data/*.parquet` | text | 1,000 | 640 | 812.3 k |",
+        "| `chats.jsonl` | chat | 50 | 49 | 9.1 k |",
+        "| arc_easy | acc | 2,376 | 63.50 ± 1.0 | 51.25 ± 1.0 |",
+        'from_pretrained("me/small-teacher")',
+        "a demonstration of the method, not a finished model",
+    ):
+        assert part in text
+    assert "/home/someone" not in text, "no folder of this machine"
+
+
+def test_what_is_unknown_is_said(data: RunData, tmp_path: Path) -> None:
+    bare = replace(data, results=None, tasks=None, sources=(), train=(), held_out=(), recipe=None, parity=None)
+    text = model_card(bare, {}, Origin(teacher_id=None, licence=Licence(id="unknown"), repo=None))
+    assert "do not name the teacher. Its licence is unknown: look it up before" in text
+    assert "The number of training tokens is unknown. The training data is unknown." in text
+    assert "Not scored yet." in text
+    assert "demonstration" not in text
+    found = card_of(tmp_path, text).data
+    assert found.license == "unknown"
+    assert (found.base_model, found.datasets, found.eval_results) == (None, None, None)
+
+
+def test_data_without_a_manifest_is_named_by_its_file(data: RunData) -> None:
+    text = model_card(replace(data, sources=()), {}, ORIGIN)
+    assert "The training data is `train.jsonl`; no manifest says what went into it." in text
+
+
+def test_another_licence_keeps_its_name_and_link(data: RunData, tmp_path: Path) -> None:
+    licence = Licence(id="other", name="own-terms", link="https://example.org/terms", found_in="LICENSE")
+    text = model_card(data, {}, replace(ORIGIN, licence=licence))
+    found = card_of(tmp_path, text).data
+    assert (found.license, found.license_name, found.license_link) == (
+        "other",
+        "own-terms",
+        "https://example.org/terms",
+    )
+    assert "Its licence is `own-terms`" in text
+
+
+def test_a_failed_parity_is_not_kept_quiet(data: RunData) -> None:
+    assert data.parity is not None
+    assert "failed its parity check" in model_card(replace(data, parity=replace(data.parity, passed=False)), {}, ORIGIN)
+    assert "failed its parity check" not in model_card(data, {}, ORIGIN)
+
+
+def test_fine_tuning_is_said(data: RunData) -> None:
+    text = model_card(data, {}, replace(ORIGIN, after_training="fine-tuned on chats with `lrc sft`"))
+    assert "After distillation: fine-tuned on chats with `lrc sft`." in text

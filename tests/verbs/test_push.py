@@ -1,0 +1,139 @@
+"""What would go to the hub is listed exactly, offline; the upload is one commit of just that."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrc.errors import CheckpointError, ConfigError
+from lrc.verbs import push as module
+from lrc.verbs.push import check_repo, list_uploads, push
+from lrc.verbs.report import report
+from tests.report.synthetic_run import parity_values, write_json
+from tests.tiny import teacher_folder
+from tests.verbs.test_report import write_scored_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A scored run with a converted student."""
+    run = write_scored_run(tmp_path / "run")
+    teacher_folder(run / "convert")
+    (run / "convert" / "README.md").write_text("an older card")
+    (run / "convert" / ".cache").mkdir()
+    (run / "convert" / ".cache" / "lock").write_text("")
+    (run / "convert" / "recipe.yaml").write_text("teacher: /home/someone\n")
+    return run
+
+
+class FakeApi:
+    """Records what would go to the hub."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any, dict[str, Any]]] = []
+        self.error: Exception | None = None
+
+    def create_repo(self, repo: str, **options: Any) -> None:
+        if self.error:
+            raise self.error
+        self.calls.append(("create_repo", repo, options))
+
+    def create_commit(self, repo: str, operations: list[Any], **options: Any) -> Any:
+        self.calls.append(("create_commit", repo, {operation.path_in_repo: operation for operation in operations}))
+        return type("Commit", (), {"commit_url": f"https://hub/{repo}/commit/1"})()
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> FakeApi:
+    api = FakeApi()
+    monkeypatch.setattr(module, "HfApi", lambda: api)
+    return api
+
+
+def uploaded(run: Path) -> set[str]:
+    files = {path.name for path in (run / "convert").iterdir() if path.is_file()}
+    return (files - {"recipe.yaml"}) | {"README.md", "effective_rank.png"}
+
+
+def test_a_dry_run_lists_every_file_with_its_size_and_touches_nothing(
+    run: Path, api: FakeApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report(run, push_to_hub="me/small", dry_run=True)
+    captured = capsys.readouterr()
+    listed = {line.split()[-1]: int(line.split()[0].replace(",", "")) for line in captured.out.splitlines()}
+    assert set(listed) == uploaded(run)
+    assert listed["model.safetensors"] == (run / "convert/model.safetensors").stat().st_size
+    assert listed["README.md"] != len("an older card")
+    assert f"{len(listed)} files would be uploaded to me/small; nothing was" in captured.err
+    assert api.calls == []
+    assert not (run / "report").exists()
+
+
+def test_the_upload_is_one_commit_of_what_was_listed(
+    run: Path, api: FakeApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report(run, push_to_hub="me/small", private=True)
+    (created, committed) = api.calls
+    assert created == ("create_repo", "me/small", {"private": True, "exist_ok": True})
+    assert committed[1] == "me/small"
+    assert set(committed[2]) == uploaded(run)
+    card = committed[2]["README.md"].path_or_fileobj
+    assert card == (run / "report/README.md").read_bytes()
+    assert b'from_pretrained("me/small")' in card
+    assert committed[2]["config.json"].path_or_fileobj == str(run / "convert/config.json")
+    assert "Uploaded: https://hub/me/small/commit/1" in capsys.readouterr().err
+
+
+def test_nothing_is_uploaded_unless_a_repository_is_named(run: Path, api: FakeApi) -> None:
+    report(run)
+    assert api.calls == []
+    assert "STUDENT_FOLDER" in (run / "report/README.md").read_text("utf-8")
+
+
+def test_the_fine_tuned_student_goes_first_and_another_can_be_named(run: Path, tmp_path: Path, api: FakeApi) -> None:
+    teacher_folder(run / "sft", seed=1)
+    report(run, push_to_hub="me/small")
+    assert api.calls[1][2]["config.json"].path_or_fileobj == str(run / "sft/config.json")
+    assert b"fine-tuned on chats" in api.calls[1][2]["README.md"].path_or_fileobj
+    other = teacher_folder(tmp_path / "other")
+    report(run, push_to_hub="me/small", student=other)
+    assert api.calls[3][2]["config.json"].path_or_fileobj == str(other / "config.json")
+    assert b"fine-tuned on chats" not in api.calls[3][2]["README.md"].path_or_fileobj
+
+
+@pytest.mark.parametrize("repo", ["small", "a/b/c", "me/sm all", "me/..x", ""])
+def test_a_name_that_is_none_is_refused_before_anything(run: Path, api: FakeApi, repo: str) -> None:
+    with pytest.raises(ConfigError, match="must be OWNER/NAME"):
+        report(run, push_to_hub=repo)
+    assert api.calls == []
+    assert not (run / "report").exists()
+
+
+def test_a_run_without_a_student_is_refused(tmp_path: Path) -> None:
+    run = write_scored_run(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"convert must be a model folder.*Run lrc convert"):
+        report(run, push_to_hub="me/small", dry_run=True)
+
+
+def test_a_student_that_failed_its_parity_check_is_refused(run: Path) -> None:
+    write_json(run / "convert/parity.json", parity_values(passed=False))
+    with pytest.raises(CheckpointError, match="failed its parity check"):
+        report(run, push_to_hub="me/small", dry_run=True)
+
+
+def test_a_refusal_of_the_hub_is_explained(api: FakeApi) -> None:
+    api.error = PermissionError("401\nUnauthorized")
+    with pytest.raises(CheckpointError, match=r"me/small could not be written: 401 Unauthorized .*hf auth login"):
+        push("me/small", {"README.md": b"x"}, private=False)
+
+
+def test_an_existing_repository_keeps_its_visibility_without_the_flag(api: FakeApi) -> None:
+    push("me/small", {"README.md": b"x"}, private=False)
+    assert api.calls[0][2]["private"] is None
+
+
+def test_files_keep_their_places(tmp_path: Path) -> None:
+    (tmp_path / "extra").mkdir()
+    (tmp_path / "extra" / "a.txt").write_text("a")
+    assert list_uploads(tmp_path, {"README.md": b"x"}) == {"README.md": b"x", "extra/a.txt": tmp_path / "extra/a.txt"}
+    check_repo("owner/name")
