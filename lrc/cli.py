@@ -12,6 +12,7 @@ from lrc.config import ConvertConfig, load_recipe
 from lrc.errors import LrcError
 from lrc.verbs.evaluate_flags import evaluate_verb
 from lrc.verbs.export import export_verb
+from lrc.verbs.quiet import quiet_imports
 from lrc.verbs.serve_check import serve_check_verb
 
 PROGRAM = "lrc"
@@ -223,6 +224,7 @@ VERBS: dict[str, Callable[..., None]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns 0, 1 (failed) or 2 (bad input). `LRC_DEBUG=1` shows tracebacks of explained errors too."""
+    quiet_imports()
     try:
         tyro.extras.subcommand_cli_from_dict(VERBS, prog=PROGRAM, args=arguments, description=_DESCRIPTION)
     except LrcError as error:
