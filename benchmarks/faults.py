@@ -136,8 +136,11 @@ class Drill:
             train_module.train(recipe, resume="auto")
 
         ranks = start_ranks(work, count, self.root / "output" / Path(recipe.run).name)
+        began = time.monotonic()
         strike(ranks)
-        return wait_for(ranks, seconds=PATIENCE_SECONDS, grace=GRACE_SECONDS)
+        codes = wait_for(ranks, seconds=PATIENCE_SECONDS, grace=GRACE_SECONDS)
+        assert time.monotonic() - began < PATIENCE_SECONDS, f"a sitting hung and was killed: {codes}"
+        return codes
 
     def result(self, recipe: Recipe) -> tuple[dict[str, bytes], dict[int, float]]:
         """Read a finished run: the last checkpoint's tensors and the loss of each step."""
@@ -182,12 +185,15 @@ class Drill:
             "flip": lambda recipe, count: self.damage(recipe, count, cuts=False),
             "SIGTERM": self.terminate,
         }
+        before = (last_logged(recipe), newest_step(recipe))
         what = actions[kind](recipe, count)
-        lost = last_logged(recipe) - newest_step(recipe)
-        self.tally.lost_steps[kind] += max(0, lost)
+        after = (last_logged(recipe), newest_step(recipe))
+        # a run that was hit before it had gone on has lost no more than was lost already
+        lost = 0 if after == before else max(0, after[0] - after[1])
+        self.tally.lost_steps[kind] += lost
         if kind == "SIGTERM":
             assert lost == 0, f"SIGTERM lost {lost} steps"
-        return f"{kind} ({what}, {max(0, lost)} steps to do again)"
+        return f"{kind} ({what}, {lost} steps to do again)"
 
     def moment(self, count: int) -> float:
         """Choose a moment of a run, in seconds from its start."""

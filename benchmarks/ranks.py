@@ -4,6 +4,7 @@ The parent imports the package once and must not touch torch.distributed or acce
 others over gloo, as if a launcher had started it. One thread a process, since threads do not survive a fork.
 """
 
+import faulthandler
 import os
 import signal
 import socket
@@ -71,6 +72,7 @@ def _run_child(work: Callable[[int], None], rank: int, output: Path) -> None:
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
+    faulthandler.register(signal.SIGUSR2, file=handle, all_threads=True)
     code = 1
     try:
         work(rank)
@@ -92,13 +94,18 @@ def wait_for(ranks: list[Rank], *, seconds: float, grace: float = 10.0) -> list[
     """Wait for all to end; once one has failed, the others get `grace` seconds and then SIGKILL, as from a launcher.
 
     Returns:
-        Exit codes; a process that ran past `seconds` was killed.
+        Exit codes; a process that ran past a third of `seconds` says where it is, one that ran past all was killed.
     """
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
+    deadline, asked = began + seconds, False
     while any(rank.poll() is None for rank in ranks):
         if any(rank.code for rank in ranks):
             deadline = min(deadline, time.monotonic() + grace)
             grace = float("inf")
+        if not asked and time.monotonic() > began + seconds / 3:
+            asked = True
+            for rank in ranks:
+                rank.kill(signal.SIGUSR2)
         if time.monotonic() > deadline:
             for rank in ranks:
                 rank.kill(signal.SIGKILL)
