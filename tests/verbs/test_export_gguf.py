@@ -1,0 +1,66 @@
+"""`lrc export --as gguf`: bad input is refused with exit code 2 before the converter is fetched; a good one is named."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from lrc.cli import main
+from lrc.export import gguf as gguf_export
+from lrc.verbs import export_gguf as verb
+from tests.export.bpe_student import bpe_student
+from tests.tiny import teacher_folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*, report: object) -> Path:
+        pytest.fail("the converter was fetched")
+
+    monkeypatch.setattr(verb, "gguf_converter", fail)
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["export", *arguments]) == 2
+    return capsys.readouterr().err
+
+
+def test_dry_run_checks_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    student = bpe_student(tmp_path / "student")
+    assert main(["export", str(student), str(tmp_path / "out"), "--as", "gguf", "--dry-run"]) == 0
+    assert "can be written as f16: good" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_can_not_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    student, out = bpe_student(tmp_path / "student", hidden_size=48, head_dim=12), tmp_path / "out"
+    arguments = [str(student), str(out), "--as", "gguf", "--type"]
+    assert "Use f16" in refused([*arguments, "q4_k_m"], capsys)
+    assert "lrc export" in refused([str(bpe_student(tmp_path / "qwen2", "qwen2")), *arguments[1:], "f32"], capsys)
+    (out / "kept").mkdir(parents=True)
+    assert "--overwrite" in refused([*arguments, "f32"], capsys)
+    assert "must hold a config.json" in refused([str(out), str(tmp_path / "new"), "--as", "gguf"], capsys)
+
+
+def test_type_is_for_gguf_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    student = teacher_folder(tmp_path / "student")
+    arguments = [str(student), str(tmp_path / "out"), "--as", "int8", "--type", "q8_0"]
+    assert "--type is for --as gguf" in refused(arguments, capsys)
+
+
+def test_path_of_the_file_goes_to_standard_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    converter = tmp_path / "converter.zip"
+    with zipfile.ZipFile(converter, "w") as archive:
+        archive.writestr("conversion/__init__.py", "")
+        archive.writestr("conversion/base.py", "class TextModel:\n    def get_vocab_base_pre(self, tokenizer): ...\n")
+        body = "open(sys.argv[sys.argv.index('--outfile') + 1], 'w').write('GGUF')"
+        archive.writestr("convert_hf_to_gguf.py", f"import sys\ndef main():\n    {body}\n")
+    monkeypatch.setattr(verb, "gguf_converter", lambda *, report: converter)
+    monkeypatch.setattr(gguf_export, "has_llama_cpp", lambda: False)
+    student = bpe_student(tmp_path / "student")
+    assert main(["export", str(student), str(tmp_path / "out"), "--as", "gguf", "--type", "f32"]) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{tmp_path / 'out' / 'student-F32.gguf'}\n"
+    assert "NOT verified" in told.err
