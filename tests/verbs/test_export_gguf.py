@@ -1,4 +1,4 @@
-"""`lrc export --as gguf`: bad input is refused with exit code 2 before the converter is fetched; a good one is named."""
+"""`lrc export --as gguf`: bad input is refused with exit code 2 before the converter is fetched."""
 
 import zipfile
 from pathlib import Path
