@@ -14,6 +14,7 @@ from lrc.verbs.evaluate_flags import evaluate_verb
 from lrc.verbs.export import export_verb
 from lrc.verbs.quiet import quiet_imports
 from lrc.verbs.serve_check import serve_check_verb
+from lrc.verbs.sft_command import sft_verb
 
 PROGRAM = "lrc"
 
@@ -214,6 +215,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "plan": plan_verb,
     "check": check_verb,
     "convert": convert_verb,
+    "sft": sft_verb,
     "export": export_verb,
     "serve-check": serve_check_verb,
     "evaluate": evaluate_verb,

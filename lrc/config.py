@@ -21,6 +21,7 @@ from omegaconf.errors import (
 
 from lrc.data_config import DataConfig, PrepareConfig, prepare_problems
 from lrc.errors import ConfigError, did_you_mean
+from lrc.sft_config import SftConfig, sft_problems
 
 ProjectionSharing = Literal["all", "io"]
 StartMethod = Literal["random", "channel", "pca", "calibrated"]
@@ -178,6 +179,7 @@ class Recipe:
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     convert: ConvertConfig = field(default_factory=ConvertConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
@@ -304,6 +306,7 @@ def validate(recipe: Recipe, *, origin: str) -> None:
     decays = {"train.beta1": train.beta1, "train.beta2": train.beta2}
     problems += [f"{key} must lie in 0..1, 1 left out, found {b}" for key, b in decays.items() if not 0 <= b < 1]
     problems += prepare_problems(recipe.prepare)
+    problems += sft_problems(recipe.sft)
     if not recipe.run:
         problems.append("run must name a folder, found an empty name")
     if objective.lm_weight == objective.kl_weight == objective.clone_weight == 0:

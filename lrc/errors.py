@@ -40,7 +40,8 @@ def did_you_mean(unknown: str, known: list[str]) -> str:
     """Word the hint of an unknown dotted key: the nearest one, by the whole or by its last part, or all there are."""
     leaf = unknown.rsplit(".", 1)[-1]
     by_leaf = {key: key.rsplit(".", 1)[-1] for key in known}
-    near = nearest_name(unknown, known)
+    same = (key for key, name in by_leaf.items() if name == unknown)  # its section was left out
+    near = next(same, None) or nearest_name(unknown, known)
     if near is None:
         near_leaf = nearest_name(leaf, by_leaf.values())
         near = next((key for key, name in by_leaf.items() if name == near_leaf), None)

@@ -20,14 +20,15 @@ TOLERANCE = 1e-6
 
 
 @torch.no_grad()
-def check_isolation(config: Any) -> None:
+def check_isolation(config: Any, *, setting: str = "data.document_masking") -> None:
     """Check that the second document of a sequence does not see the first.
 
     Args:
-        config: The teacher's; unchanged.
+        config: The model's; unchanged.
+        setting: The recipe's key that asks for it.
 
     Raises:
-        ConfigError: It does, so `data.document_masking` can't hold.
+        ConfigError: It does, so `setting` can't hold.
     """
     tiny = tiny_config(config)
     if isinstance(getattr(tiny, "sliding_window", None), int):
@@ -46,7 +47,7 @@ def check_isolation(config: Any) -> None:
     change = float((one - other).abs().max() / one.abs().max())
     if not change <= TOLERANCE:
         raise ConfigError(
-            f"data.document_masking must keep documents apart, but {config.model_type} carries one document into the "
+            f"{setting} must keep documents apart, but {config.model_type} carries one document into the "
             f"next: in a tiny random model of it, another first document moves the second one's logits by {change:.2g} "
-            "of the largest. Set data.document_masking=false."
+            f"of the largest. Set {setting}=false."
         )

@@ -92,14 +92,15 @@ class PairHead(ProjectedPart):
 
         A bias, which the student inherits, is one more column of both.
         """
-        return _head_matrix(self.student_tensors()), _head_matrix(dict(self.teacher.named_parameters()))
+        return head_matrix(self.student_tensors()), head_matrix(dict(self.teacher.named_parameters()))
 
     def forward(self, use: Callable[..., Result], *arguments: Any) -> Result:
         """Call `use(student_head, teacher_head, *arguments)`."""
         return use(*self.matrices(), *arguments)
 
 
-def _head_matrix(tensors: dict[str, Tensor]) -> Tensor:
+def head_matrix(tensors: dict[str, Tensor]) -> Tensor:
+    """Return a head's weight, `[vocabulary, hidden]`; its bias, if it has one, is one more column."""
     return torch.cat((tensors["weight"], tensors["bias"][:, None]), 1) if "bias" in tensors else tensors["weight"]
 
 

@@ -161,7 +161,7 @@ class PairModel(nn.Module):
         self.lockstep.teacher_stream, self.lockstep.terms = None, []
         assert teacher is not None
         if self.has_head_bias:
-            student, teacher = _with_one(student), _with_one(teacher)
+            student, teacher = with_one(student), with_one(teacher)
         if (scale := self.architecture.scales.logits) != 1:
             student, teacher = student * scale, teacher * scale
         return student, teacher, torch.stack(terms) if terms else None
@@ -222,7 +222,8 @@ class PairModel(nn.Module):
         return self.objective.temperature**2 / max(1, counts.labels)
 
 
-def _with_one(hidden: Tensor) -> Tensor:
+def with_one(hidden: Tensor) -> Tensor:
+    """Put a one behind hidden states, for a head matrix whose last column is a bias."""
     return torch.cat((hidden, torch.ones_like(hidden[..., :1])), -1)
 
 

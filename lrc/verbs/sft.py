@@ -1,0 +1,225 @@
+"""`lrc sft`: the inputs are checked, then come the chats, the trainer, and a plain folder that appears whole."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from lrc.config import Recipe, recipe_to_dict
+from lrc.data.file_hash import file_sha256
+from lrc.errors import ConfigError, DataError
+from lrc.evaluation.chat_agreement import measure_chats
+from lrc.export.folder import written_folder
+from lrc.export.plain_folder import COPIED
+from lrc.models.checkpoint import versions
+from lrc.models.compute import choose_device, choose_dtype, dtype_name
+from lrc.models.folder import ModelTensors, weights_hash
+from lrc.models.teacher import load_model
+from lrc.sft.fine_tune import FineTuning, fine_tune
+from lrc.sft.samples import ChatCounts, held_out_chats, read_samples, write_samples
+from lrc.training.beside import write_beside
+from lrc.training.launch import write_recipe
+from lrc.verbs.progress import progress_lines, say
+from lrc.verbs.sft_inputs import SftInputs, check_inputs, require_data
+
+FREE_ON_RESUME = {"log_steps", "save_steps", "save_total_limit", "device", "activation_checkpointing", "held_out"}
+"""Settings that a run may change when it goes on."""
+RUN_FACTS = "run.json"
+"""In the work folder: what a resumed run must share with the one that was cut short."""
+ALSO_COPIED = ("config.json", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
+
+
+def sft(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False, dry_run: bool = False) -> Path:
+    """Fine-tune a finished student on chats; see the recipe's section `sft`.
+
+    Args:
+        recipe: The run.
+        resume: `auto`: go on from the newest checkpoint of a run that was killed.
+        overwrite: Replace an earlier result, or start a killed run anew.
+        dry_run: Check everything, chats included, then stop.
+
+    Returns:
+        `RUN/sft`, a plain Hugging Face folder.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: Before the expensive part, with what to do.
+        NumericsError: The loss was not finite.
+    """
+    inputs = check_inputs(recipe, resume=resume, overwrite=overwrite)
+    held_out = held_out_chats(inputs.encoder, recipe.sft)
+    if dry_run:
+        with tempfile.TemporaryDirectory() as scratch:
+            counts = _write_chats(recipe, inputs, Path(scratch) / "chats.arrow")
+        say(f"dry run: {recipe.sft.data} for {inputs.student}: {counts.line()}: good")
+        return inputs.out
+    device = choose_device(recipe.sft.device)
+    dtype = choose_dtype(recipe.sft.compute_dtype, device)
+    state = _processes(device)
+    chats = inputs.work / "chats.arrow"
+    counts = ChatCounts()
+    if state.is_main_process:
+        counts = _prepare_work(recipe, inputs, chats)
+        say(f"chats: {counts.line()}")
+    state.wait_for_everyone()
+    student, teacher = _load(recipe, inputs, device, dtype)
+    before = measure_chats(student, teacher, held_out) if held_out else None
+    with progress_lines("sft", "steps", lines=20) as progress:
+        model, facts = fine_tune(
+            FineTuning(
+                student=student,
+                tokenizer=inputs.tokenizer,
+                teacher=teacher,
+                sequences=chats,
+                settings=recipe.sft,
+                work=inputs.work,
+                device=device,
+                dtype=dtype,
+                resume=inputs.resume,
+                progress=progress,
+            )
+        )
+    if state.is_main_process:
+        after = measure_chats(model, teacher, held_out) if held_out else None
+        facts |= _facts(recipe, inputs, counts)
+        facts["held_out"] = {"source": recipe.sft.held_out, "before": before, "after": after} if held_out else None
+        facts["machine"] = {"device": str(device), "dtype": dtype_name(dtype), "threads": torch.get_num_threads()}
+        _write(recipe, inputs, model, facts, overwrite=overwrite)
+        say(_last_line(inputs.out, facts))
+    state.wait_for_everyone()
+    return inputs.out
+
+
+def _load(recipe: Recipe, inputs: SftInputs, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Load the student in float32 to be trained, and the teacher, or None, frozen in the compute dtype."""
+    trusted = recipe.trust_remote_code
+    student = load_model(str(inputs.student), dtype=torch.float32, device=device, trust_remote_code=trusted)
+    student.requires_grad_(True)
+    if inputs.teacher is None:
+        return student, None
+    return student, load_model(str(inputs.teacher), dtype=dtype, device=device, trust_remote_code=trusted)
+
+
+def _processes(device: torch.device) -> PartialState:
+    """Join the launched processes.
+
+    Raises:
+        ConfigError: They would train alone, or are to shard the model.
+    """
+    sharded = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "false") == "true"]
+    if sharded:
+        raise ConfigError(
+            f"lrc sft trains on one process or with DDP, but {sharded[0]} was asked for. Launch it with torchrun, or "
+            "use LLaMA-Factory: lrc sft RECIPE --write-llama-factory OUT."
+        )
+    state = PartialState(cpu=device.type == "cpu")
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if state.num_processes != launched:
+        raise ConfigError(
+            f"{launched} processes were launched but accelerate joins {state.num_processes}: each would train alone. "
+            "Use torchrun."
+        )
+    return state
+
+
+def _write_chats(recipe: Recipe, inputs: SftInputs, path: Path) -> ChatCounts:
+    counts = ChatCounts()
+    samples = read_samples(require_data(recipe), inputs.encoder, recipe.sft, counts, path.parent)
+    shown = [0]
+
+    def progress(written: int) -> None:
+        if written >= shown[0] + 20_000:
+            shown[0] = written
+            say(f"chats: {written} sequences tokenised")
+
+    write_samples(path, samples, progress)
+    return counts
+
+
+def _prepare_work(recipe: Recipe, inputs: SftInputs, chats: Path) -> ChatCounts:
+    """Tokenise the chats, then make the work folder; of a resumed run, check that they and the settings are the same.
+
+    Until all of that is well nothing but a temporary folder is written.
+    """
+    stands = next(parent for parent in inputs.work.absolute().parents if parent.is_dir())
+    with _named_disk_errors(inputs.work), tempfile.TemporaryDirectory(dir=stands, prefix=".sft-chats-") as scratch:
+        draft = Path(scratch) / chats.name
+        counts = _write_chats(recipe, inputs, draft)
+        facts = {
+            "settings": {k: v for k, v in recipe_to_dict(recipe)["sft"].items() if k not in FREE_ON_RESUME},
+            "student": weights_hash(inputs.student),
+            "teacher": None if inputs.teacher is None else weights_hash(inputs.teacher),
+            "chats": file_sha256(draft),
+        }
+        if inputs.resume:
+            _check_resume(inputs.work, facts)
+        else:
+            shutil.rmtree(inputs.work, ignore_errors=True)
+        inputs.work.mkdir(parents=True, exist_ok=True)
+        write_beside(inputs.work / RUN_FACTS, json.dumps(facts, indent=2) + "\n")
+        draft.rename(chats)
+    return counts
+
+
+def _check_resume(work: Path, facts: dict[str, Any]) -> None:
+    path = work / RUN_FACTS
+    stored = json.loads(path.read_text()) if path.is_file() else {}
+    differ = [name for name, value in facts.items() if stored.get(name) != value]
+    if differ:
+        raise ConfigError(
+            f"The run in {work} was begun with other {' and '.join(differ)}, so it can't go on. Restore them, or start "
+            "anew with --overwrite."
+        )
+
+
+@contextmanager
+def _named_disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{folder} can't be written: {error}. Free some space or name another run folder.") from error
+
+
+def _facts(recipe: Recipe, inputs: SftInputs, counts: ChatCounts) -> dict[str, Any]:
+    return {
+        "student": recipe.sft.model or str(Path(recipe.run) / "convert"),
+        "student_hash": weights_hash(inputs.student),
+        "teacher": None if inputs.teacher is None else recipe.teacher,
+        "teacher_kl": recipe.sft.teacher_kl,
+        "data": recipe.sft.data,
+        "chats": counts.facts(),
+        "versions": {**versions(), **{name: version(name) for name in ("trl", "datasets")}},
+    }
+
+
+def _write(recipe: Recipe, inputs: SftInputs, model: Any, facts: dict[str, Any], *, overwrite: bool) -> None:
+    """Write the folder: new weights in the student's stored dtype, every other file as the student has it."""
+    with written_folder(inputs.out, overwrite=overwrite) as draft:
+        model.to(ModelTensors(inputs.student).dtype())
+        model.save_pretrained(draft, max_shard_size=recipe.convert.max_shard_bytes)
+        for name in (*COPIED, *ALSO_COPIED):
+            if (inputs.student / name).is_file():
+                shutil.copyfile(inputs.student / name, draft / name)
+        for path in draft.glob("*.safetensors"):
+            path.chmod(0o644)
+        shutil.copyfile(inputs.work / "metrics.jsonl", draft / "metrics.jsonl")
+        write_recipe(draft / "recipe.yaml", recipe)
+        (draft / "sft.json").write_text(json.dumps(facts, indent=2) + "\n")
+    shutil.rmtree(inputs.work, ignore_errors=True)
+
+
+def _last_line(out: Path, facts: dict[str, Any]) -> str:
+    line = f"fine-tuned: {out}, {facts['steps']} steps, mean loss {facts['loss']:.4f}"
+    if facts["held_out"]:
+        before, after = facts["held_out"]["before"], facts["held_out"]["after"]
+        names = [(name, key) for name, key in (("CE", "cross_entropy"), ("KL", "kl")) if key in after]
+        changes = (f"{name} {before[key]:.4f} -> {after[key]:.4f}" for name, key in names)
+        line += f"; held-out {', '.join(changes)}"
+    return line

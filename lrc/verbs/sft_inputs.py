@@ -1,0 +1,145 @@
+"""What `lrc sft` checks before the chats are read: settings, folders, the student, its tokenizer, its teacher."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lrc.config import Recipe
+from lrc.data.tokenizer_hash import tokenizer_sha256
+from lrc.errors import ConfigError
+from lrc.export.folder import check_target
+from lrc.models.checkpoint import LRC_CONFIG
+from lrc.models.compute import choose_device
+from lrc.models.folder import resolve_folder
+from lrc.models.isolation import check_isolation
+from lrc.models.teacher import load_tokenizer, read_config
+from lrc.models.text_tower import is_composite
+from lrc.sft.chat_encoder import ChatEncoder
+from lrc.verbs.sources import locate_teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftInputs:
+    """What was checked before the expensive part."""
+
+    out: Path
+    work: Path
+    """Hidden beside `out`: chats, checkpoints and log until the folder is written."""
+    student: Path
+    teacher: Path | None
+    """None: plain fine-tuning."""
+    tokenizer: Any
+    encoder: ChatEncoder
+    resume: bool
+
+
+def check_inputs(recipe: Recipe, *, resume: str | None, overwrite: bool) -> SftInputs:
+    """Check everything that can be wrong but the chats, cheapest first.
+
+    Args:
+        recipe: The run.
+        resume: `auto` or None.
+        overwrite: Whether an earlier result may be replaced.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: Something is; nothing was written.
+    """
+    settings, run = recipe.sft, Path(recipe.run)
+    out, work = run / "sft", run / ".sft"
+    require_data(recipe)
+    if resume not in (None, "auto"):
+        raise ConfigError(f"--resume must be auto, found {resume!r}: a run goes on from its newest checkpoint.")
+    if resume is not None and overwrite:
+        raise ConfigError("--resume goes on with a run and --overwrite deletes it. Give one of the two.")
+    check_target(out, overwrite=overwrite)
+    begun = any(work.glob("checkpoint-*"))
+    if begun and resume is None and not overwrite:
+        raise ConfigError(f"{work} holds checkpoints of a run that was cut short. Use --resume auto or --overwrite.")
+    choose_device(settings.device)
+    student = student_folder(recipe)
+    config = read_config(str(student), trust_remote_code=recipe.trust_remote_code)
+    if is_composite(config):
+        raise ConfigError(
+            f"sft.model must be a plain causal LM as lrc convert writes it; {student} has several towers."
+        )
+    if settings.packing:
+        check_isolation(config, setting="sft.packing")
+    tokenizer, encoder = chat_encoder(student)
+    teacher = None
+    if settings.teacher_kl > 0:
+        teacher = resolve_folder(locate_teacher(recipe.teacher))
+        _check_teacher(teacher, config, tokenizer, trust_remote_code=recipe.trust_remote_code)
+    return SftInputs(
+        out=out,
+        work=work,
+        student=student,
+        teacher=teacher,
+        tokenizer=tokenizer,
+        encoder=encoder,
+        resume=begun and resume is not None,
+    )
+
+
+def require_data(recipe: Recipe) -> str:
+    """Return `sft.data`.
+
+    Raises:
+        ConfigError: The recipe names no chats.
+    """
+    if recipe.sft.data is None:
+        raise ConfigError("sft.data must name the chats to learn from (file, folder, glob or URL), and names none.")
+    return recipe.sft.data
+
+
+def student_folder(recipe: Recipe) -> Path:
+    """Find the student: what `sft.model` names, or `RUN/convert`.
+
+    Raises:
+        ConfigError, CheckpointError: It is no student.
+    """
+    name = recipe.sft.model or str(Path(recipe.run) / "convert")
+    if (Path(name) / LRC_CONFIG).is_file() and not (Path(name) / "config.json").is_file():
+        raise ConfigError(f"{name} is a training checkpoint, not a student. Make one: lrc convert {name} OUT.")
+    if recipe.sft.model is None and not Path(name).is_dir():
+        raise ConfigError(
+            f"The student must lie in {name}, but there is no such folder. Run lrc convert, or name one: sft.model=..."
+        )
+    return resolve_folder(locate_teacher(name))
+
+
+def chat_encoder(student: Path) -> tuple[Any, ChatEncoder]:
+    """Load the student's tokenizer and make an encoder of it.
+
+    Raises:
+        DataError: It has no chat template.
+        CheckpointError: Its files are damaged.
+    """
+    tokenizer = load_tokenizer(student)
+    return tokenizer, ChatEncoder(tokenizer, _end_ids(student, tokenizer))
+
+
+def _end_ids(folder: Path, tokenizer: Any) -> set[int]:
+    """Ids that end an answer: the tokenizer's and those that generation stops at."""
+    path = folder / "generation_config.json"
+    found = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+    listed = found if isinstance(found, list) else [found]
+    own = None if tokenizer is None else tokenizer.eos_token_id
+    return {token for token in [*listed, own] if isinstance(token, int)}
+
+
+def _check_teacher(folder: Path, config: Any, tokenizer: Any, *, trust_remote_code: bool) -> None:
+    """Check that teacher and student speak of the same tokens."""
+    theirs = read_config(str(folder), trust_remote_code=trust_remote_code).get_text_config().vocab_size
+    if theirs != config.vocab_size:
+        raise ConfigError(
+            f"sft.teacher_kl compares next tokens, so teacher and student must have one vocabulary; {folder} has "
+            f"{theirs} tokens, the student {config.vocab_size}. Name the student's own teacher, or set sft.teacher_kl=0"
+            "."
+        )
+    teacher_tokenizer = load_tokenizer(folder)
+    if teacher_tokenizer is not None and tokenizer_sha256(teacher_tokenizer) != tokenizer_sha256(tokenizer):
+        raise ConfigError(
+            f"sft.teacher_kl compares next tokens, but the tokenizer of {folder} is not the student's. Name the "
+            "student's own teacher, or set sft.teacher_kl=0."
+        )

@@ -1,0 +1,76 @@
+"""The recipe's section as TRL's arguments, and the log: finite, whole, and without what a killed run wrote after."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerControl
+
+from lrc.errors import NumericsError
+from lrc.sft.fine_tune import _Log, lora_config, trainer_settings
+from lrc.sft_config import SftConfig
+
+CPU = torch.device("cpu")
+
+
+def settings(folder: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    return trainer_settings(SftConfig(**changes), folder, device=CPU, dtype=dtype)
+
+
+def test_the_defaults_are_the_published_settings(tmp_path: Path) -> None:
+    made = settings(tmp_path)
+    assert (made.num_train_epochs, made.learning_rate, made.lr_scheduler_type) == (1, 1e-5, "linear")
+    assert (made.max_length, made.per_device_train_batch_size, made.gradient_accumulation_steps) == (2048, 6, 4)
+    assert made.get_warmup_steps(1000) == 100
+    assert (made.weight_decay, made.max_grad_norm, made.packing, made.bf16) == (0.0, 1.0, False, False)
+    assert made.report_to == []
+
+
+def test_what_the_recipe_says_arrives(tmp_path: Path) -> None:
+    made = settings(tmp_path, max_steps=7, schedule="constant", activation_checkpointing=True, packing=True)
+    assert (made.max_steps, made.lr_scheduler_type, made.packing) == (7, "constant_with_warmup", True)
+    assert made.gradient_checkpointing is True
+    assert settings(tmp_path).gradient_checkpointing is False
+
+
+def test_lora_is_off_by_default_and_leaves_the_head_out() -> None:
+    assert lora_config(SftConfig()) is None
+    made = lora_config(SftConfig(lora_rank=4, lora_alpha=8, lora_dropout=0.1))
+    assert (made.r, made.lora_alpha, made.lora_dropout, made.target_modules) == (4, 8, 0.1, "all-linear")
+
+
+def log_line(log: _Log, step: int, loss: float) -> None:
+    state: Any = SimpleNamespace(global_step=step, is_world_process_zero=True)
+    log.on_log(None, state, TrainerControl(), logs={"loss": loss, "kl_loss": 0.5, "epoch": 1.0})  # type: ignore[arg-type]
+
+
+def test_the_log_is_ours_and_a_resumed_run_drops_what_came_after(tmp_path: Path) -> None:
+    log = _Log(tmp_path / "metrics.jsonl", lambda done, total: None)
+    for step in (2, 4, 6):
+        log_line(log, step, 1.0)
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"kind": "sft", "st')
+    state: Any = SimpleNamespace(global_step=4, is_world_process_zero=True)
+    log.on_train_begin(None, state, TrainerControl())  # type: ignore[arg-type]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"kind": "sft", "step": step, "loss": 1.0, "kl_loss": 0.5} for step in (2, 4)]
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, loss: float) -> None:
+    with pytest.raises(NumericsError, match="The loss at step 3 is"):
+        log_line(_Log(tmp_path / "metrics.jsonl", lambda done, total: None), 3, loss)
+
+
+def test_the_last_step_is_logged_whatever_its_number(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    log = _Log(tmp_path / "metrics.jsonl", lambda *done: seen.append(done))
+    for step in (6, 7):
+        control = TrainerControl()
+        state: Any = SimpleNamespace(global_step=step, max_steps=7, is_world_process_zero=True)
+        log.on_step_end(None, state, control)  # type: ignore[arg-type]
+        assert control.should_log is (step == 7)
+    assert seen == [(6, 7), (7, 7)]
