@@ -58,6 +58,8 @@ def save_checkpoint(folder: Path, saved: Saved, facts: dict[str, Any]) -> Path:
         (draft / LRC_CONFIG).write_text(json.dumps(facts, indent=2) + "\n")
         (draft / STATE).write_text(saved.state.to_json())
         write_sums(draft)
+        for name in (TRAINED_TENSORS, OPTIMIZER):
+            (draft / name).chmod(0o644)  # safetensors lets nobody but the owner read
         for path in (*draft.iterdir(), draft):
             _flush(path)
         if target.exists():

@@ -53,8 +53,8 @@ def find_resume(folder: Path, resume: str, note: Callable[[str], None]) -> Path 
         note(f"the checkpoint {path} is damaged and passed over: {damage}")
     if found:
         raise CheckpointError(
-            f"Every checkpoint in {folder} is damaged, the newest too: {find_damage(found[-1])}. Start anew with "
-            "--overwrite."
+            f"No checkpoint in {folder} is whole, the newest too: {find_damage(found[-1])}. Put the file right, or "
+            "start anew with --overwrite."
         )
     return None
 

@@ -106,6 +106,7 @@ def test_files_hold_what_the_formats_page_says(tmp_path: Path) -> None:
         "gradient_norms": [],
     }
     assert find_damage(folder) is None
+    assert {path.stat().st_mode & 0o044 for path in folder.iterdir()} == {0o044}
     assert json.loads((folder / "lrc_config.json").read_text()) == {**FACTS, "step": 3}
 
 

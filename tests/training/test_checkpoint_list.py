@@ -82,7 +82,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew_silently(tm
     place(tmp_path, 2, 4)
     for step in (2, 4):
         spoil(tmp_path / f"checkpoint-{step}" / "state.json")
-    with pytest.raises(CheckpointError, match=r"Every checkpoint in .* is damaged.*state\.json.*--overwrite"):
+    with pytest.raises(CheckpointError, match=r"No checkpoint in .* is whole.*state\.json.*--overwrite"):
         resume(tmp_path)
 
 

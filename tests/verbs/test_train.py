@@ -164,7 +164,7 @@ def test_a_checkpoint_that_does_not_say_what_it_is_cannot_be_resumed(tmp_path: P
     recipe = tiny_recipe(tmp_path, start__method="random", train__max_steps=2)
     (train(recipe) / "lrc_config.json").unlink()
     before = files_below(tmp_path)
-    with pytest.raises(CheckpointError, match=r"damaged, the newest too: lrc_config\.json can.t be read"):
+    with pytest.raises(CheckpointError, match=r"is whole, the newest too: lrc_config\.json can.t be read"):
         train(recipe, resume="auto")
     assert files_below(tmp_path) == before
 
