@@ -88,6 +88,7 @@ def run_loop(parts: LoopParts, state: RunState) -> Path:
     settings, log = parts.settings, parts.log
     parts.engine.model.train()
     parts.preemption.is_deferred = True
+    start = state
     interval = _new_interval(parts)
     resumed_at, logged_tokens, logged_at = time.monotonic() - state.seconds, state.tokens, time.monotonic()
     last = parts.folder / f"checkpoint-{state.step}"
@@ -101,7 +102,7 @@ def run_loop(parts: LoopParts, state: RunState) -> Path:
         rate = learning_rate(settings, state.step)
         outcome = _optimiser_step(parts, batches, counts, interval, rate, state)
         if outcome.divergence is not None:
-            state = _handle_divergence(parts, state, outcome)
+            state = _handle_divergence(parts, state, outcome, start)
             interval, logged_tokens, logged_at = _new_interval(parts), state.tokens, time.monotonic()
             continue
         interval.close_step(counts)
@@ -162,10 +163,11 @@ def _optimiser_step(
     return _Outcome(objective=total, norm=norm, divergence=found[0], has_moved=has_moved, stops=stops > 0)
 
 
-def _handle_divergence(parts: LoopParts, state: RunState, outcome: _Outcome) -> RunState:
+def _handle_divergence(parts: LoopParts, state: RunState, outcome: _Outcome, start: RunState) -> RunState:
     """Record a refused step, then end the run or go back to the last checkpoint, from there on without the batch.
 
-    Without a checkpoint the batch is skipped where the run stands, for nothing has moved.
+    Without a checkpoint the batch is skipped where the run stands, for nothing has moved, and `start`, where this
+    sitting began, is what too many batches are counted from.
 
     Raises:
         NumericsError: The run is to end: as it was asked to, or because going back has not helped.
@@ -177,7 +179,8 @@ def _handle_divergence(parts: LoopParts, state: RunState, outcome: _Outcome) -> 
         saved = _last_checkpoint(parts)
         back = state if saved is None else saved.state
     skipped = {*state.skipped_batches, batch}
-    gives_up = len(skipped - set(back.skipped_batches)) > MAX_ROLLBACKS or (saved is None and outcome.has_moved)
+    known = start if saved is None else saved.state
+    gives_up = len(skipped - set(known.skipped_batches)) > MAX_ROLLBACKS or (saved is None and outcome.has_moved)
     stops = parts.settings.on_divergence == "stop" or gives_up
     if parts.accelerator.is_main_process:
         values = {"step": state.step, "batch": batch, "objective": outcome.objective, "gradient_norm": outcome.norm}

@@ -143,11 +143,11 @@ def test_without_a_checkpoint_the_batch_is_skipped_where_the_run_stands(
     assert RunState.from_json((last / "state.json").read_text()).skipped_batches == (1,)
 
 
-def test_a_run_that_keeps_diverging_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("save_steps", [2, 99], ids=["checkpoint", "no checkpoint"])
+def test_a_run_that_keeps_diverging_ends(tmp_path: Path, save_steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, set(range(2, 99)), NAN)
+    changes = {**CHANGES, "train__on_divergence": "rollback", "train__save_steps": save_steps}
     with pytest.raises(NumericsError, match="must be finite"):
-        train(
-            tiny_recipe(tmp_path, train__max_steps=9, train__on_divergence="rollback", train__save_steps=2, **CHANGES)
-        )
+        train(tiny_recipe(tmp_path, train__max_steps=9, **changes))
     assert [record["action"] for record in records(tmp_path / "run")] == ["rollback to step 2"] * 3 + ["stop"]
     assert [record["batch"] for record in records(tmp_path / "run")] == [2, 3, 4, 5]
