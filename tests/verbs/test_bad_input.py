@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lrc.cli import main
+from lrc.data.folder_hash import write_sums
 from lrc.training.launch import write_recipe
 from lrc.verbs.train import train
 from tests.tiny import teacher_folder, tiny_recipe
@@ -35,6 +36,8 @@ def root(finished: Path, tmp_path: Path) -> Path:
     for path in copy.rglob("*"):
         if path.suffix in (".yaml", ".json") and path.is_file():
             path.write_text(path.read_text().replace(str(finished), str(copy)))
+    for checkpoint in (copy / "run" / "train").glob("checkpoint-*"):
+        write_sums(checkpoint)
     return copy
 
 
@@ -162,8 +165,11 @@ def test_a_damaged_checkpoint_is_refused(root: Path, capsys: pytest.CaptureFixtu
     tensors = load_file(weights)
     tensors.pop(next(iter(tensors)))
     save_file(tensors, weights)
+    write_sums(checkpoint)
     assert "lacks" in refused(root, ["convert", str(checkpoint), str(root / "out")], capsys)
     weights.write_bytes(weights.read_bytes()[:100])
+    assert "damaged: model.safetensors" in refused(root, ["convert", str(checkpoint), str(root / "out")], capsys)
+    write_sums(checkpoint)
     assert "can't be read" in refused(root, ["convert", str(checkpoint), str(root / "out")], capsys)
     missing = root / "run" / "train" / "checkpoint-9"
     assert "not there" in refused(root, ["convert", str(missing), str(root / "out")], capsys)
