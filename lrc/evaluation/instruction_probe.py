@@ -56,8 +56,8 @@ def is_json_with_title(text: str) -> bool:
 
 
 def is_one_word(text: str) -> bool:
-    """Whether a text is a single word."""
-    return len(words(text)) == 1
+    """Whether a text is a single word of letters."""
+    return len(words(text)) == 1 and words(text)[0].isalpha()
 
 
 def is_yes_or_no(text: str) -> bool:
@@ -86,13 +86,13 @@ def is_one_sentence(text: str) -> bool:
 
 
 def is_lower_case(text: str) -> bool:
-    """Whether a text has letters, none of them a capital."""
-    return text == text.lower() and text != text.upper()
+    """Whether a text of at least four words has no capital letter."""
+    return text == text.lower() and text != text.upper() and len(words(text)) >= 4
 
 
 def is_upper_case(text: str) -> bool:
-    """Whether a text has letters, all of them capitals."""
-    return text == text.upper() and text != text.lower()
+    """Whether a text of at least four words has capital letters alone."""
+    return text == text.upper() and text != text.lower() and len(words(text)) >= 4
 
 
 def has_no_comma(text: str) -> bool:
@@ -101,8 +101,8 @@ def has_no_comma(text: str) -> bool:
 
 
 def is_short(text: str) -> bool:
-    """Whether a text has at most ten words."""
-    return len(words(text)) <= 10
+    """Whether a text has three to ten words."""
+    return 3 <= len(words(text)) <= 10
 
 
 def starts_with_certainly(text: str) -> bool:

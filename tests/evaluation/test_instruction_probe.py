@@ -9,7 +9,7 @@ from lrc.evaluation.instruction_probe import RULES, TOPICS, instruction_probes, 
 from tests.sft.tiny_chats import chat_student
 
 CASES = {
-    "one word": (["Warmth.", "**Warmth**"], ["It is warm", "- - -"]),
+    "one word": (["Warmth.", "**Warmth**"], ["It is warm", "- - -", "w4rmth"]),
     "yes or no": (["Yes.", "no"], ["Yes, they do", "Maybe"]),
     "a number": (["6", "1,200", "3.5"], ["six", "6 letters", "about 6"]),
     "three items": (
@@ -21,10 +21,10 @@ CASES = {
         ["1. a\n2. b", "- a\n- b\n- c\n- d\n- e", "1. a\n1. b\n1. c\n1. d\n1. e"],
     ),
     "one sentence": (["It is hot!"], ["It is hot. It is far.", "It is hot"]),
-    "lower case": (["it is hot."], ["It is hot.", "123"]),
-    "upper case": (["IT IS HOT."], ["It is HOT.", "123"]),
+    "lower case": (["it is very hot."], ["It is very hot.", "1 2 3 4", "hot"]),
+    "upper case": (["IT IS VERY HOT."], ["It is VERY HOT.", "1 2 3 4", "HOT"]),
     "no comma": (["It is very hot and it is very far away."], ["It is hot, and it is very far away.", "Hot."]),
-    "short": (["It is hot."], ["one two three four five six seven eight nine ten eleven"]),
+    "short": (["It is hot."], ["hot", "one two three four five six seven eight nine ten eleven"]),
     "first word": (["Certainly! It is hot."], ["It is certainly hot.", "certainly"]),
     "last word": (["It is hot. DONE", "It is very hot DONE."], ["It is hot.", "DONE"]),
     "quotation": (['"It is hot."', "“It is hot.”"], ["It is hot.", '""', 'He said "hot".']),
