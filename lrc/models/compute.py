@@ -9,6 +9,8 @@ from lrc.errors import ConfigError
 PRODUCT_ROWS, PRODUCT_SIZE = 128, 512
 """Rows and width of the measured product: small enough to cost nothing, large enough to use every core."""
 
+RATE_ROUNDS = 25
+
 
 def choose_device(wanted: str) -> torch.device:
     """Return the device; `auto` takes a GPU if there is one.
@@ -35,8 +37,8 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def products_flops_per_second(dtype: torch.dtype) -> float:
-    """Measure this CPU's rate at matrix products of `dtype`, FLOP/s (a few milliseconds)."""
-    return 2 * PRODUCT_ROWS * PRODUCT_SIZE**2 / _product_seconds(dtype)
+    """Measure this CPU's rate at matrix products of `dtype`, FLOP/s: the best of some, for others may be busy here."""
+    return 2 * PRODUCT_ROWS * PRODUCT_SIZE**2 / min(_product_seconds(dtype) for _ in range(RATE_ROUNDS))
 
 
 def dtype_name(dtype: torch.dtype) -> str:
