@@ -47,10 +47,11 @@ def read_task_rows(path: Path, task: str) -> list[dict[str, Any]]:
             names file and line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # not splitlines, which also breaks at U+0085, U+2028 and U+2029 inside a field
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} must be a text file that can be read: {error}.") from error
-    if not lines:
+    if lines == [""]:
         raise DataError(f"{path} must hold one row a line, but it is empty.")
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):

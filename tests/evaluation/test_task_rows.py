@@ -19,6 +19,14 @@ def test_good_rows_come_back_as_they_are(tmp_path: Path, task: str) -> None:
     assert read_task_rows(tmp_path / "rows.jsonl", task) == rows
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_separator_of_unicode_inside_a_field_ends_no_line(tmp_path: Path, end: str) -> None:
+    rows = [{"goal": f"a{mark}b", "sol1": "x", "sol2": "y", "label": 0} for mark in "\x85\u2028\u2029\x0b\x0c"]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tmp_path / "rows.jsonl").write_text((end or "\n").join(lines) + end, encoding="utf-8", newline="")
+    assert read_task_rows(tmp_path / "rows.jsonl", "piqa") == rows
+
+
 @pytest.mark.parametrize(
     ("task", "row", "message"),
     [
