@@ -1,7 +1,7 @@
 """A folder written beside its place and renamed into it, so that nothing is ever half there."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,12 +10,23 @@ from safetensors import SafetensorError
 from lrc.errors import CheckpointError, ConfigError
 
 
-def check_target(out: Path, *, overwrite: bool) -> None:
+def check_target(out: Path, *, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
     """Check that an output folder may be written.
 
+    Args:
+        out: The folder; it is replaced as a whole.
+        overwrite: Whether it may exist.
+        inputs: What is read to write it; one that is not there is no file (a hub id) and is passed over.
+
     Raises:
-        ConfigError: It exists and is not to be replaced.
+        ConfigError: It exists and is not to be replaced, or replacing it would delete an input.
     """
+    for path in inputs:
+        if path.exists() and path.resolve().is_relative_to(out.resolve()):
+            raise ConfigError(
+                f"The output {out} is replaced as a whole, so it must not be or hold what is read, but {path} is "
+                f"{'that folder' if path.resolve() == out.resolve() else 'in it'}. Name another one."
+            )
     if out.exists() and not out.is_dir():
         raise ConfigError(f"The output {out} must be a folder, but it is a file. Name another one.")
     if out.is_dir() and any(out.iterdir()) and not overwrite:

@@ -43,11 +43,12 @@ def convert(
         ConfigError, CheckpointError: Bad input, before anything is written.
         NumericsError: The student's logits are not the factored student's; nothing is published.
     """
-    check_target(out, overwrite=overwrite)
+    check_target(out, overwrite=overwrite, inputs=[checkpoint])
     check_dtype(dtype)
     source = read_source(
         checkpoint, teacher=teacher, student=student, locate=locate_teacher, trust_remote_code=trust_remote_code
     )
+    check_target(out, overwrite=overwrite, inputs=[source.teacher_folder])
     for note in source.notes:
         say(f"note: {note}")
     if dry_run:

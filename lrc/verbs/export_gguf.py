@@ -27,7 +27,7 @@ def export_gguf(student: str, out: Path, *, kind: str, overwrite: bool = False, 
         ConfigError, CheckpointError: Bad input, before anything is written.
         NumericsError: llama.cpp computes something else than transformers; nothing is published.
     """
-    check_target(out, overwrite=overwrite)
+    check_target(out, overwrite=overwrite, inputs=[Path(student)])
     folder = resolve_folder(locate_teacher(student))
     config = check_gguf(folder, kind)
     if dry_run:

@@ -25,7 +25,7 @@ def export_int8(student: str, out: Path, *, overwrite: bool = False, dry_run: bo
         ConfigError, CheckpointError: Bad input, before anything is written.
         NumericsError: It does not reload exactly or is far from the student; nothing is published.
     """
-    check_target(out, overwrite=overwrite)
+    check_target(out, overwrite=overwrite, inputs=[Path(student)])
     folder = resolve_folder(locate_teacher(student))
     config = check_int8(folder)
     if dry_run:

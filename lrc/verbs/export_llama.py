@@ -34,7 +34,7 @@ def export_llama(
         ConfigError, CheckpointError: Bad input, before anything is written.
         NumericsError: The Llama's logits are not the student's; nothing is published.
     """
-    check_target(out, overwrite=overwrite)
+    check_target(out, overwrite=overwrite, inputs=[Path(student)])
     plan = llama_plan(student)
     narrow, wide = plan.config.hidden_size, plan.llama.hidden_size
     if wide != narrow:

@@ -65,6 +65,21 @@ def test_a_folder_that_holds_something_is_refused_before_the_work(out: Path) -> 
     check_target(out, overwrite=True)
 
 
+@pytest.mark.parametrize("name", [".", "run", "run/convert", "link", "run/../run"])
+def test_a_target_that_is_or_holds_an_input_is_refused(tmp_path: Path, name: str) -> None:
+    student = tmp_path / "run" / "convert"
+    student.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(student)
+    with pytest.raises(ConfigError, match="must not be or hold what is read"):
+        check_target(tmp_path / name, overwrite=True, inputs=[tmp_path / "other", student])
+
+
+def test_a_target_beside_or_below_an_input_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "student").mkdir()
+    for name in ("out", "student2", "student/llama"):
+        check_target(tmp_path / name, overwrite=True, inputs=[tmp_path / "student", Path("owner/name")])
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_file_is_no_target(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "out").write_text("mine")

@@ -118,6 +118,17 @@ def test_a_target_in_the_way_is_refused_before_the_checkpoint_is_read(
     assert stages.names == []
 
 
+@pytest.mark.parametrize("out", ["run", "run/train/checkpoint-2", "teachers", "teachers/t"])
+def test_neither_checkpoint_nor_teacher_is_replaced(tmp_path: Path, stages: Stages, out: str) -> None:
+    checkpoint, teacher = tmp_path / "run" / "train" / "checkpoint-2", tmp_path / "teachers" / "t"
+    for folder in (checkpoint, teacher):
+        folder.mkdir(parents=True)
+    stages.source.teacher_folder = teacher
+    with pytest.raises(ConfigError, match="must not be or hold what is read"):
+        convert(checkpoint, tmp_path / out, overwrite=True)
+    assert "write_student" not in stages.names
+
+
 @pytest.mark.parametrize("failure", [NumericsError("not the same"), OSError(28, "No space left on device")])
 def test_an_earlier_student_stays_where_the_new_one_fails(tmp_path: Path, stages: Stages, failure: Exception) -> None:
     (tmp_path / "out").mkdir()

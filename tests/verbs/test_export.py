@@ -44,6 +44,16 @@ def test_an_output_that_exists_needs_overwrite(tmp_path: Path, capsys: pytest.Ca
     assert not (out / "kept").exists()
 
 
+@pytest.mark.parametrize("form", ["llama", "gguf", "int8"])
+@pytest.mark.parametrize("out", ["run/student", "run"])
+def test_a_student_is_never_replaced_by_its_export(
+    tmp_path: Path, form: str, out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = teacher_folder(tmp_path / "run" / "student", "qwen2")
+    arguments = [str(student), str(tmp_path / out), "--as", form, "--overwrite", "--dry-run"]
+    assert "must not be or hold what is read" in refused(tmp_path, arguments, capsys)
+
+
 @pytest.mark.parametrize("name", ["missing", "empty", "file", "/nowhere/student"])
 def test_what_is_no_student_folder_is_refused(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
