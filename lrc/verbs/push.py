@@ -1,9 +1,10 @@
 """A finished student on the Hugging Face hub: what is uploaded, and the upload as one commit."""
 
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from lrc.errors import CheckpointError, ConfigError
 from lrc.models.folder import has_weights
@@ -12,6 +13,8 @@ from lrc.report.records import Parity
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*[A-Za-z0-9]", re.ASCII)
 NOT_UPLOADED = {"results.json", "recipe.yaml"}
 """Files that a verb leaves beside a student; they name folders of this machine."""
+WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")
+"""Weights of an earlier push; transformers would load an old model.safetensors rather than new shards."""
 
 
 def check_repo(repo: str) -> None:
@@ -68,14 +71,21 @@ def _is_hidden(path: Path) -> bool:
 def push(repo: str, uploads: dict[str, Path | bytes], *, private: bool) -> str:
     """Upload in one commit and return its address; the repository is made if it is not there.
 
+    Weights in it that are not among the uploads go with the same commit; everything else stays.
+
     Raises:
         CheckpointError: The hub refused or was not reached.
     """
     api = HfApi()
-    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=what) for name, what in uploads.items()]
+    added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=what) for name, what in uploads.items()]
     try:
         api.create_repo(repo, private=private or None, exist_ok=True)
-        commit = api.create_commit(repo, operations, commit_message="Upload a Low-Rank Clone student")
+        stale = [
+            CommitOperationDelete(path_in_repo=name)
+            for name in api.list_repo_files(repo)
+            if name not in uploads and "/" not in name and any(fnmatchcase(name, pattern) for pattern in WEIGHTS)
+        ]
+        commit = api.create_commit(repo, [*added, *stale], commit_message="Upload a Low-Rank Clone student")
     except Exception as error:  # hub, HTTP and file errors have no common base
         raise CheckpointError(
             f"{repo} could not be written: {' '.join(str(error).split())} Log in (hf auth login) or check the name "

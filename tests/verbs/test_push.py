@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import CommitOperationDelete
 
 from lrc.errors import CheckpointError, ConfigError
 from lrc.verbs import push as module
@@ -32,11 +33,15 @@ class FakeApi:
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any, dict[str, Any]]] = []
         self.error: Exception | None = None
+        self.files: list[str] = []
 
     def create_repo(self, repo: str, **options: Any) -> None:
         if self.error:
             raise self.error
         self.calls.append(("create_repo", repo, options))
+
+    def list_repo_files(self, repo: str) -> list[str]:
+        return self.files
 
     def create_commit(self, repo: str, operations: list[Any], **options: Any) -> Any:
         self.calls.append(("create_commit", repo, {operation.path_in_repo: operation for operation in operations}))
@@ -130,6 +135,17 @@ def test_a_refusal_of_the_hub_is_explained(api: FakeApi) -> None:
 def test_an_existing_repository_keeps_its_visibility_without_the_flag(api: FakeApi) -> None:
     push("me/small", {"README.md": b"x"}, private=False)
     assert api.calls[0][2]["private"] is None
+
+
+def test_weights_of_an_earlier_push_go_with_the_same_commit(api: FakeApi) -> None:
+    stale = {"model.safetensors", "model-00003-of-00003.safetensors"}
+    kept = {".gitattributes", "adapter_model.safetensors", "notes.md", "onnx/model.safetensors"}
+    index = "model.safetensors.index.json"
+    api.files = sorted(stale | kept | {index})
+    push("me/small", {index: b"{}", "model-00001-of-00002.safetensors": b"x"}, private=False)
+    operations = api.calls[1][2]
+    assert {name for name, what in operations.items() if isinstance(what, CommitOperationDelete)} == stale
+    assert set(operations) == stale | {index, "model-00001-of-00002.safetensors"}
 
 
 def test_files_keep_their_places(tmp_path: Path) -> None:
