@@ -8,11 +8,20 @@ import yaml
 
 UNKNOWN = "unknown"
 """The hub's own word for a licence that nobody has looked up."""
-TEXTS = {
-    "apache-2.0": "Apache License\nVersion 2.0",
-    "mit": "Permission is hereby granted, free of charge, to any person obtaining a copy of this software",
-}
-"""Licence -> words that its text begins with or holds."""
+APACHE_BEGINS = "Apache License Version 2.0, January 2004"
+MIT_BEGINS = ("MIT License", "The MIT License")
+MIT_ENDS = """
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
+persons to whom the Software is furnished to do so, subject to the following conditions: The above copyright notice and
+this permission notice shall be included in all copies or substantial portions of the Software. THE SOFTWARE IS PROVIDED
+"AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF
+MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT
+HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE,
+ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+"""
+"""All of the licence below its title and copyright lines: with a further or a changed condition it is another one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +53,10 @@ def read_licence(folder: Path | None) -> Licence:
         )
     for path in sorted(folder.glob("LICENSE*")):
         text = _words(path.read_text(encoding="utf-8", errors="replace"))
-        for licence, wanted in TEXTS.items():
-            if _words(wanted) in text:
-                return Licence(id=licence, found_in=path.name)
+        if text.startswith(APACHE_BEGINS):
+            return Licence(id="apache-2.0", found_in=path.name)
+        if text.startswith(MIT_BEGINS) and text.endswith(_words(MIT_ENDS)):
+            return Licence(id="mit", found_in=path.name)
         return Licence(id="other", name=path.name, found_in=path.name)
     return Licence(id=UNKNOWN)
 

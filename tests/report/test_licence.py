@@ -7,9 +7,26 @@ import pytest
 from lrc.report.licence import Licence, front_matter, read_licence
 
 APACHE = "\n                                 Apache License\n                           Version 2.0, January 2004\n"
-MIT = (
-    "MIT License\n\nPermission is hereby granted, free of charge, to any person obtaining a\ncopy of this software and"
-)
+MIT_BODY = """
+Permission is hereby granted, free of charge, to any person obtaining a copy
+of this software and associated documentation files (the "Software"), to deal
+in the Software without restriction, including without limitation the rights
+to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
+copies of the Software, and to permit persons to whom the Software is
+furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all
+copies or substantial portions of the Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+SOFTWARE.
+"""
+MIT = f"MIT License\n\nCopyright (c) 2024 The Authors\n{MIT_BODY}"
 
 
 def test_the_card_of_the_teacher_comes_first(tmp_path: Path) -> None:
@@ -28,6 +45,11 @@ def test_another_licence_keeps_its_name_and_link(tmp_path: Path) -> None:
     [
         ("LICENSE", APACHE, Licence(id="apache-2.0", found_in="LICENSE")),
         ("LICENSE.txt", MIT, Licence(id="mit", found_in="LICENSE.txt")),
+        ("LICENSE", f"The {MIT}", Licence(id="mit", found_in="LICENSE")),
+        ("LICENSE", f"{MIT}\nUnless you have 100 users.", Licence(id="other", name="LICENSE", found_in="LICENSE")),
+        ("LICENSE", MIT.replace("sell", "lend"), Licence(id="other", name="LICENSE", found_in="LICENSE")),
+        ("LICENSE", f"Modified {MIT}", Licence(id="other", name="LICENSE", found_in="LICENSE")),
+        ("LICENSE", f"My terms; parts are under:\n{APACHE}", Licence(id="other", name="LICENSE", found_in="LICENSE")),
         ("LICENSE", "All mine.", Licence(id="other", name="LICENSE", found_in="LICENSE")),
     ],
 )
