@@ -5,7 +5,6 @@ pickled: torchao takes its tensors apart into plain ones.
 """
 
 import json
-import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import AutoModelForCausalLM, TorchAoConfig
 
 from lrc.errors import CheckpointError, ConfigError, NumericsError
 from lrc.export.folder import written_folder
+from lrc.export.plain_folder import copy_companions, write_config
 from lrc.export.probe import compare, log_probabilities, probe_sequences
 from lrc.models.compute import dtype_name
 from lrc.models.folder import ModelTensors
@@ -24,7 +24,6 @@ from lrc.models.teacher import load_config, load_model, load_tokenizer
 PARITY_NAME = "int8_parity.json"
 KL_LIMIT = 5e-2
 """Largest allowed mean KL(student || int8 student) in nats."""
-COPIED = ("tokenizer*", "chat_template*", "special_tokens_map.json", "vocab.*", "merges.txt", "generation_config.json")
 
 Say = Callable[[str], None]
 
@@ -87,9 +86,8 @@ def _save(quantised: Any, student: Path, draft: Path) -> None:
     quantised.save_pretrained(draft)
     for path in draft.glob("*.safetensors"):
         path.chmod(0o644)  # safetensors writes 0600
-    for pattern in COPIED:
-        for path in student.glob(pattern):
-            shutil.copyfile(path, draft / path.name)
+    write_config(quantised.config, draft)
+    copy_companions(student, draft)
 
 
 def load_int8(folder: Path, *, dtype: torch.dtype, quantise: bool = False) -> Any:

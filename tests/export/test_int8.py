@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lrc.errors import ConfigError, NumericsError
 from lrc.export import int8
 from lrc.export.int8 import PARITY_NAME, check_int8, load_int8, write_int8
+from lrc.export.plain_folder import COPIED
 from lrc.export.probe import log_probabilities
 from tests.tiny import teacher_folder
 
@@ -40,6 +41,18 @@ def test_stock_transformers_reloads_it_near_the_student(student: Path, exported:
     found, expected = log_probabilities(loaded, ids), log_probabilities(plain, ids)
     assert 0 < float((found - expected).abs().max()) < 0.1
     assert len(AutoTokenizer.from_pretrained(exported)) == len(AutoTokenizer.from_pretrained(student))
+
+
+def test_config_says_to_older_clients_what_the_student_says_and_keeps_the_quantisation(
+    student: Path, exported: Path
+) -> None:
+    plain, found = (json.loads((folder / "config.json").read_text()) for folder in (student, exported))
+    assert found["rope_theta"] == plain["rope_parameters"]["rope_theta"]
+    assert found["torch_dtype"] == plain["dtype"]
+    assert found["quantization_config"]["quant_method"] == "torchao"
+    assert found["architectures"] == plain["architectures"]
+    companions = {name for name in COPIED if (student / name).is_file()}
+    assert companions <= {path.name for path in exported.iterdir()}
 
 
 def test_linear_layers_are_int8_with_a_scale_a_row_and_the_rest_is_untouched(student: Path, exported: Path) -> None:
