@@ -12,6 +12,7 @@ from lrc.embedded import converter
 from lrc.embedded.converter import gguf_converter, pack_converter
 from lrc.embedded.packages import Sdist
 from lrc.errors import LrcError
+from tests.export.conftest import UNREACHABLE
 
 BACKEND = """
 from pathlib import Path
@@ -93,9 +94,20 @@ def test_archive_with_another_hash_is_refused_before_anything_of_it_runs(
     expected = make_sdist(tmp_path / "elsewhere", LLAMA_CPP)
     make_sdist(index, {"convert_hf_to_gguf.py": "print('another')"})
     monkeypatch.setattr(converter, "_SDIST", expected)
-    with pytest.raises(LrcError, match=r"(?s)HASH.*pip download --no-deps --no-binary lrc-carrier lrc-carrier==1\.0"):
+    with pytest.raises(
+        LrcError, match=r"(?s)HASH.*pip download --no-deps --no-binary lrc-carrier lrc-carrier==1\.0"
+    ) as caught:
         gguf_converter(report=lambda line: None)
+    assert UNREACHABLE.search(str(caught.value)) is None
     assert not list((tmp_path / "cache").glob("gguf_converter/*"))
+
+
+def test_index_that_is_not_there_is_told_from_a_wrong_archive(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(converter, "_SDIST", make_sdist(tmp_path / "elsewhere", LLAMA_CPP))
+    with pytest.raises(LrcError, match=UNREACHABLE):
+        gguf_converter(report=lambda line: None)
 
 
 def test_archive_without_a_converter_is_named(tmp_path: Path) -> None:
