@@ -20,6 +20,7 @@ from lrc.export.gguf_runner import NONE
 from lrc.export.llama_cpp import has_llama_cpp
 from lrc.export.own_process import run_module
 from lrc.export.pre_tokenizer import pre_tokenizer_name
+from lrc.export.serving import has_own_head_size, stored_head_size
 from lrc.models.folder import ModelTensors
 from lrc.models.teacher import load_config
 
@@ -85,6 +86,11 @@ def check_gguf(student: Path, kind: str) -> Any:
     """
     if kind not in GGUF_TYPES:
         raise ConfigError(f"The type of a GGUF file must be one of {', '.join(GGUF_TYPES)}; found {kind!r}.")
+    if kind not in BY_CONVERTER and not has_llama_cpp():
+        raise ConfigError(
+            f"A GGUF file of type {kind} is quantised by the kernels of xllamacpp. Install it with: pip install "
+            f"'lrc[export]', or export f16 and run llama.cpp's llama-quantize on it."
+        )
     config = load_config(str(student))
     _check_class(config)
     tokenizer_files = ("tokenizer.json", "tokenizer.model")
@@ -113,15 +119,12 @@ def check_gguf(student: Path, kind: str) -> Any:
 
 
 def _check_class(config: Any) -> None:
-    heads = getattr(config, "num_attention_heads", None)
-    if config.model_type != "qwen2" or not heads:
-        return
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    if head_dim * heads != config.hidden_size:
+    values = config.to_dict()
+    if config.model_type == "qwen2" and has_own_head_size(values):
         raise ConfigError(
-            f"llama.cpp takes a Qwen2's head size to be hidden size / heads, but this one has {heads} heads of "
-            f"{head_dim} at hidden size {config.hidden_size}. First re-express it exactly as a Llama: "
-            f"lrc export STUDENT LLAMA --as llama, then export LLAMA."
+            f"llama.cpp takes a Qwen2's head size to be hidden size / heads, but this one has "
+            f"{config.num_attention_heads} heads of {stored_head_size(values)} at hidden size {config.hidden_size}. "
+            f"First re-express it exactly as a Llama: lrc export STUDENT LLAMA --as llama, then export LLAMA."
         )
 
 

@@ -208,7 +208,8 @@ def _gguf_type(values: Mapping[str, Any], name: str, multiple: int) -> Verdict:
     worst = multiple if all(length % 32 == 0 for length in misfits.values()) else 32
     found = ", ".join(f"{what} {length}" for what, length in misfits.items())
     if len(misfits) < len(lengths):
-        return Verdict(engine=f"GGUF {name}", answer="as is", why=f"in part: {found}: {MULTIPLES[worst]}")
+        how = "lrc export --as gguf (f16), then llama-quantize" if multiple == 256 else "llama.cpp's own converter"
+        return Verdict(engine=f"GGUF {name}", answer="re-express", how=how, why=f"in part: {found}: {MULTIPLES[worst]}")
     how = "f16" if worst == 32 else "Q8_0 or Q5_0"
     return Verdict(engine=f"GGUF {name}", answer="no", how=how, why=f"{found}: {MULTIPLES[worst]}")
 

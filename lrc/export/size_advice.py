@@ -11,9 +11,10 @@ from typing import Any
 from lrc.models.student import head_size, resized_config
 
 MULTIPLES = {
-    256: "Q4_K_M keeps these tensors in Q5_0 or Q8_0, which are larger",
+    256: "llama-quantize's Q4_K_M keeps these tensors in Q5_0 or Q8_0, which are larger; lrc export refuses q4_k_m",
     64: "tiles of GPU kernels are not full, and 4-bit kernels (AWQ, GPTQ) may refuse them",
-    32: "no GGUF block fits: Q4_K_M and the converter's Q8_0 keep these tensors in f16",
+    32: "no GGUF block fits: llama-quantize's Q4_K_M and the converter's Q8_0 keep these tensors in f16; lrc export "
+    "refuses q4_k_m, q5_0 and q8_0",
 }
 """Multiple -> what happens to a row that is none."""
 FFN_FIELDS = ("intermediate_size", "moe_intermediate_size")

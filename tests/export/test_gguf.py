@@ -152,6 +152,16 @@ def test_without_llama_cpp_the_file_says_that_nobody_loaded_it(tmp_path: Path, m
     assert written.endswith(str(student))
 
 
+@pytest.mark.parametrize("kind", ["q5_0", "q4_k_m"])
+def test_kinds_that_need_the_kernels_of_llama_cpp_are_refused_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    student = bpe_student(tmp_path / "student", **WIDE)
+    monkeypatch.setattr(gguf_export, "has_llama_cpp", lambda: False)
+    with pytest.raises(ConfigError, match=r"xllamacpp.*lrc\[export\]"):
+        check_gguf(student, kind)
+
+
 @pytest.mark.parametrize(
     ("main", "error", "said"),
     [
@@ -175,8 +185,9 @@ def test_converter_that_fails_leaves_nothing(tmp_path: Path, main: str, error: t
     ],
 )
 def test_rows_without_whole_blocks_are_refused_with_what_fits(
-    tmp_path: Path, kind: str, sizes: dict[str, int], said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, sizes: dict[str, int], said: str
 ) -> None:
+    monkeypatch.setattr(gguf_export, "has_llama_cpp", lambda: True)
     with pytest.raises(ConfigError, match=said):
         check_gguf(bpe_student(tmp_path / "student", **sizes), kind)
 

@@ -19,8 +19,8 @@ def test_a_published_size_that_is_good_is_called_good() -> None:
 
 def test_a_published_size_that_is_not_gets_its_reason_and_its_neighbours() -> None:
     assert size_advice(QWEN_3B, 1200) == [  # 1200 = 37.5 x 32
-        "hidden size 1200 is no multiple of 32: no GGUF block fits: Q4_K_M and the converter's Q8_0 keep "
-        "these tensors in f16",
+        "hidden size 1200 is no multiple of 32: no GGUF block fits: llama-quantize's Q4_K_M and the converter's Q8_0 "
+        "keep these tensors in f16; lrc export refuses q4_k_m, q5_0 and q8_0",
         "nearest good hidden sizes: 1024 and 1280 (multiples of 256), 1152 and 1216 (multiples of 64), "
         "1184 (a multiple of 32)",
     ]
@@ -58,7 +58,7 @@ def test_sizes_that_the_student_inherits_are_said_too() -> None:
     config = Qwen2Config(hidden_size=896, intermediate_size=4864, num_attention_heads=14, num_key_value_heads=2)
     assert size_advice(config, 512) == [
         "heads x head size 896 is the teacher's, and no multiple of 256: "
-        "Q4_K_M keeps these tensors in Q5_0 or Q8_0, which are larger",
+        "llama-quantize's Q4_K_M keeps these tensors in Q5_0 or Q8_0, which are larger; lrc export refuses q4_k_m",
     ]
     config.intermediate_size = 4870
     assert any(
