@@ -67,6 +67,15 @@ def test_a_wrong_tensor_is_not_published(tmp_path: Path, name: str, hidden_size:
         check_llama_parity(plan, out)
 
 
+def test_logits_that_are_no_numbers_are_not_published(tmp_path: Path) -> None:
+    plan, out = written(tmp_path)
+    tensors = load_file(out / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"][0] = torch.nan
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NumericsError, match="found nan"):
+        check_llama_parity(plan, out)
+
+
 def test_unscaled_gains_are_not_published(tmp_path: Path) -> None:
     plan, out = written(tmp_path, hidden_size=30)
     tensors = load_file(out / "model.safetensors")
