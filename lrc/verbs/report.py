@@ -15,7 +15,7 @@ from lrc.report.plots import draw_plots
 from lrc.report.read_run import read_run
 from lrc.report.records import RunData
 from lrc.verbs.progress import say
-from lrc.verbs.push import check_repo, list_uploads, push, student_folder
+from lrc.verbs.push import REPO, check_repo, list_uploads, push, student_folder
 from lrc.verbs.sources import EMBEDDED
 
 PAGE_NAME = "report.html"
@@ -91,15 +91,21 @@ def _origin(run: Path, data: RunData, repo: str | None, student: Path | None) ->
         teacher_id, licence = TEACHER_HUB_ID, Licence(id=TEACHER_LICENSE)
     elif Path(name).is_dir():
         teacher_id, licence = None, read_licence(Path(name))
-    elif name.count("/") == 1:
-        cached = [try_to_load_from_cache(name, file) for file in ("README.md", "LICENSE", "LICENSE.txt")]
-        folder = next((Path(path).parent for path in cached if isinstance(path, str)), None)
+    elif (folder := _cached_folder(name)) is not None:
         licence = read_licence(folder)
     else:
-        teacher_id = None  # a folder that is no longer there
+        teacher_id = None  # a folder that is not there, which a relative path of two parts does not tell from a hub id
     tuned = (student or run / "sft") == run / "sft" and (run / "sft" / "config.json").is_file()
     after = "fine-tuned on chats with `lrc sft`" if tuned else None
     return Origin(teacher_id=teacher_id, licence=licence, repo=repo, after_training=after)
+
+
+def _cached_folder(name: str) -> Path | None:
+    """Return where the hub's cache keeps a model, as training left it there; None: nowhere, or no hub id."""
+    if not REPO.fullmatch(name):
+        return None
+    cached = [try_to_load_from_cache(name, file) for file in ("README.md", "LICENSE", "LICENSE.txt", "config.json")]
+    return next((Path(path).parent for path in cached if isinstance(path, str)), None)
 
 
 def _replace_folder(folder: Path, files: dict[str, bytes]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lrc.errors import DataError
+from lrc.verbs import report as module
 from lrc.verbs.report import report
 from tests.report.synthetic_run import write_run
 
@@ -118,6 +119,25 @@ def test_empty_run_says_what_must_run_first(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="lrc train"):
         report(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("teacher", "published"), [("owner/teacher", True), ("models/llama", False), ("../llama", False)]
+)
+def test_only_a_teacher_in_the_hubs_cache_is_named_as_the_hubs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str, published: bool
+) -> None:
+    run = write_scored_run(tmp_path)
+    path = run / "train/recipe.yaml"
+    path.write_text(path.read_text("utf-8").replace("embedded:smollm2-135m-instruct", teacher), "utf-8")
+    assert teacher in path.read_text("utf-8")
+
+    def cached(name: str, file: str) -> str | None:
+        return str(tmp_path / file) if (name, file) == ("owner/teacher", "config.json") else None
+
+    monkeypatch.setattr(module, "try_to_load_from_cache", cached)
+    report(run)
+    assert (f"base_model: {teacher}" in (run / "report/README.md").read_text("utf-8")) is published
 
 
 def test_page_follows_the_numbers(tmp_path: Path) -> None:
