@@ -139,7 +139,9 @@ class Drill:
         began = time.monotonic()
         strike(ranks)
         codes = wait_for(ranks, seconds=PATIENCE_SECONDS, grace=GRACE_SECONDS)
-        assert time.monotonic() - began < PATIENCE_SECONDS, f"a sitting hung and was killed: {codes}"
+        if time.monotonic() - began > PATIENCE_SECONDS / 3:  # ranks.py has asked each process where it stands
+            folder = self.root / "output" / Path(recipe.run).name
+            raise AssertionError(f"a sitting hung: {codes}\n" + "\n".join(map(_tail, sorted(folder.iterdir()))))
         return codes
 
     def result(self, recipe: Recipe) -> tuple[dict[str, bytes], dict[int, float]]:
@@ -339,7 +341,7 @@ def newest_step(recipe: Recipe) -> int:
 
 
 def _tail(path: Path) -> str:
-    return path.read_text()[-1500:] if path.is_file() else ""
+    return path.read_text()[-3000:] if path.is_file() else ""
 
 
 def table(tally: Tally, seconds: float) -> str:

@@ -20,18 +20,22 @@ from lrc.errors import LrcError
 
 @dataclass
 class Rank:
-    """One forked process."""
+    """One forked process; what it prints comes through a pipe, which a limit on file sizes does not touch."""
 
     pid: int
+    pipe: int
+    output: Path
     code: int | None = None
     """Exit code, or minus the signal that ended it; None while it runs."""
 
     def poll(self) -> int | None:
-        """Look whether it has ended."""
+        """Look whether it has ended, and write down what it has printed."""
         if self.code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._drain()
             if pid:
                 self.code = os.waitstatus_to_exitcode(status)
+                os.close(self.pipe)
         return self.code
 
     def kill(self, number: int) -> None:
@@ -39,16 +43,28 @@ class Rank:
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def _drain(self) -> None:
+        with self.output.open("ab") as handle:
+            while chunk := _read_now(self.pipe):
+                handle.write(chunk)
+
+
+def _read_now(pipe: int) -> bytes:
+    try:
+        return os.read(pipe, 1 << 16)
+    except BlockingIOError:
+        return b""
+
 
 def start_ranks(
     work: Callable[[int], None], count: int, output: Path, environment: Mapping[str, str] | None = None
 ) -> list[Rank]:
-    """Fork `count` processes that each call `work(rank)`; what they print goes to `output`, one file a rank.
+    """Fork `count` processes that each call `work(rank)`; what they print is appended to `output/rank-N.txt`.
 
     Args:
         work: An `LrcError` or `SystemExit` in it sets the exit code, as in `lrc`.
         count: 1 sets no variables of a launcher.
-        output: Folder of `rank-N.txt`, which are appended to.
+        output: Folder of the files.
         environment: Variables to set in the children.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -58,36 +74,44 @@ def start_ranks(
     shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = []
     for rank in range(count):
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
         pid = os.fork()
         if pid == 0:
             own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {}
             os.environ.update({**own, **(environment or {})})
-            _run_child(work, rank, output / f"rank-{rank}.txt")
-        ranks.append(Rank(pid))
+            _run_child(work, rank, writing)
+        os.close(writing)
+        ranks.append(Rank(pid, reading, output / f"rank-{rank}.txt"))
     return ranks
 
 
-def _run_child(work: Callable[[int], None], rank: int, output: Path) -> None:
-    """Do the work and leave without the parent's clean-up."""
-    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    faulthandler.register(signal.SIGUSR2, file=handle, all_threads=True)
+def _run_child(work: Callable[[int], None], rank: int, output: int) -> None:
+    """Do the work and leave without the parent's clean-up, whatever happens."""
     code = 1
     try:
-        work(rank)
-        code = 0
-    except LrcError as error:
-        print(f"lrc: {error}", file=sys.stderr)
-        code = error.exit_code
-    except SystemExit as error:
-        code = int(error.code or 0)
-    except BaseException:  # noqa: BLE001  # the process ends here, whatever it was
-        traceback.print_exc()
-    finally:
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        faulthandler.register(signal.SIGUSR2, file=output, all_threads=True)
+        code = _code_of(work, rank)
         sys.stdout.flush()
         sys.stderr.flush()
+    finally:
         os._exit(code)
+
+
+def _code_of(work: Callable[[int], None], rank: int) -> int:
+    try:
+        work(rank)
+    except LrcError as error:
+        print(f"lrc: {error}", file=sys.stderr)
+        return error.exit_code
+    except SystemExit as error:
+        return int(error.code or 0)
+    except BaseException:  # noqa: BLE001  # the process ends here, whatever it was
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 def wait_for(ranks: list[Rank], *, seconds: float, grace: float = 10.0) -> list[int]:
