@@ -122,7 +122,7 @@ def wait_for(ranks: list[Rank], *, seconds: float, grace: float = 10.0) -> list[
     """
     began = time.monotonic()
     deadline, asked = began + seconds, False
-    while any(rank.poll() is None for rank in ranks):
+    while None in [rank.poll() for rank in ranks]:  # all of them: one that was killed must be noticed while others wait
         if any(rank.code for rank in ranks):
             deadline = min(deadline, time.monotonic() + grace)
             grace = float("inf")
