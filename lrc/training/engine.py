@@ -111,6 +111,6 @@ class FullEngine:
         for key, shape in self.moment_shapes.items():
             what, _, name = key.partition("/")
             parameter = self.trained[name]
-            # step counts stay on the CPU, what has axes lies beside the parameter
-            device = parameter.device if shape else "cpu"
+            # beside the parameter, also the step count of the fused AdamW; Muon counts on the CPU
+            device = parameter.device if shape or self.settings.optimizer == "adamw" else "cpu"
             self.optimizer.state[parameter][what] = saved.moments[key].to(device, copy=True)

@@ -85,7 +85,8 @@ class ShardedEngine:
     def load(self, saved: Saved) -> None:
         for name, parameter in self.trained.items():
             parameter.copy_(self._sharded(saved.weights[name], parameter))
-            self.optimizer.state[parameter] = {"step": saved.moments[f"step/{name}"].clone()} | {
+            step = saved.moments[f"step/{name}"].to(parameter.device, copy=True)  # there the fused AdamW counts
+            self.optimizer.state[parameter] = {"step": step} | {
                 key: self._sharded(saved.moments[f"{key}/{name}"], parameter) for key in MOMENTS
             }
 

@@ -139,7 +139,7 @@ class ZeroEngine:
         step = next(value for name, value in moments.items() if name.startswith("step/"))
         for flat in self._flat_partitions():
             state = optimizer.state[flat]
-            state["step"] = step.clone()
+            state["step"] = step.to(flat.device, copy=True)  # there the fused AdamW counts
             for key in MOMENTS:
                 state.setdefault(key, torch.zeros_like(flat))
         if not self.is_sharded:

@@ -1,0 +1,67 @@
+"""Where loaded optimiser state lies: beside the parameter, as the optimiser itself makes it. `meta` plays the GPU."""
+
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from lrc.config import TrainConfig
+from lrc.training.checkpoint import Saved
+from lrc.training.engine import FullEngine
+from lrc.training.optimizer import MOMENTS
+from lrc.training.run_state import RunState
+from lrc.training.sharded import ShardedEngine
+from lrc.training.zero import ZeroEngine
+
+SHAPES = {"projection": (6, 4), "gain": (4,)}
+
+
+def trained_on_meta() -> dict[str, nn.Parameter]:
+    return {name: nn.Parameter(torch.empty(shape, device="meta")) for name, shape in SHAPES.items()}
+
+
+def saved_moments(shapes: dict[str, Any]) -> Saved:
+    weights = {name: torch.ones(shape) for name, shape in SHAPES.items()}
+    moments = {name: torch.ones(shape) for name, shape in shapes.items()}
+    state = RunState(step=1, tokens=1, seconds=0.0, sequences_per_step=1)
+    return Saved(weights=weights, moments=moments, state=state)
+
+
+ADAMW_SHAPES = {f"{key}/{name}": shape for name, shape in SHAPES.items() for key in MOMENTS}
+ADAMW_SHAPES |= {f"step/{name}": () for name in SHAPES}
+
+
+@pytest.mark.parametrize(("optimizer", "step"), [("adamw", "meta"), ("muon", "cpu")])
+def test_a_step_count_lies_where_the_optimiser_counts(optimizer: Literal["adamw", "muon"], step: str) -> None:
+    trained = trained_on_meta()
+    pair: Any = SimpleNamespace(trained=lambda: trained)
+    engine = FullEngine(Accelerator(cpu=True), pair, TrainConfig(max_steps=1, optimizer=optimizer))
+    engine.load(saved_moments(engine.moment_shapes))
+    states = {name: engine.optimizer.state[value] for name, value in trained.items()}
+    assert states["gain"]["step"].device.type == step
+    assert {value.device.type for state in states.values() for key, value in state.items() if key != "step"} == {"meta"}
+
+
+def test_sharded_step_counts_lie_beside_the_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ShardedEngine.__new__(ShardedEngine)
+    engine.trained = trained_on_meta()
+    engine.optimizer = torch.optim.AdamW(engine.trained.values(), fused=True)
+    monkeypatch.setattr(engine, "_sharded", lambda whole, like: whole.to(like.device))
+    engine.load(saved_moments(ADAMW_SHAPES))
+    states = [engine.optimizer.state[value] for value in engine.trained.values()]
+    assert {value.device.type for state in states for value in state.values()} == {"meta"}
+
+
+def test_zero_counts_beside_its_flat_partitions() -> None:
+    flat = torch.empty(28, device="meta")
+    optimizer = torch.optim.AdamW([flat], fused=True)
+    engine = ZeroEngine.__new__(ZeroEngine)
+    engine.is_sharded = True
+    engine.engine = SimpleNamespace(optimizer=SimpleNamespace(optimizer=optimizer, fp32_partitioned_groups_flat=[flat]))
+    count = torch.ones(())
+    engine._make_states({"step/gain": count})
+    state: dict[str, Tensor] = optimizer.state[flat]
+    assert {value.device.type for value in state.values()} == {"meta"}
