@@ -204,10 +204,22 @@ def _handle_divergence(parts: LoopParts, state: RunState, outcome: _Outcome, sta
 
 
 def _last_checkpoint(parts: LoopParts) -> Saved | None:
-    """Read the newest checkpoint that is whole, the one that the first process finds; None if there is none."""
-    chosen = [find_resume(parts.folder, "auto", parts.log.say) if parts.accelerator.is_main_process else None]
+    """Read the newest checkpoint that is whole, the one that the first process finds; None if there is none.
+
+    Raises:
+        CheckpointError: On every rank, if there are checkpoints and none is whole.
+    """
+    chosen: list[Path | str | None] = [None]
+    if parts.accelerator.is_main_process:
+        try:
+            chosen = [find_resume(parts.folder, "auto", parts.log.say)]
+        except CheckpointError as error:
+            chosen = [str(error)]
     broadcast_object_list(chosen)
-    return None if chosen[0] is None else read_checkpoint(chosen[0], parts.engine.shapes, parts.engine.moment_shapes)
+    (found,) = chosen
+    if isinstance(found, str):
+        raise CheckpointError(found)
+    return None if found is None else read_checkpoint(found, parts.engine.shapes, parts.engine.moment_shapes)
 
 
 def _sums(accelerator: Accelerator, values: list[Any]) -> list[float]:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 
 from lrc.config import TrainConfig
 from lrc.data.blocks import BatchPlan, open_blocks
-from lrc.errors import NumericsError
+from lrc.errors import CheckpointError, NumericsError
 from lrc.training.checkpoint_list import checkpoints, step_of
 from lrc.training.divergence import LEAST, WINDOW, find_divergence, sources_of, with_norm
 from lrc.training.run_state import RunState
@@ -151,3 +152,27 @@ def test_a_run_that_keeps_diverging_ends(tmp_path: Path, save_steps: int, monkey
         train(tiny_recipe(tmp_path, train__max_steps=9, **changes))
     assert [record["action"] for record in records(tmp_path / "run")] == ["rollback to step 2"] * 3 + ["stop"]
     assert [record["batch"] for record in records(tmp_path / "run")] == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("is_main", [True, False], ids=["first rank", "other rank"])
+def test_every_rank_hears_that_no_checkpoint_is_whole(
+    tmp_path: Path, is_main: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lrc.training import loop
+
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "state.json").write_text("{")
+    said: list[Any] = ["Every checkpoint is damaged"]
+
+    def broadcast(values: list[Any]) -> None:  # as the first rank sends it, or as another one gets it
+        if is_main:
+            said[:] = values
+        else:
+            values[:] = said
+
+    monkeypatch.setattr(loop, "broadcast_object_list", broadcast)
+    accelerator, log = SimpleNamespace(is_main_process=is_main), SimpleNamespace(say=lambda line: None)
+    parts: Any = SimpleNamespace(accelerator=accelerator, log=log, folder=tmp_path)
+    with pytest.raises(CheckpointError, match="Every checkpoint"):
+        loop._last_checkpoint(parts)
+    assert str(said[0]).startswith("Every checkpoint")

@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "configs" / "slurm" / "train.sbatch"
 SRUN = """#!/bin/bash
-while [[ "$1" == -* ]]; do shift; done
+while [[ "$1" == -* ]]; do echo "$1" >> "$FAKE/options"; shift; done
 worst=0
 for rank in 0 1; do
     SLURM_PROCID=$rank SLURM_LOCALID=$rank SLURM_NTASKS=2 "$@" || worst=$?
@@ -44,6 +44,8 @@ def test_only_a_preempted_run_is_requeued(tmp_path: Path, code: int, requeued: b
     calls = (tmp_path / "calls").read_text().splitlines()
     words = "train recipe.yaml train.strategy=fsdp2 run=runs/a b --resume auto"
     assert calls == [f"{rank}/2 {rank} first:32345 {words}" for rank in (0, 1)]
+    # one dead rank does not hold the allocation until the others' collectives time out
+    assert (tmp_path / "options").read_text().split() == ["--kill-on-bad-exit=0", "--wait=120"]
     assert (tmp_path / "requeued").is_file() == requeued
     if requeued:
         assert (tmp_path / "requeued").read_text() == "requeue 12345\n"
