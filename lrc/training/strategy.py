@@ -19,6 +19,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from lrc.config import TrainConfig
 from lrc.errors import ConfigError
+from lrc.training.launch_environment import is_true, num_launched
 
 ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 TIMEOUT_HOURS = 2
@@ -31,7 +32,7 @@ def launched_strategy(environment: Mapping[str, str]) -> str | None:
     Raises:
         ConfigError: It asks for what is not supported.
     """
-    if _is_true(environment.get("ACCELERATE_USE_DEEPSPEED", "")):
+    if is_true(environment.get("ACCELERATE_USE_DEEPSPEED", "")):
         stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
         file = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
         if file.lower() != "none":
@@ -39,7 +40,7 @@ def launched_strategy(environment: Mapping[str, str]) -> str | None:
         if f"zero{stage}" not in ZERO_STAGES:
             raise ConfigError(f"DeepSpeed's ZeRO stage must be 1, 2 or 3, found {stage}. Use plain DDP instead of 0.")
         return f"zero{stage}"
-    if _is_true(environment.get("ACCELERATE_USE_FSDP", "")):
+    if is_true(environment.get("ACCELERATE_USE_FSDP", "")):
         version = environment.get("FSDP_VERSION", "1")
         if version != "2":
             raise ConfigError(
@@ -72,11 +73,6 @@ def choose_strategy(settings: TrainConfig, environment: Mapping[str, str]) -> st
     return strategy
 
 
-def num_launched(environment: Mapping[str, str]) -> int:
-    """Return the number of processes that the launcher started."""
-    return int(environment.get("WORLD_SIZE", "1"))
-
-
 def join_processes(device: torch.device, strategy: str) -> PartialState:
     """Join the processes that the launcher started; in a second call and in one process nothing happens.
 
@@ -107,7 +103,7 @@ def _prepare_deepspeed(on_cpu: bool) -> None:
             f"DeepSpeed's ZeRO needs the package deepspeed: {error}. Install it, or use FSDP2."
         ) from error
     if on_cpu:
-        if _is_true(os.environ.get("ACCELERATE_USE_CPU", "")):
+        if is_true(os.environ.get("ACCELERATE_USE_CPU", "")):
             raise ConfigError(
                 "accelerate drops DeepSpeed, without a word, where it is told to use the CPU (use_cpu: true, --cpu, "
                 "ACCELERATE_USE_CPU). Leave that out: on a machine without a GPU the CPU is used anyway."
@@ -146,7 +142,3 @@ def make_distributed(strategy: str, device: torch.device, options: dict[str, Any
             "of configs/ or with torchrun and train.strategy."
         )
     return accelerator
-
-
-def _is_true(text: str) -> bool:
-    return text.lower() in ("1", "true", "yes", "on")

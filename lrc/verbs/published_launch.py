@@ -9,11 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lrc.verbs.published_flags import WORDS_FOR_TRUE
-
-# In the order in which accelerate looks for them.
-WORLD_SIZE_NAMES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-RANK_NAMES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+from lrc.training.launch_environment import is_true, launched_rank, num_launched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +32,14 @@ class Launch:
 
 def read_launch(environment: Mapping[str, str]) -> Launch:
     """Read the launcher's settings from the environment, the clock and torch."""
-    wants_cpu = _is_true(environment.get("ACCELERATE_USE_CPU", ""))
-    uses_deepspeed = _is_true(environment.get("ACCELERATE_USE_DEEPSPEED", ""))
+    wants_cpu = is_true(environment.get("ACCELERATE_USE_CPU", ""))
+    uses_deepspeed = is_true(environment.get("ACCELERATE_USE_DEEPSPEED", ""))
     return Launch(
         time=time.strftime("%Y-%m-%d_%H-%M-%S"),
         wants_cpu=wants_cpu,
         has_cuda=not wants_cpu and _finds_cuda(),
-        num_processes=_first_integer(environment, WORLD_SIZE_NAMES, 1),
-        rank=_first_integer(environment, RANK_NAMES, 0),
+        num_processes=num_launched(environment),
+        rank=launched_rank(environment),
         gradient_accumulation_steps=(
             _number(environment, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS") if uses_deepspeed else None
         ),
@@ -74,14 +70,6 @@ def _finds_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def _is_true(text: str) -> bool:
-    return text.lower() in WORDS_FOR_TRUE
-
-
-def _first_integer(environment: Mapping[str, str], names: tuple[str, ...], default: int) -> int:
-    return next((int(environment[name]) for name in names if environment.get(name, "").isdigit()), default)
 
 
 def _number(environment: Mapping[str, str], name: str) -> float | None:
