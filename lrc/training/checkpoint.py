@@ -62,10 +62,11 @@ def save_checkpoint(folder: Path, saved: Saved, facts: dict[str, Any]) -> Path:
             (draft / name).chmod(0o644)  # safetensors lets nobody but the owner read
         for path in (*draft.iterdir(), draft):
             _flush(path)
-        if target.exists():
-            remove_checkpoint(target)
+        doomed = _set_aside(target) if target.exists() else None
         draft.rename(target)
         _flush(folder)
+        if doomed is not None:
+            shutil.rmtree(doomed)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise CheckpointError(write_failure(f"The checkpoint {target}", error)) from error
@@ -74,10 +75,13 @@ def save_checkpoint(folder: Path, saved: Saved, facts: dict[str, Any]) -> Path:
 
 def remove_checkpoint(path: Path) -> None:
     """Delete a checkpoint; a kill on the way leaves no half of it under its name."""
+    shutil.rmtree(_set_aside(path))
+
+
+def _set_aside(path: Path) -> Path:
     doomed = path.with_name(f".{path.name}.removed")
     shutil.rmtree(doomed, ignore_errors=True)
-    path.rename(doomed)
-    shutil.rmtree(doomed)
+    return path.rename(doomed)
 
 
 def clear_drafts(folder: Path) -> None:

@@ -92,9 +92,12 @@ def run_loop(parts: LoopParts, state: RunState) -> Path:
     interval = _new_interval(parts)
     resumed_at, logged_tokens, logged_at = time.monotonic() - state.seconds, state.tokens, time.monotonic()
     last = parts.folder / f"checkpoint-{state.step}"
-    if state.step and state.held_out_kl is None and _is_measured(settings, state.step):  # a signal left no time for it
+    # a signal left no time for the measure; the checkpoint gets it now, for it may be the best one
+    is_due = state.step > 0 and state.held_out_kl is None and _is_measured(settings, state.step)
+    is_due = is_due and parts.held_out is not None
+    if is_due:
         state = _measure_held_out(parts, state)
-    if state.step >= settings.max_steps and not last.is_dir():  # resumed from another run's end
+    if is_due or (state.step >= settings.max_steps and not last.is_dir()):  # resumed from another run's end
         last = _save(parts, state)
     while state.step < settings.max_steps:
         batches = step_batches(parts.blocks, parts.plan, state.next_batch, document_masking=parts.document_masking)

@@ -1,5 +1,6 @@
 """Signals: before the loop they end the process with the code of a run that can go on, in the loop they are noted."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lrc.training.checkpoint import read_state
 from lrc.training.checkpoint_list import checkpoints, step_of
 from lrc.training.preemption import PREEMPTED, SIGNALS, preemption_signals
 from lrc.verbs.train import train
@@ -68,3 +70,6 @@ def test_a_signal_saves_the_very_step_and_the_run_goes_on_as_if_nothing_was(
     # the held-out measure at step 3 was left for later, and made up for
     measured = [(run / "train" / "metrics.jsonl").read_text() for run in (tmp_path / "whole", tmp_path / "stopped")]
     assert [text.count('"held_out", "step": 3,') for text in measured] == [1, 1]
+    # the checkpoint knows it too, so that the best one can be kept
+    (line,) = [line for line in measured[1].splitlines() if '"held_out", "step": 3,' in line]
+    assert read_state(tmp_path / "stopped" / "train" / "checkpoint-3").held_out_kl == json.loads(line)["kl"]
