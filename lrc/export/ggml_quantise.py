@@ -76,18 +76,16 @@ def quantise_file(source: Path, target: Path, kind: str, *, gguf: Any) -> None:
     if "general.quantization_version" not in reader.fields:
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     names = {tensor.name for tensor in reader.tensors}
-    rule = {
-        "kind": kind,
-        "num_layers": int(_value(reader, f"{architecture}.block_count")),
-        "is_tied": "output.weight" not in names,
-    }
+    num_layers, is_tied = int(_value(reader, f"{architecture}.block_count")), "output.weight" not in names
     types = {}
     for tensor in reader.tensors:
         shape = tensor.data.shape
         if not is_quantised(tensor.name, len(shape)):
             writer.add_tensor_info(tensor.name, shape, tensor.data.dtype, tensor.data.nbytes)
             continue
-        chosen = gguf.GGMLQuantizationType[mixture_type(tensor.name, row_length=shape[-1], **rule)]
+        chosen = gguf.GGMLQuantizationType[
+            mixture_type(tensor.name, kind=kind, num_layers=num_layers, is_tied=is_tied, row_length=shape[-1])
+        ]
         types[tensor.name] = chosen
         packed = gguf.quant_shape_to_byte_shape(shape, chosen)
         writer.add_tensor_info(tensor.name, packed, np.dtype(np.uint8), int(np.prod(packed)), raw_dtype=chosen)
