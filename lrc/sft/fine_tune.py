@@ -10,7 +10,7 @@ from typing import Any
 
 import huggingface_hub.constants
 import torch
-from datasets import Dataset, disable_progress_bars  # type: ignore[import-untyped]  # no stubs, no py.typed
+from datasets import Dataset, disable_progress_bars
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from trl.trainer.sft_config import SFTConfig as TrainerSettings

@@ -139,7 +139,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     """
     wide = matrices.shape[-2] <= matrices.shape[-1]
     a, b, c = NEWTON_SCHULZ
-    result = matrices if wide else matrices.mT
+    result: Tensor = matrices if wide else matrices.mT
     result = result / result.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(result.dtype).tiny)
     for _ in range(NEWTON_SCHULZ_STEPS):
         square = result @ result.mT
