@@ -41,7 +41,7 @@ def make_optimizer(trained: Iterable[nn.Parameter], settings: TrainConfig) -> to
 
 def moment_shapes(shapes: dict[str, torch.Size], settings: TrainConfig) -> dict[str, torch.Size]:
     """List what the optimiser remembers after a step as `KEY/NAME`, for trained tensors of these shapes."""
-    found = {}
+    found: dict[str, torch.Size] = {}
     for name, shape in shapes.items():
         if settings.optimizer == "muon" and len(shape) == 2:
             found |= {f"momentum/{name}": shape, f"row_size/{name}": torch.Size([shape[0], 1])}
