@@ -12,6 +12,7 @@ from lrc.config import ConvertConfig, load_recipe
 from lrc.errors import LrcError
 from lrc.verbs.evaluate_flags import evaluate_verb
 from lrc.verbs.export import export_verb
+from lrc.verbs.plan_verb import plan_verb
 from lrc.verbs.quiet import quiet_imports
 from lrc.verbs.serve_check import serve_check_verb
 from lrc.verbs.sft_command import sft_verb
@@ -79,19 +80,6 @@ def train_verb(
     from lrc.verbs.train import train
 
     train(load_recipe(recipe, overrides), resume=resume, overwrite=overwrite, dry_run=dry_run)
-
-
-def plan_verb(teacher: tyro.conf.Positional[str], /, *, hidden_size: int, trust_remote_code: bool = False) -> None:
-    """Show what a teacher is made of and what a student would be; ends with "supported" or the reason why not.
-
-    Args:
-        teacher: Folder or hub id; only its config is read.
-        hidden_size: The student's hidden size.
-        trust_remote_code: Run code that comes with the teacher.
-    """
-    from lrc.verbs.plan import plan
-
-    print("\n".join(plan(teacher, hidden_size=hidden_size, trust_remote_code=trust_remote_code)))
 
 
 def check_verb(

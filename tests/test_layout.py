@@ -14,7 +14,7 @@ ROOMS = sorted(folder.name for folder in PACKAGE.iterdir() if folder.is_dir() an
 LEVELS = [
     {"clone"},
     {"models", "data"},
-    {"training", "export", "evaluation", "report", "embedded", "sft"},
+    {"training", "export", "evaluation", "report", "embedded", "sft", "plan"},
     {"verbs"},
 ]
 """A room imports only from levels before its own."""

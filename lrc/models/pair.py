@@ -150,18 +150,23 @@ class PairLayer(ProjectedPart):
     ) -> tuple[Any, Tensor, Tensor | None]:
         """Return what the student's layer returns (the stream, or a tuple that opens with it), and the teacher's."""
         self._points = {} if valid is not None else None
-        self._terms = {}
         self._valid = valid
-        with torch.no_grad():
-            teacher = first_tensor(self.teacher(teacher_stream, *args, **kwargs))
-        inputs = (student_stream, *args)
-        student = functional_call(self.twin, self.student_tensors(), inputs, kwargs, strict=True)
+        terms: dict[str, Tensor] = {}
+        self._terms = terms
+        try:
+            with torch.no_grad():
+                teacher = first_tensor(self.teacher(teacher_stream, *args, **kwargs))
+            inputs = (student_stream, *args)
+            student = functional_call(self.twin, self.student_tensors(), inputs, kwargs, strict=True)
+        finally:
+            # recomputation ends early, by an exception: what stayed here would keep the layer's graph and all that it
+            # saved alive until the next forward
+            self._points, self._terms = None, {}
         assert teacher is not None
-        self._points = None
         if valid is None:
             return student, teacher, None
         zero = torch.zeros((), device=teacher.device)
-        return student, teacher, torch.stack([self._terms.get(name, zero) for name in self.cloning.term_names])
+        return student, teacher, torch.stack([terms.get(name, zero) for name in self.cloning.term_names])
 
     def _attach(self, term: str, site: str, stage: Stage) -> None:
         """Hook the teacher's module to hand its clone point over, and the twin's to be measured against it."""

@@ -45,7 +45,15 @@ class PairLosses(NamedTuple):
 class PairModel(nn.Module):
     """A frozen teacher and the student made of it; its parameters that need gradients are the trained tensors."""
 
-    def __init__(self, teacher: nn.Module, *, hidden_size: int, variant: Variant, objective: ObjectiveConfig) -> None:
+    def __init__(
+        self,
+        teacher: nn.Module,
+        *,
+        hidden_size: int,
+        variant: Variant,
+        objective: ObjectiveConfig,
+        architecture: Architecture | None = None,
+    ) -> None:
         """Build the pair; projections and gains are zero until `models/start.py` fills them.
 
         Args:
@@ -53,13 +61,14 @@ class PairModel(nn.Module):
             hidden_size: `d_S`.
             variant: Which readers share a projection.
             objective: Weights and forms of the losses.
+            architecture: What discovery found in the teacher, if it ran before.
 
         Raises:
             ConfigError: The architecture or size can't be cloned, or a clone term to leave out is unknown.
         """
         super().__init__()
         config: Any = teacher.config
-        self.architecture = discover(config)
+        self.architecture = architecture or discover(config)
         self.variant = variant
         self.objective = objective
         tied = self.architecture.is_tied and variant.tie_embedding_projection

@@ -1,5 +1,6 @@
 """The pair's oracles: identity, merged = factored, exact gradients, independence of padding and terms."""
 
+import weakref
 from typing import Any
 
 import pytest
@@ -148,6 +149,22 @@ def test_checkpointed_gradients_are_exact(family: str, error: str, space: str) -
     again = gradients(pair, *batch())
     for name, gradient in plain.items():
         torch.testing.assert_close(again[name], gradient, atol=1e-7, rtol=1e-6, msg=name)
+
+
+def test_recomputed_activations_die_in_the_backward_pass() -> None:
+    pair = make_pair(tiny_teacher("llama"), 16)
+    fill_random(pair)
+    pair.set_activation_checkpointing(True)
+    made: list[weakref.ref[Any]] = []
+
+    def note(_: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        made.append(weakref.ref(args[0].untyped_storage()))  # what the product keeps for its weight's gradient
+
+    for layer in pair.layers:
+        layer.twin.get_submodule("self_attn.o_proj").register_forward_hook(note)
+    gradients(pair, *batch())
+    assert len(made) == 2 * len(pair.layers)
+    assert [storage() for storage in made] == [None] * len(made)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=["all", "io", "tied-projection"])

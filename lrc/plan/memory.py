@@ -1,0 +1,240 @@
+"""Memory of one device, by cause, for each way of splitting a run over devices (docs/plan.md)."""
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+from math import prod
+
+import torch
+
+from lrc.config import ObjectiveConfig
+from lrc.plan.sizes import Sizes
+from lrc.plan.step_trace import StepTrace, layer_kinds, trace_step
+from lrc.plan.timeline import GRADIENT_BYTES, Moment, at_batch, lay_out, layer_bytes
+
+ADAM_BYTES = 8
+"""Two float32 moments a trained value."""
+DEEPSPEED_BUCKET = 500_000_000
+"""DeepSpeed's default reduce_bucket_size, values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """How a run is split over devices."""
+
+    name: str
+    adam: bool = False
+    """Adam's moments are split over the devices; the same for the other flags."""
+    gradients: bool = False
+    weights: bool = False
+    """The teacher's weights and the projections, gathered a pair layer at a time."""
+
+
+ONE_DEVICE = Strategy(name="1 device")
+STRATEGIES = (
+    Strategy(name="DDP"),
+    Strategy(name="ZeRO-1", adam=True),
+    Strategy(name="ZeRO-2", adam=True, gradients=True),
+    Strategy(name="ZeRO-3", adam=True, gradients=True, weights=True),
+    Strategy(name="FSDP2", adam=True, gradients=True, weights=True),
+)
+
+
+def strategies_for(devices: int) -> tuple[Strategy, ...]:
+    """List the strategies that so many devices can use."""
+    return (ONE_DEVICE,) if devices == 1 else STRATEGIES
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryUse:
+    """Bytes of one device at the step's highest point, by cause."""
+
+    teacher: float
+    projections: float
+    """Projections and gains, float32."""
+    gradients: float
+    adam: float
+    merged: float
+    """The layers' merged weights that wait for the backward pass."""
+    activations: float
+    """What the backward pass will need of the layers done."""
+    working: float
+    """What the stretch at hand adds: in the head the float32 copies of both heads and a chunk of logits."""
+    communication: float
+    """Flat buckets of a strategy, and weights gathered for the layer at hand."""
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(getattr(self, entry.name) for entry in fields(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peak:
+    """The step's highest point."""
+
+    use: MemoryUse
+    moment: str
+
+
+class StepMemory:
+    """The memory of a teacher, a student and a row length, for any batch and strategy."""
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        objective: ObjectiveConfig,
+        *,
+        sequence: int,
+        dtype: torch.dtype,
+        masked: bool,
+        accumulates: bool,
+    ) -> None:
+        """Trace nothing yet.
+
+        Args:
+            sizes: Teacher and student.
+            objective: Losses.
+            sequence: Positions of a row.
+            dtype: Compute dtype; the teacher's weights are held in it.
+            masked: Attention stays inside documents, by a mask.
+            accumulates: Several micro-batches make a step, so gradients are there from the second one's begin.
+        """
+        self.sizes = sizes
+        self.objective = objective
+        self.sequence = sequence
+        self.dtype = dtype
+        self.masked = masked
+        self.accumulates = accumulates
+        self._kinds = layer_kinds(sizes)
+        self._layers = {
+            checkpointing: layer_bytes(sizes, itemsize=dtype.itemsize, checkpointing=checkpointing)
+            for checkpointing in (False, True)
+        }
+        self._traces: dict[tuple[int, bool], StepTrace] = {}
+
+    def trace(self, batch: int, *, checkpointing: bool) -> StepTrace:
+        """Trace a step of `batch` rows, once."""
+        key = (batch, checkpointing)
+        if key not in self._traces:
+            self._traces[key] = trace_step(
+                self.sizes,
+                self._kinds,
+                self.objective,
+                batch=batch,
+                sequence=self.sequence,
+                dtype=self.dtype,
+                checkpointing=checkpointing,
+                masked=self.masked,
+            )
+        return self._traces[key]
+
+    def peak(self, strategy: Strategy, *, devices: int, batch: int, checkpointing: bool, exact: bool = True) -> Peak:
+        """Find the step's highest point on one device.
+
+        Args:
+            strategy: How the run is split.
+            devices: Over how many devices.
+            batch: Rows of a device's micro-batch.
+            checkpointing: Activation checkpointing.
+            exact: Trace this batch; else extrapolate from 1 and 2 rows.
+        """
+        trace = self.trace(batch, checkpointing=checkpointing) if exact else self._extrapolated(batch, checkpointing)
+        moments = lay_out(self.sizes, trace, self._kinds, self._layers[checkpointing])
+        return max(
+            (Peak(use=self._use(moment, strategy, devices), moment=moment.name) for moment in moments),
+            key=lambda peak: peak.use.total,
+        )
+
+    def _extrapolated(self, batch: int, checkpointing: bool) -> StepTrace:
+        one, two = (self.trace(rows, checkpointing=checkpointing) for rows in (1, 2))
+        return at_batch(one, two, batch)
+
+    def _use(self, moment: Moment, strategy: Strategy, devices: int) -> MemoryUse:
+        trained, teacher = self.sizes.trained_parameters, self.teacher_bytes
+        shares = {True: 1 / devices, False: 1.0}
+        gradients = float(GRADIENT_BYTES * trained) if self.accumulates else moment.gradients
+        return MemoryUse(
+            teacher=teacher * shares[strategy.weights],
+            projections=GRADIENT_BYTES * trained * shares[strategy.weights],
+            gradients=gradients * shares[strategy.gradients],
+            adam=ADAM_BYTES * trained * shares[strategy.adam],
+            merged=moment.merged,
+            activations=moment.kept - moment.merged,
+            working=moment.working,
+            communication=self._communication(strategy, devices),
+        )
+
+    @property
+    def teacher_bytes(self) -> int:
+        """The teacher's weights in the compute dtype."""
+        return self.sizes.teacher_parameters * self.dtype.itemsize
+
+    def head_copies(self) -> float:
+        """Bytes of the head's float32 matrices: both heads, where they are not float32 already, and the gradient."""
+        vocabulary, d_student, d_teacher = self.sizes.vocabulary, self.sizes.d_student, self.sizes.d_teacher
+        copied = 0 if self.dtype == torch.float32 else d_student + d_teacher
+        return 4.0 * vocabulary * (copied + d_student)
+
+    def _communication(self, strategy: Strategy, devices: int) -> float:
+        trained = GRADIENT_BYTES * self.sizes.trained_parameters
+        bucket = min(trained, GRADIENT_BYTES * DEEPSPEED_BUCKET)
+        # DeepSpeed's optimiser keeps a float32 copy of its share of the trained tensors
+        copy = trained / devices
+        if strategy.name == "DDP":
+            return trained  # the reducer's flat buckets
+        if strategy.name in ("ZeRO-1", "ZeRO-2"):
+            return copy + bucket
+        if strategy.weights:
+            gathered = 2 * self.unit_bytes + self.root_bytes
+            return gathered + (copy + bucket if strategy.name == "ZeRO-3" else self.unit_gradients)
+        return 0.0
+
+    @cached_property
+    def unit_bytes(self) -> int:
+        """The largest pair layer: teacher weights and projections. One is at work while the next is gathered."""
+        return max(self._weights_of(self.sizes.layer(index)) for index in range(self.sizes.architecture.num_layers))
+
+    @property
+    def unit_gradients(self) -> int:
+        """Gradients of the largest pair layer, whole before they are split."""
+        return max(self._layers[True].gradients)
+
+    @cached_property
+    def root_bytes(self) -> int:
+        """Embedding, last norm, head and their projections, which stay gathered all the step long."""
+        layers = f"{self.sizes.architecture.layers}."
+        weights = sum(prod(shape) for name, shape in self.sizes.teacher.items() if not name.startswith(layers))
+        trained = sum(
+            self.sizes.trained_size(name)
+            for name in self.sizes.plan.trained
+            if not name.partition(".")[2].startswith(layers)
+        )
+        return weights * self.dtype.itemsize + GRADIENT_BYTES * trained
+
+    def _weights_of(self, prefix: str) -> int:
+        weights = sum(prod(shape) for name, shape in self.sizes.teacher.items() if name.startswith(prefix))
+        names = (name for name in self.sizes.plan.trained if name.partition(".")[2].startswith(prefix))
+        return weights * self.dtype.itemsize + GRADIENT_BYTES * sum(map(self.sizes.trained_size, names))
+
+    def largest_batch(self, strategy: Strategy, *, devices: int, limit: float, checkpointing: bool) -> int:
+        """Find the most rows of a micro-batch that fit in `limit` bytes; 0: not even one."""
+
+        def fits(batch: int) -> bool:
+            peak = self.peak(strategy, devices=devices, batch=batch, checkpointing=checkpointing, exact=False)
+            return peak.use.total <= limit
+
+        if not fits(1):
+            return 0
+        low, high = 1, 2
+        while fits(high):
+            low, high = high, 2 * high
+            if high > MOST_ROWS:
+                return low
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low
+
+
+MOST_ROWS = 65_536
+"""Where the search for the largest batch ends."""

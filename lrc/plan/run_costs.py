@@ -1,0 +1,134 @@
+"""What a run costs on a machine: the cheapest way that fits, tokens a second, hours; and the disk it needs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from lrc.config import ObjectiveConfig
+from lrc.plan.devices import Machine
+from lrc.plan.flops import step_flops
+from lrc.plan.memory import Peak, StepMemory, Strategy, strategies_for
+from lrc.plan.sizes import Sizes
+
+PUBLISHED_MFU = 0.25
+"""What the published 84,000 tokens a second of LRC-1.5B on 8 H800 come to by the count of `lrc/plan/flops.py`."""
+SMALL_TOKENS = 2**16
+"""Vocabularies up to this take two bytes a token in shards, larger ones four."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunShape:
+    """What a plan has to know of a run beside its models."""
+
+    objective: ObjectiveConfig
+    sequence: int
+    batch: int
+    """Rows of a micro-batch on one device, as the recipe asks."""
+    accumulation: int
+    masked: bool
+    tokens: float
+    """Training tokens of the whole run."""
+    checkpoints: int
+    """Checkpoints that stay on the disk."""
+    mfu: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """One way to run on a machine."""
+
+    machine: Machine
+    strategy: Strategy
+    checkpointing: bool
+    largest_batch: int
+    """0: not even one row fits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How fast one way runs."""
+
+    batch: int
+    """Rows of a device's micro-batch."""
+    tokens_per_second: float
+    hours: float
+
+
+Memories = Callable[[Machine], StepMemory]
+"""The memory of a step in the dtype that a machine computes in."""
+
+
+def compute_dtype(wanted: str, machine: Machine) -> torch.dtype:
+    """Return the dtype that a plan assumes; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    if wanted == "auto":
+        return torch.float32 if machine.device.is_cpu else torch.bfloat16
+    return torch.float32 if wanted == "float32" else torch.bfloat16
+
+
+def ways(machine: Machine, memory: StepMemory) -> list[Fit]:
+    """List every way to run on a machine, each with and without activation checkpointing."""
+    return [
+        Fit(
+            machine=machine,
+            strategy=strategy,
+            checkpointing=checkpointing,
+            largest_batch=memory.largest_batch(
+                strategy, devices=machine.count, limit=machine.usable_bytes, checkpointing=checkpointing
+            ),
+        )
+        for strategy in strategies_for(machine.count)
+        for checkpointing in (False, True)
+    ]
+
+
+def best_way(fits: list[Fit], batch: int) -> Fit | None:
+    """Choose the first way that takes the batch, else the one that takes the most rows; None if none takes a row.
+
+    Those without checkpointing come first, for they run no layer a second time.
+    """
+    ordered = sorted(fits, key=lambda fit: fit.checkpointing)
+    first = next((fit for fit in ordered if fit.largest_batch >= batch), None)
+    most = max(ordered, key=lambda fit: fit.largest_batch, default=None)
+    return first or (most if most is not None and most.largest_batch else None)
+
+
+def pace(sizes: Sizes, shape: RunShape, fit: Fit, *, batch: int) -> Pace | None:
+    """Tokens a second at the stated share of the machine's peak; None where the peak is not known."""
+    if fit.machine.device.flops_per_second is None:
+        return None
+    flops = step_flops(
+        sizes, shape.objective, batch=batch, sequence=shape.sequence, checkpointing=fit.checkpointing
+    ).total
+    per_token = flops / (batch * shape.sequence)
+    speed = fit.machine.count * fit.machine.device.flops_per_second * shape.mfu / per_token
+    return Pace(batch=batch, tokens_per_second=speed, hours=shape.tokens / speed / 3600)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk:
+    """Bytes that a run writes."""
+
+    data: float
+    checkpoint: float
+    """One: trained tensors and two moments, float32."""
+    checkpoints: float
+    """All that are kept, and the one being written."""
+    student: float
+    """The converted student in bfloat16."""
+
+
+def disk(sizes: Sizes, shape: RunShape) -> Disk:
+    """Sum up the disk that a run needs."""
+    one = 3 * 4 * sizes.trained_parameters
+    return Disk(
+        data=shape.tokens * (2 if sizes.vocabulary <= SMALL_TOKENS else 4),
+        checkpoint=one,
+        checkpoints=one * (shape.checkpoints + 1),
+        student=2 * sizes.student_parameters,
+    )
+
+
+def peak_of(memory: StepMemory, fit: Fit, batch: int) -> Peak:
+    """Find the highest point of a way at a batch."""
+    return memory.peak(fit.strategy, devices=fit.machine.count, batch=batch, checkpointing=fit.checkpointing)

@@ -1,0 +1,101 @@
+"""Sizes: every tensor of teacher and student with its shape, and what is trained, from the config alone.
+
+Both models are built on the meta device, so the counts are those of the stock classes, to the last bias.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from lrc.clone.sites import Variant
+from lrc.models.discovery import Architecture
+from lrc.models.merge_plan import MergePlan, merge_plan
+from lrc.models.student import student_config
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """A teacher and a student of it, as shapes."""
+
+    config: Any
+    """The teacher's transformers config."""
+    architecture: Architecture
+    variant: Variant
+    d_student: int
+    plan: MergePlan
+    teacher: Shapes
+    """Parameters of the teacher by name, a tied head left out."""
+    student: Shapes
+    """Parameters of the exported student by name, a tied head left out."""
+
+    @property
+    def d_teacher(self) -> int:
+        """Width of the teacher's residual stream."""
+        return self.architecture.hidden_size
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """Rows of the head."""
+        return self.teacher_shape(self.architecture.head)[0]
+
+    @cached_property
+    def teacher_parameters(self) -> int:
+        """Parameters of the teacher, a tied head counted once."""
+        return sum(map(prod, self.teacher.values()))
+
+    @cached_property
+    def student_parameters(self) -> int:
+        """Parameters of the exported student, a tied head counted once."""
+        return sum(map(prod, self.student.values()))
+
+    @cached_property
+    def trained_parameters(self) -> int:
+        """Parameters that training moves: projections `[d_T, d_S]` and gains `[d_S]`."""
+        return sum(self.trained_size(name) for name in self.plan.trained)
+
+    def trained_size(self, name: str) -> int:
+        """Return the number of values of a trained tensor by its checkpoint name."""
+        return self.d_student * (self.d_teacher if name.startswith("projections.") else 1)
+
+    def teacher_shape(self, name: str) -> tuple[int, ...]:
+        """Return a teacher tensor's shape; a tied head has the embedding's."""
+        return self.teacher.get(name) or self.teacher[self.architecture.embedding]
+
+    def merged_size(self, name: str) -> int:
+        """Return the number of values of a projected tensor after the merge."""
+        shape = self.teacher_shape(name)
+        return prod(shape) // shape[self.architecture.projected[name].axis] * self.d_student
+
+    def layer(self, index: int) -> str:
+        """Return the prefix of a layer's tensor names."""
+        return f"{self.architecture.layers}.{index}."
+
+
+def measure_sizes(config: Any, architecture: Architecture, variant: Variant, d_student: int) -> Sizes:
+    """Measure both models of a teacher's config.
+
+    Raises:
+        ConfigError: The class can't be built with `d_student`; names the nearest sizes that work.
+    """
+    tied = architecture.is_tied and variant.tie_embedding_projection
+    return Sizes(
+        config=config,
+        architecture=architecture,
+        variant=variant,
+        d_student=d_student,
+        plan=merge_plan(architecture, variant),
+        teacher=_shapes(config),
+        student=_shapes(student_config(config, d_student, tied=tied)),
+    )
+
+
+def _shapes(config: Any) -> Shapes:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

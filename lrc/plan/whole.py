@@ -1,0 +1,162 @@
+"""The whole plan: everything that `lrc plan` prints, as data."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lrc.plan.devices import Machine
+from lrc.plan.flops import StepFlops, step_flops
+from lrc.plan.memory import Peak, StepMemory
+from lrc.plan.run_costs import Disk, Fit, Pace, RunShape, best_way, compute_dtype, disk, pace, peak_of, ways
+from lrc.plan.sizes import Sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to run on the plan's machine."""
+
+    fit: Fit
+    peak: Peak
+    """At the recipe's batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """A machine and the first way that fits it."""
+
+    machine: Machine
+    fit: Fit | None
+    pace: Pace | None
+    """At the recipe's batch, or the largest that fits if that is smaller."""
+    full_pace: Pace | None
+    """At the largest batch, which pays least for merges a token; the step then has more tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run costs."""
+
+    sizes: Sizes
+    shape: RunShape
+    machine: Machine
+    flops: StepFlops
+    """Of one micro-batch, activation checkpointing's extra among them (it is not in `flops_per_token`)."""
+    head_copies_bytes: float
+    """Float32 matrices in the head: its part of `working` that does not grow with the batch or a chunk."""
+    ways: tuple[Way, ...]
+    offers: tuple[Offer, ...]
+    disk: Disk
+    problem: str | None = field(default=None)
+    """Why there is nothing about memory, if so."""
+
+    @property
+    def flops_per_token(self) -> float:
+        """All FLOPs of a token without checkpointing."""
+        return (self.flops.total - self.flops.checkpointing) / (self.shape.batch * self.shape.sequence)
+
+
+class Planner:
+    """Memories by dtype, traced once each."""
+
+    def __init__(self, sizes: Sizes, shape: RunShape, *, wanted_dtype: str) -> None:
+        """Take what a plan is made for; `wanted_dtype` is the recipe's `train.compute_dtype`."""
+        self.sizes = sizes
+        self.shape = shape
+        self.wanted_dtype = wanted_dtype
+        self._memories: dict[torch.dtype, StepMemory] = {}
+
+    def memory(self, machine: Machine) -> StepMemory:
+        """The step's memory in the dtype that a machine computes in."""
+        dtype = compute_dtype(self.wanted_dtype, machine)
+        if dtype not in self._memories:
+            self._memories[dtype] = StepMemory(
+                self.sizes,
+                self.shape.objective,
+                sequence=self.shape.sequence,
+                dtype=dtype,
+                masked=self.shape.masked,
+                accumulates=self.shape.accumulation > 1,
+            )
+        return self._memories[dtype]
+
+    def plan(self, machine: Machine, others: tuple[Machine, ...]) -> Plan:
+        """Plan the run for a machine, and look at other ones beside it."""
+        shape, memory = self.shape, self.memory(machine)
+        problem, found, offers = None, (), ()
+        try:
+            found = tuple(Way(fit=fit, peak=peak_of(memory, fit, shape.batch)) for fit in ways(machine, memory))
+            offers = tuple(self._offer(other) for other in others)
+        except Exception as error:  # noqa: BLE001  a family's code may need values; the text is shown to the user
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return Plan(
+            sizes=self.sizes,
+            shape=shape,
+            machine=machine,
+            flops=step_flops(
+                self.sizes, shape.objective, batch=shape.batch, sequence=shape.sequence, checkpointing=True
+            ),
+            head_copies_bytes=memory.head_copies(),
+            ways=found,
+            offers=offers,
+            disk=disk(self.sizes, shape),
+            problem=problem,
+        )
+
+    def _offer(self, machine: Machine) -> Offer:
+        fit = best_way(ways(machine, self.memory(machine)), self.shape.batch)
+        if fit is None:
+            return Offer(machine=machine, fit=None, pace=None, full_pace=None)
+        batches = (min(self.shape.batch, fit.largest_batch), fit.largest_batch)
+        own, full = (pace(self.sizes, self.shape, fit, batch=batch) for batch in batches)
+        return Offer(machine=machine, fit=fit, pace=own, full_pace=full)
+
+
+def plan_to_dict(plan: Plan) -> dict[str, Any]:
+    """Return a plan as plain values for JSON; FLOPs a token, bytes, tokens a second, hours."""
+    positions = plan.shape.batch * plan.shape.sequence
+    return {
+        "teacher": {
+            "model_type": plan.sizes.architecture.model_type,
+            "hidden_size": plan.sizes.d_teacher,
+            "parameters": plan.sizes.teacher_parameters,
+        },
+        "student": {"hidden_size": plan.sizes.d_student, "parameters": plan.sizes.student_parameters},
+        "trained_parameters": plan.sizes.trained_parameters,
+        "batch_size": plan.shape.batch,
+        "sequence_length": plan.shape.sequence,
+        "tokens": plan.shape.tokens,
+        "mfu": plan.shape.mfu,
+        "flops_per_token": {name: value / positions for name, value in vars(plan.flops).items()},
+        "flops_per_token_without_checkpointing": plan.flops_per_token,
+        "machine": plan.machine.title,
+        "usable_bytes_per_device": plan.machine.usable_bytes,
+        "head_copies_bytes": plan.head_copies_bytes,
+        "memory_per_device": [
+            {
+                "strategy": way.fit.strategy.name,
+                "activation_checkpointing": way.fit.checkpointing,
+                "bytes": vars(way.peak.use) | {"total": way.peak.use.total},
+                "peaks_in": way.peak.moment,
+                "largest_batch": way.fit.largest_batch,
+            }
+            for way in plan.ways
+        ],
+        "machines": [_offer_to_dict(offer) for offer in plan.offers],
+        "disk_bytes": vars(plan.disk),
+        "memory_problem": plan.problem,
+    }
+
+
+def _offer_to_dict(offer: Offer) -> dict[str, Any]:
+    fit, run, full = offer.fit, offer.pace, offer.full_pace
+    return {
+        "machine": offer.machine.title,
+        "strategy": fit.strategy.name if fit else None,
+        "activation_checkpointing": fit.checkpointing if fit else None,
+        "largest_batch": fit.largest_batch if fit else 0,
+        "tokens_per_second": run.tokens_per_second if run else None,
+        "hours": run.hours if run else None,
+        "tokens_per_second_at_largest_batch": full.tokens_per_second if full else None,
+        "hours_at_largest_batch": full.hours if full else None,
+    }

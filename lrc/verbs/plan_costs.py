@@ -1,0 +1,187 @@
+"""Plan costs: from a recipe or a teacher's config to the printed plan and its JSON."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lrc.config import Recipe, load_recipe, recipe_from_dict
+from lrc.errors import ConfigError
+from lrc.models.checkpoint import variant_of
+from lrc.models.discovery import Architecture, discover
+from lrc.models.oracles import require_family
+from lrc.models.pair_model import measured_terms
+from lrc.models.teacher import load_config
+from lrc.plan.devices import Machine, parse_machine, usual_machines
+from lrc.plan.inverse import allowed_sizes, hidden_size_for, largest_size, parse_count
+from lrc.plan.memory import strategies_for
+from lrc.plan.run_costs import PUBLISHED_MFU, RunShape
+from lrc.plan.sizes import measure_sizes
+from lrc.plan.whole import Planner, plan_to_dict
+from lrc.verbs.plan import plan as describe
+from lrc.verbs.plan_tables import answer_lines, print_plan, verdict
+from lrc.verbs.sources import locate_teacher
+
+WIDTH = 132
+"""Columns of the tables where the terminal does not say."""
+PLANNED_TOKENS = 10e9
+"""Training tokens of a teacher planned without a recipe, as published for LRC-1.5B."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked beside the recipe; see `lrc plan --help`."""
+
+    hidden_size: int | None = None
+    machine: str = "8xh100"
+    params: str | None = None
+    fits: str | None = None
+    tokens: str | None = None
+    mfu: float | None = None
+    out: Path | None = None
+
+
+def plan_costs(source: str, overrides: tuple[str, ...], question: Question, *, trust_remote_code: bool = False) -> None:
+    """Print what a run costs.
+
+    Args:
+        source: Recipe file, or a teacher's folder or hub id.
+        overrides: `section.key=value` changes to the recipe.
+        question: What is asked.
+        trust_remote_code: Run code that comes with the teacher.
+
+    Raises:
+        ConfigError: The teacher, a size or the question itself is not supported; the text is the reason.
+    """
+    is_recipe = source.endswith((".yaml", ".yml"))
+    machine = parse_machine(question.fits or question.machine)
+    recipe = _recipe(source, overrides, question, is_recipe=is_recipe, trust_remote_code=trust_remote_code)
+    config = load_config(locate_teacher(recipe.teacher), trust_remote_code=recipe.trust_remote_code)
+    architecture = discover(config)
+    measured_terms(architecture, variant_of(recipe.student), recipe.objective)
+    shape = _shape(recipe, question, machine, is_recipe=is_recipe)
+    console = _console()
+    size, answers = _hidden_size(recipe, question, machine, shape, config, architecture)
+    for line in answers:
+        console.print(line, markup=False, highlight=False)
+    if size is None:
+        return
+    if is_recipe:
+        require_family(config)
+        supported = f"supported: {architecture.model_type}"
+    else:
+        *listed, supported = describe(source, hidden_size=size, trust_remote_code=trust_remote_code)
+        print("\n".join(listed))
+    sizes = measure_sizes(config, architecture, variant_of(recipe.student), size)
+    found = Planner(sizes, shape, wanted_dtype=recipe.train.compute_dtype).plan(machine, _others(machine))
+    print_plan(found, console)
+    if question.out is not None:
+        _write(question.out, plan_to_dict(found))
+    if found.problem is None:
+        print(verdict(found))
+    print(supported)
+
+
+def _recipe(
+    source: str, overrides: tuple[str, ...], question: Question, *, is_recipe: bool, trust_remote_code: bool
+) -> Recipe:
+    """The recipe, or for a teacher one with the defaults; a hidden size that is asked for stands above the file's."""
+    own = () if question.hidden_size is None else (f"student.hidden_size={question.hidden_size}",)
+    if is_recipe:
+        return load_recipe(Path(source), (*overrides, *own))
+    if question.hidden_size is None and question.params is None and question.fits is None:
+        raise ConfigError(
+            "lrc plan TEACHER needs the student's size: --hidden-size N, or ask for one with --params 1.5B or "
+            "--fits 24GB."
+        )
+    values: dict[str, Any] = {"run": "runs/plan", "teacher": source, "trust_remote_code": trust_remote_code}
+    # stands in for the hidden size that is asked for
+    values |= {"student": {"hidden_size": question.hidden_size or 1}, "train": {"max_steps": 1}}
+    values["data"] = {"train": "not read"}
+    return recipe_from_dict(_with_overrides(values, overrides), origin="lrc plan")
+
+
+def _with_overrides(values: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.from_dotlist(list(overrides)))
+    plain: dict[str, Any] = OmegaConf.to_container(merged)  # type: ignore[assignment]  # keys are strings here
+    return plain
+
+
+def _shape(recipe: Recipe, question: Question, machine: Machine, *, is_recipe: bool) -> RunShape:
+    train = recipe.train
+    mfu = PUBLISHED_MFU if question.mfu is None else question.mfu
+    if not 0 < mfu <= 1:
+        raise ConfigError(f"--mfu is a share of the peak and must lie in 0..1, 0 left out, found {mfu}.")
+    per_step = train.batch_size * train.gradient_accumulation_steps * recipe.data.sequence_length * machine.count
+    tokens = float(train.max_steps * per_step) if is_recipe else PLANNED_TOKENS
+    if question.tokens is not None:
+        tokens = parse_count(question.tokens, what="--tokens")
+    return RunShape(
+        objective=recipe.objective,
+        sequence=recipe.data.sequence_length,
+        batch=train.batch_size,
+        accumulation=train.gradient_accumulation_steps,
+        masked=recipe.data.document_masking,
+        tokens=tokens,
+        checkpoints=train.save_total_limit or -(-train.max_steps // train.save_steps),
+        mfu=mfu,
+    )
+
+
+def _hidden_size(
+    recipe: Recipe, question: Question, machine: Machine, shape: RunShape, config: Any, architecture: Architecture
+) -> tuple[int | None, list[str]]:
+    """The hidden size to plan for, and the lines that answer what was asked; None: nothing fits."""
+    variant = variant_of(recipe.student)
+    if question.params is not None:
+        wanted = parse_count(question.params, what="--params")
+        answer = hidden_size_for(wanted, config=config, architecture=architecture, variant=variant)
+        nearest = min(answer.nearest, key=lambda pair: abs(pair[1] - wanted))[0]
+        return nearest, answer_lines(answer, wanted)
+    if question.fits is None:
+        return recipe.student.hidden_size, []
+    candidates, lines, best = allowed_sizes(config), [], None
+    one_row = replace(shape, batch=1)
+    planners: dict[int, Planner] = {}
+
+    for strategy in strategies_for(machine.count):
+        for checkpointing in (False, True):
+
+            def fits(size: int, strategy: Any = strategy, checkpointing: bool = checkpointing) -> bool:
+                if size not in planners:
+                    sizes = measure_sizes(config, architecture, variant, size)
+                    planners[size] = Planner(sizes, one_row, wanted_dtype=recipe.train.compute_dtype)
+                memory = planners[size].memory(machine)
+                peak = memory.peak(strategy, devices=machine.count, batch=1, checkpointing=checkpointing)
+                return peak.use.total <= machine.usable_bytes
+
+            size = largest_size(candidates, fits)
+            best = max(filter(None, (best, size)), default=None)
+            way = strategy.name + (" with activation checkpointing" if checkpointing else "")
+            found = "no student" if size is None else f"hidden size up to {size}"
+            lines.append(f"{machine.title}, {way}: {found} (one row of {shape.sequence} positions)")
+    given = question.hidden_size
+    return (given if given is not None else best), lines
+
+
+def _others(machine: Machine) -> tuple[Machine, ...]:
+    usual = usual_machines()
+    return usual if machine in usual else (*usual, machine)
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal and console.width >= WIDTH else Console(width=WIDTH)
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    from lrc.training.beside import write_beside
+
+    try:
+        write_beside(path, json.dumps(values, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(f"--json {path} can't be written: {error}.") from error

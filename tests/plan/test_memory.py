@@ -1,0 +1,125 @@
+"""Planned memory is what torch's profiler sees in a real training step; splitting it divides what it should."""
+
+import pytest
+import torch
+
+from lrc.clone.sites import Variant
+from lrc.config import ObjectiveConfig
+from lrc.models.discovery import discover
+from lrc.plan.memory import ONE_DEVICE, STRATEGIES, MemoryUse, StepMemory, strategies_for
+from lrc.plan.sizes import Sizes, measure_sizes
+from tests.plan.published import llama_3_2_3b
+from tests.plan.real_step import LENGTH, ROWS, STUDENT, allocated_peak, real_pair, small_config
+
+IO_TIED = Variant(attention_projections="io", ffn_projections="io", tie_embedding_projection=True)
+GB = 1e9
+
+
+def step_memory(sizes: Sizes, *, masked: bool = False, accumulates: bool = False) -> StepMemory:
+    return StepMemory(
+        sizes,
+        ObjectiveConfig(),
+        sequence=LENGTH,
+        dtype=torch.float32,
+        masked=masked,
+        accumulates=accumulates,
+    )
+
+
+def beyond_weights(use: MemoryUse) -> float:
+    """What a step adds to the weights and the optimiser's state."""
+    return use.total - use.teacher - use.projections - use.adam
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointing"])
+@pytest.mark.parametrize("masked", [False, True], ids=["whole-rows", "documents"])
+@pytest.mark.parametrize("variant", [Variant(), IO_TIED], ids=["all", "io-tied"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])
+def test_the_peak_is_the_one_that_the_profiler_sees(
+    family: str, variant: Variant, masked: bool, checkpointing: bool
+) -> None:
+    config = small_config(family, tie_word_embeddings=variant.tie_embedding_projection)
+    architecture = discover(config)
+    pair = real_pair(config, variant, ObjectiveConfig(), architecture)
+    pair.set_activation_checkpointing(checkpointing)
+    memory = step_memory(measure_sizes(config, architecture, variant, STUDENT), masked=masked)
+    peak = memory.peak(ONE_DEVICE, devices=1, batch=ROWS, checkpointing=checkpointing)
+    assert beyond_weights(peak.use) == pytest.approx(allocated_peak(pair, masked=masked), rel=0.02)
+
+
+def test_a_peak_in_the_backward_pass_is_found_too() -> None:
+    """Long rows, few words and wide layers: with checkpointing a layer done again outweighs the head."""
+    config = small_config("llama", vocab_size=50, intermediate_size=1024)
+    architecture = discover(config)
+    pair = real_pair(config, Variant(), ObjectiveConfig(), architecture)
+    pair.set_activation_checkpointing(True)
+    memory = step_memory(measure_sizes(config, architecture, Variant(), STUDENT))
+    peak = memory.peak(ONE_DEVICE, devices=1, batch=ROWS, checkpointing=True)
+    assert peak.moment == "layers, backward"
+    assert beyond_weights(peak.use) == pytest.approx(allocated_peak(pair, words=50), rel=0.05)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointing"])
+def test_a_larger_batch_is_extrapolated_from_one_and_two_rows(checkpointing: bool) -> None:
+    config = small_config("qwen2")
+    memory = step_memory(measure_sizes(config, discover(config), Variant(), STUDENT))
+    traced, extrapolated = (
+        memory.peak(ONE_DEVICE, devices=1, batch=7, checkpointing=checkpointing, exact=exact).use.total
+        for exact in (True, False)
+    )
+    assert extrapolated == pytest.approx(traced, rel=0.01)
+
+
+def test_with_accumulation_all_gradients_are_there_when_the_head_runs() -> None:
+    config = small_config("llama")
+    sizes = measure_sizes(config, discover(config), Variant(), STUDENT)
+    once, several = (
+        step_memory(sizes, accumulates=accumulates).peak(ONE_DEVICE, devices=1, batch=ROWS, checkpointing=False)
+        for accumulates in (False, True)
+    )
+    assert once.moment == several.moment == "head"
+    assert once.use.gradients == 0
+    assert several.use.total - once.use.total == several.use.gradients == 4 * sizes.trained_parameters
+
+
+def test_the_largest_batch_fits_and_one_row_more_does_not() -> None:
+    config = small_config("llama")
+    memory = step_memory(measure_sizes(config, discover(config), Variant(), STUDENT))
+    limit = 0.2 * GB
+    batch = memory.largest_batch(ONE_DEVICE, devices=1, limit=limit, checkpointing=False)
+    totals = [
+        memory.peak(ONE_DEVICE, devices=1, batch=rows, checkpointing=False, exact=False).use.total
+        for rows in (batch, batch + 1)
+    ]
+    assert batch > 1
+    assert totals[0] <= limit < totals[1]
+    assert memory.largest_batch(ONE_DEVICE, devices=1, limit=1, checkpointing=False) == 0
+
+
+def test_a_strategy_divides_what_it_shards_and_nothing_else() -> None:
+    config = llama_3_2_3b()
+    sizes = measure_sizes(config, discover(config), Variant(tie_embedding_projection=True), 1536)
+    memory = StepMemory(sizes, ObjectiveConfig(), sequence=512, dtype=torch.bfloat16, masked=False, accumulates=True)
+    uses = {strategy.name: memory.peak(strategy, devices=8, batch=1, checkpointing=True).use for strategy in STRATEGIES}
+    trained, teacher = 4 * sizes.trained_parameters, 2 * sizes.teacher_parameters
+    static = {
+        name: (use.teacher / teacher, use.projections / trained, use.gradients / trained, use.adam / trained)
+        for name, use in uses.items()
+    }
+    assert static == {
+        "DDP": (1, 1, 1, 2),
+        "ZeRO-1": (1, 1, 1, 1 / 4),
+        "ZeRO-2": (1, 1, 1 / 8, 1 / 4),
+        "ZeRO-3": (1 / 8, 1 / 8, 1 / 8, 1 / 4),
+        "FSDP2": (1 / 8, 1 / 8, 1 / 8, 1 / 4),
+    }
+    assert uses["DDP"].communication == trained
+    # two pair layers at a time, and the embedding (tied, so the head too) all the time
+    layer = 2 * (3072 * (2 * 3072 + 2 * 1024 + 3 * 8192) + 2 * 3072) + 4 * (7 * 3072 * 1536 + 2 * 1536)
+    root = 2 * (128256 * 3072 + 3072) + 4 * (3072 * 1536 + 1536)
+    assert uses["FSDP2"].communication == 2 * layer + root + 4 * (7 * 3072 * 1536 + 2 * 1536)
+
+
+def test_one_device_has_one_strategy() -> None:
+    assert [strategy.name for strategy in strategies_for(1)] == ["1 device"]
+    assert strategies_for(8) == STRATEGIES

@@ -1,0 +1,60 @@
+"""Sizes count what training moves and what export writes, exactly, and what was published."""
+
+from typing import Any
+
+import pytest
+
+from lrc.clone.sites import Variant
+from lrc.config import ObjectiveConfig
+from lrc.models.discovery import discover
+from lrc.plan.sizes import Sizes, measure_sizes
+from tests.plan.published import Published, published_runs
+from tests.plan.real_step import STUDENT, real_pair, small_config
+
+RUNS = published_runs()
+
+
+def hand_count(run: Published) -> tuple[int, int]:
+    """Count student and trained parameters from the config's fields, as METHOD's section on the definition has them."""
+    config, d = run.config, run.d_student
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    queries, keys = config.num_attention_heads * size, config.num_key_value_heads * size
+    bias = queries + 2 * keys if config.model_type == "qwen2" else 0
+    layer = d * (2 * queries + 2 * keys + 3 * config.intermediate_size) + 2 * d + bias
+    heads = 1 if config.tie_word_embeddings else 2
+    student = config.num_hidden_layers * layer + heads * config.vocab_size * d + d
+    # q, k, v, o, gate, up, down and two gains a layer; embedding and head share a projection where they are tied
+    projections = 7 * config.num_hidden_layers + heads
+    trained = projections * config.hidden_size * d + (2 * config.num_hidden_layers + 1) * d
+    return student, trained
+
+
+@pytest.mark.parametrize("run", RUNS, ids=[run.recipe for run in RUNS])
+def test_published_students_have_the_published_and_the_hand_counted_parameters(run: Published) -> None:
+    sizes = measure_sizes(run.config, discover(run.config), run.variant, run.d_student)
+    assert (sizes.student_parameters, sizes.trained_parameters) == hand_count(run)
+    if run.student is not None and run.trained is not None:
+        assert round(sizes.student_parameters / 1e9, 2) == run.student
+        assert round(sizes.trained_parameters / 1e9, 2) == run.trained
+
+
+@pytest.mark.parametrize("tied_head", [True, False])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        Variant(),
+        Variant(tie_embedding_projection=True),
+        Variant(attention_projections="io", ffn_projections="io", tie_embedding_projection=True),
+    ],
+    ids=["all", "tied", "io-tied"],
+)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])
+def test_counts_are_those_of_the_pair_and_of_the_stock_student(family: str, variant: Variant, tied_head: bool) -> None:
+    config: Any = small_config(family, tie_word_embeddings=tied_head)
+    architecture = discover(config)
+    sizes: Sizes = measure_sizes(config, architecture, variant, STUDENT)
+    pair = real_pair(config, variant, ObjectiveConfig(), architecture)
+    assert sizes.trained_parameters == sum(parameter.numel() for parameter in pair.trained().values())
+    parts = [part for part in pair.parts() if part is not pair.head or not pair.student_config.tie_word_embeddings]
+    merged = [part.student_tensors()[name] for part in parts for name, _ in part.twin.named_parameters()]
+    assert sizes.student_parameters == sum(tensor.numel() for tensor in merged)

@@ -1,0 +1,104 @@
+"""`lrc plan` prints what a run costs, for a recipe or a teacher, and answers questions backwards."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lrc.cli import main
+from tests.models.tiny_configs import tiny_config
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    tiny_config("llama").save_pretrained(tmp_path / "teacher")
+    values: dict[str, Any] = {
+        "run": str(tmp_path / "run"),
+        "teacher": str(tmp_path / "teacher"),
+        "student": {"hidden_size": 16},
+        "data": {"train": "nothing.jsonl", "sequence_length": 32},
+        "train": {"max_steps": 100, "batch_size": 4},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def planned(arguments: list[str], out: Path) -> dict[str, Any]:
+    assert main(["plan", *arguments, "--json", str(out)]) == 0
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+def test_a_recipe_is_planned_from_its_teachers_config_alone(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = planned([str(recipe), "train.batch_size=2"], tmp_path / "plan.json")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("teacher    llama, hidden size 32")
+    assert said[-2].startswith("fits: DDP on 8 x H100 80 GB, up to ")
+    assert said[-1] == "supported: llama"
+    assert max(map(len, said)) <= 132
+    assert len(said) <= 50  # a screen
+    assert plan["tokens"] == 100 * 2 * 32 * 8
+    assert plan["batch_size"] == 2
+    assert not (tmp_path / "run").exists()
+    ways = [(way["strategy"], way["activation_checkpointing"]) for way in plan["memory_per_device"]]
+    assert ways == [(name, again) for name in ("DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3", "FSDP2") for again in (False, True)]
+    for way in plan["memory_per_device"]:
+        causes = dict(way["bytes"])
+        assert causes.pop("total") == pytest.approx(sum(causes.values()))
+    assert {offer["machine"] for offer in plan["machines"]} >= {"8 x H100 80 GB", "1 x RTX 4090 24 GB"}
+    assert all(offer["hours"] > 0 for offer in plan["machines"])
+
+
+def test_a_teachers_listing_stays_and_the_plan_is_added(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = planned([str(tmp_path / "teacher"), "--hidden-size", "16", "--on", "h100"], tmp_path / "plan.json")
+    said = capsys.readouterr().out
+    assert "readers    model.layers.*.self_attn.q_proj.weight x 2" in said
+    assert "fits: 1 device on 1 x H100 80 GB" in said
+    assert said.splitlines()[-1].startswith("supported: llama")
+    assert plan["student"]["hidden_size"] == 16
+
+
+def test_parameters_are_answered_with_a_hidden_size(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = planned([str(recipe)], tmp_path / "known.json")["student"]["parameters"]
+    capsys.readouterr()
+    plan = planned([str(recipe), "--params", str(known), "--on", "h100"], tmp_path / "plan.json")
+    assert "hidden size 16.0; nearest that work: 16 (" in capsys.readouterr().out
+    assert plan["student"] == {"hidden_size": 16, "parameters": known}
+
+
+def test_a_size_of_memory_is_answered_with_the_largest_hidden_size(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = planned([str(tmp_path / "teacher"), "--fits", "24GB"], tmp_path / "plan.json")
+    said = capsys.readouterr().out
+    assert "1 x 24 GB, 1 device: hidden size up to 28 (one row of " in said
+    assert plan["student"]["hidden_size"] == 28
+    assert main(["plan", str(tmp_path / "teacher"), "--fits", "0.001GB"]) == 0
+    assert "no student" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "needs the student's size"),
+        (["--hidden-size", "16", "--on", "8xpotato"], "A machine must look like"),
+        (["--hidden-size", "16", "--mfu", "2"], "--mfu is a share"),
+        (["--hidden-size", "16", "--tokens", "lots"], "--tokens must be a number above 0"),
+        (["--params", "70B"], "--params must lie between"),
+        (["--hidden-size", "16", "student.hiden_size=3"], "hiden_size"),
+    ],
+)
+def test_bad_questions_end_with_the_reason_and_exit_code_2(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
+) -> None:
+    assert main(["plan", str(tmp_path / "teacher"), *arguments]) == 2
+    assert reason in capsys.readouterr().err
