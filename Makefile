@@ -52,7 +52,7 @@ format: .venv/.ready ## rewrite the files in the one style
 	    exit 2; \
 	fi; \
 	if ! $(BIN)/python -c '$(SUPPORTED)' 2>/dev/null; then "$$python" -m venv --clear .venv; fi
-	@echo "Setting up .venv, once (about 1.5 GB; log: $(LOG))"
+	@echo "Setting up .venv, once (about 2.5 GB; log: $(LOG))"
 	@if $(BIN)/python -c '$(LOCKED)'; then \
 	    $(PIP) install -r requirements.lock && $(PIP) install --no-deps --no-build-isolation -e .; \
 	else \
