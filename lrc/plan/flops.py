@@ -43,7 +43,7 @@ class StepFlops:
     @property
     def total(self) -> float:
         """All of it."""
-        return sum(getattr(self, entry.name) for entry in fields(self))
+        return float(sum(getattr(self, entry.name) for entry in fields(self)))
 
 
 def step_flops(

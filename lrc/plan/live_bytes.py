@@ -20,7 +20,7 @@ class LiveBytes(TorchDispatchMode):
         Args:
             outside: Tensors that exist already; operations that return views of them add nothing.
         """
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self.now = 0
         self.peak = 0
         """Highest `now` since `mark` was last called."""

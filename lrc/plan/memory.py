@@ -65,7 +65,7 @@ class MemoryUse:
     @property
     def total(self) -> float:
         """All of it."""
-        return sum(getattr(self, entry.name) for entry in fields(self))
+        return float(sum(getattr(self, entry.name) for entry in fields(self)))
 
 
 @dataclass(frozen=True, kw_only=True)

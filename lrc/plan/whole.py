@@ -83,7 +83,9 @@ class Planner:
     def plan(self, machine: Machine, others: tuple[Machine, ...]) -> Plan:
         """Plan the run for a machine, and look at other ones beside it."""
         shape, memory = self.shape, self.memory(machine)
-        problem, found, offers = None, (), ()
+        problem = None
+        found: tuple[Way, ...] = ()
+        offers: tuple[Offer, ...] = ()
         try:
             found = tuple(Way(fit=fit, peak=peak_of(memory, fit, shape.batch)) for fit in ways(machine, memory))
             offers = tuple(self._offer(other) for other in others)
