@@ -8,7 +8,7 @@ from lrc.training.strategy import choose_strategy
 from lrc.verbs.published_launch import read_launch
 
 
-@pytest.mark.parametrize(("size", "rank"), zip(WORLD_SIZE_NAMES, RANK_NAMES, strict=True))
+@pytest.mark.parametrize(("size", "rank"), list(zip(WORLD_SIZE_NAMES, RANK_NAMES, strict=True)))
 def test_every_launcher_is_heard_alike(size: str, rank: str) -> None:
     environment = {size: "4", rank: "3", "ACCELERATE_USE_CPU": "1"}
     launch = read_launch(environment)
