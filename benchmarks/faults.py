@@ -294,8 +294,10 @@ class Drill:
                 rank.kill(number)
 
         codes = self.launch(recipe, count, strike=strike)
-        # a signal before the handlers stand, or after the last step, ends a process as usual
-        assert set(codes) <= {0, PREEMPTED, -number}, f"{number.name} ended with {codes}"
+        # a signal before the handlers stand, or after the last step, ends a process as usual; the drill, as a launcher
+        # does, then kills those who wait for it
+        usual = {-number, -signal.SIGKILL} if -number in codes else set()
+        assert set(codes) <= {0, PREEMPTED} | usual, f"{number.name} ended with {codes}"
         return f"{number.name} after {seconds:.2f} s"
 
     def output(self, recipe: Recipe) -> str:

@@ -162,7 +162,7 @@ def test_every_rank_hears_that_no_checkpoint_is_whole(
 
     (tmp_path / "checkpoint-1").mkdir()
     (tmp_path / "checkpoint-1" / "state.json").write_text("{")
-    said: list[Any] = ["Every checkpoint is damaged"]
+    said: list[Any] = ["No checkpoint here is whole"]
 
     def broadcast(values: list[Any]) -> None:  # as the first rank sends it, or as another one gets it
         if is_main:
@@ -173,6 +173,6 @@ def test_every_rank_hears_that_no_checkpoint_is_whole(
     monkeypatch.setattr(loop, "broadcast_object_list", broadcast)
     accelerator, log = SimpleNamespace(is_main_process=is_main), SimpleNamespace(say=lambda line: None)
     parts: Any = SimpleNamespace(accelerator=accelerator, log=log, folder=tmp_path)
-    with pytest.raises(CheckpointError, match="No checkpoint .* is whole"):
+    with pytest.raises(CheckpointError, match=r"No checkpoint .* is whole"):
         loop._last_checkpoint(parts)
-    assert str(said[0]).startswith("Every checkpoint")
+    assert str(said[0]).startswith("No checkpoint")
