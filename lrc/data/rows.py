@@ -14,6 +14,21 @@ from lrc.data.line_index import line_starts
 from lrc.errors import DataError
 
 
+def parse_row(line: str | bytes, *, where: str) -> dict[str, Any]:
+    """Parse one line; `where` is its file and number.
+
+    Raises:
+        DataError: The line is not a JSON object.
+    """
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: the line must be a JSON object, but it is not: {error}.") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: the line must be a JSON object, found {type(value).__name__}.")
+    return value
+
+
 def resolve_files(source: str) -> list[Path]:
     """List the JSONL files that a file name, folder or glob stands for, sorted.
 
@@ -65,10 +80,4 @@ class JsonLines:
         with self.files[file].open("rb") as handle:
             handle.seek(start)
             line = handle.read(end - start)
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{self.where(row)}: the line must be a JSON object, but it is not: {error}.") from error
-        if not isinstance(value, dict):
-            raise DataError(f"{self.where(row)}: the line must be a JSON object, found {type(value).__name__}.")
-        return value
+        return parse_row(line, where=self.where(row))

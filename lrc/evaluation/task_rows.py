@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lrc.data.rows import parse_row
 from lrc.errors import DataError
 
 TEXT = "a string"
@@ -55,7 +56,7 @@ def read_task_rows(path: Path, task: str) -> list[dict[str, Any]]:
         raise DataError(f"{path} must hold one row a line, but it is empty.")
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
-        row = _parse(line, where=f"{path}:{number}")
+        row = parse_row(line, where=f"{path}:{number}")
         wanted = FIELDS.get(task) or dict.fromkeys(rows[0] if rows else row)
         for field, kind in wanted.items():
             if row.get(field) is None:
@@ -65,16 +66,6 @@ def read_task_rows(path: Path, task: str) -> list[dict[str, Any]]:
                 raise DataError(f"{path}:{number}: {field!r} must be {kind}, found {json.dumps(row[field])[:60]}.")
         rows.append(row)
     return rows
-
-
-def _parse(line: str, *, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where}: the line must be a JSON object, but it is not: {error}.") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: the line must be a JSON object, found {type(row).__name__}.")
-    return row
 
 
 def _is(kind: str, value: Any) -> bool:

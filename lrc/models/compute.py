@@ -10,6 +10,7 @@ PRODUCT_ROWS, PRODUCT_SIZE = 128, 512
 """Rows and width of the measured product: small enough to cost nothing, large enough to use every core."""
 
 RATE_ROUNDS = 25
+"""Times four products that a rate is the best of."""
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -33,7 +33,7 @@ class Saved:
     weights: dict[str, Tensor]
     """Trained tensors by checkpoint name, float32."""
     moments: dict[str, Tensor]
-    """AdamW's state: `exp_avg/NAME` and `exp_avg_sq/NAME` in the tensor's shape, `step/NAME` a scalar."""
+    """The optimiser's state as `KEY/NAME`: what `lrc/training/optimizer.py:moment_shapes` lists."""
     state: RunState
 
 
