@@ -38,6 +38,8 @@ class ShardedEngine:
         for unit in sharding_units(pair):
             fully_shard(unit, mesh=self.mesh)
         self.model: Any = fully_shard(pair, mesh=self.mesh)
+        # else whoever calls a part of the pair before the whole, as a measure after resuming does, makes it a root
+        self.model._get_fsdp_state()._lazy_init()
         self.trained = pair.trained()
         self.optimizer = make_optimizer(self.trained.values(), settings)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lrc.data.folder_hash import write_sums
 from lrc.training.launch import write_recipe
 from lrc.verbs.convert import convert
 from tests.tiny import teacher_folder, tiny_recipe, write_rows
@@ -164,3 +165,24 @@ def test_a_bfloat16_teacher_is_sharded_beside_float32_projections(root: Path, st
     assert found == pytest.approx(expected, rel=5e-3)
     tensors = load_file(root / f"{strategy}-low" / "train" / "checkpoint-4" / "model.safetensors")
     assert {value.dtype for value in tensors.values()} == {torch.float32}
+
+
+def test_a_preempted_checkpoint_gets_its_measure_before_anything_is_trained(tmp_path: Path) -> None:
+    tiny_recipe(tmp_path)
+    write_rows(tmp_path / "train.jsonl", ragged=True)
+    steps = {"train__max_steps": 4, "train__save_steps": 2, "train__evaluate_steps": 2}
+    run_jobs(tmp_path, [job(tmp_path, "whole", "one", **steps)])
+    saved = tmp_path / "whole" / "train" / "checkpoint-2"
+    state = json.loads((saved / "state.json").read_text())
+    measured, state["held_out_kl"] = state["held_out_kl"], None
+    (saved / "state.json").write_text(json.dumps(state))
+    write_sums(saved)
+    names = ("ddp", *SHARDED)
+    run_jobs(tmp_path, [job(tmp_path, name, name, resume=str(saved), **steps) for name in names])
+    for name in names:
+        again = tmp_path / name / "train" / "checkpoint-2"
+        assert json.loads((again / "state.json").read_text())["held_out_kl"] == pytest.approx(measured, rel=1e-5)
+        for file in ("model.safetensors", "optimizer.safetensors"):
+            kept, expected = load_file(again / file), load_file(saved / file)
+            assert set(kept) == set(expected)
+            assert all(torch.equal(kept[key], expected[key]) for key in expected)
