@@ -124,6 +124,8 @@ class TrainConfig:
     """Seeds the random start and the order of the data."""
     compute_dtype: ComputeDtype = "auto"
     """Dtype of both models' forward; trained tensors stay float32. `auto`: bfloat16 where that measures faster."""
+    merge: Literal["auto", "step", "micro_batch"] = "auto"
+    """Form the student's weights once a `step`, or in each micro-batch; `auto`: once where a step has several."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

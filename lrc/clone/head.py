@@ -94,12 +94,16 @@ class _HeadLosses(torch.autograd.Function):
             hidden = student[rows].to(exact)
             logits = softcapped(hidden @ head_s.T, weights.softcap)
             teacher_logits = softcapped(teacher[rows].to(exact) @ head_t.T, weights.softcap)
-            needs_grad = needs_hidden or needs_head
-            lm[rows], kl[rows], grad = _chunk_losses(logits, teacher_logits, labels[rows], weights, needs_grad)
-            if grad is not None and weights.softcap is not None:
-                grad *= 1 - (logits / weights.softcap).square()
+            slope = None
+            if weights.softcap is not None and (needs_hidden or needs_head):
+                slope = 1 - (logits / weights.softcap).square()
+            lm[rows], kl[rows], grad = _chunk_losses(
+                logits, teacher_logits, labels[rows], weights, needs_grad=needs_hidden or needs_head
+            )
+            if grad is not None and slope is not None:
+                grad *= slope
             if grad is not None and grad_hidden is not None:
-                grad_hidden[rows] = grad @ head_s
+                torch.mm(grad, head_s, out=grad_hidden[rows])
             if grad is not None and grad_head is not None:
                 grad_head.addmm_(grad.T, hidden)
         ctx.save_for_backward(
@@ -114,30 +118,39 @@ class _HeadLosses(torch.autograd.Function):
         grad_hidden, grad_head = ctx.saved_tensors
         scale = grads[0]
         return (
-            None if grad_hidden is None else grad_hidden * scale.to(grad_hidden.dtype),
-            None if grad_head is None else grad_head * scale.to(grad_head.dtype),
+            None if grad_hidden is None else grad_hidden * scale,
+            None if grad_head is None else grad_head * scale,
             *[None] * 5,
         )
 
 
 def _chunk_losses(
-    logits: Tensor, teacher_logits: Tensor, labels: Tensor, weights: HeadWeights, needs_grad: bool
+    logits: Tensor, teacher_logits: Tensor, labels: Tensor, weights: HeadWeights, *, needs_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """One chunk's LM and KL, `[chunk]`, and the objective's gradient with respect to `logits`."""
+    """Reduce one chunk's logits; both may be overwritten.
+
+    Returns:
+        LM and KL, `[chunk]`, and the objective's gradient with respect to `logits`, `[chunk, vocabulary]`.
+    """
     temperature = weights.temperature
     valid = labels != IGNORED_LABEL
-    targets = labels.where(valid, 0)
+    targets = labels.where(valid, 0)[:, None]
     mask = valid.to(logits.dtype)
     log_p = torch.log_softmax(logits, -1)
-    lm = -log_p.gather(-1, targets[:, None])[:, 0] * mask
-    log_q = log_p if temperature == 1 else torch.log_softmax(logits / temperature, -1)
-    teacher_log_q = torch.log_softmax(teacher_logits / temperature, -1)
-    teacher_q = teacher_log_q.exp()
-    kl = (teacher_q * (teacher_log_q - log_q)).sum(-1) * mask
+    lm = -log_p.gather(-1, targets)[:, 0] * mask
+    log_q = log_p if temperature == 1 else torch.log_softmax(logits.div_(temperature), -1)
+    teacher_log_q = torch.log_softmax(teacher_logits if temperature == 1 else teacher_logits.div_(temperature), -1)
+    teacher_q = torch.exp(teacher_log_q, out=teacher_logits)
+    kl = (torch.linalg.vecdot(teacher_q, teacher_log_q) - torch.linalg.vecdot(teacher_q, log_q)) * mask
     if not needs_grad:
         return lm, kl, None
-    grad = teacher_q.neg_().add_(log_q.exp()).mul_(weights.kl / temperature)
-    if weights.lm:
-        grad.add_(log_p.exp(), alpha=weights.lm)
-        grad.scatter_add_(-1, targets[:, None], torch.full_like(mask, -weights.lm)[:, None])
-    return lm, kl, grad.mul_(mask[:, None])
+    # of weight * KL: weight / T * (q_S - q_T); of weight * LM: weight * (p - target)
+    of_kl, of_lm = (weights.kl / temperature * mask)[:, None], (weights.lm * mask)[:, None]
+    if log_q is log_p:
+        grad = log_p.exp_().mul_(of_kl + of_lm)
+    else:
+        grad = log_q.exp_().mul_(of_kl)
+        if weights.lm:
+            grad.addcmul_(log_p.exp_(), of_lm)
+    grad.addcmul_(teacher_q, of_kl, value=-1)
+    return lm, kl, grad.scatter_add_(-1, targets, -of_lm) if weights.lm else grad

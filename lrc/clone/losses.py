@@ -4,8 +4,9 @@ Sums, not means: a step's means are formed once from the counts of all its micro
 a batch changes nothing.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 SMALLEST_MEAN_SQUARE = 1e-6
@@ -16,6 +17,7 @@ def clone_error(student: Tensor, teacher: Tensor, valid: Tensor, kind: Literal["
 
     With e = mean over features of (student - teacher)^2, `raw` (published) sums e; `relative` sums
     e / (mean over features of teacher^2), so that a position or layer with huge activations weighs as much as any.
+    Their difference, in the student's dtype, is all that is kept for the backward pass (and a projected teacher).
 
     Args:
         student: `[batch, seq, features]`.
@@ -26,9 +28,47 @@ def clone_error(student: Tensor, teacher: Tensor, valid: Tensor, kind: Literal["
     Returns:
         Scalar, float32 (float64 for float64 inputs).
     """
-    accumulate = student.double if student.dtype.itemsize == 8 else student.float
-    student, teacher = accumulate(), teacher.to(accumulate().dtype)
-    error = (student - teacher).square().mean(-1)
-    if kind == "relative":
-        error = error / teacher.square().mean(-1).clamp_min(SMALLEST_MEAN_SQUARE)
-    return (error * valid).sum()
+    result: Tensor = _CloneError.apply(student, teacher, valid, kind == "relative")  # type: ignore[no-untyped-call]
+    return result
+
+
+class _CloneError(torch.autograd.Function):
+    """`sum_n w_n |s_n - t_n|^2 / d` with `w_n` the position's weight, 1 or one over the teacher's mean square."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, valid: Tensor, is_relative: bool) -> Tensor:
+        exact = torch.float64 if student.dtype == torch.float64 else torch.float32
+        difference = student.to(exact) - teacher.to(exact)
+        error = _mean_square(difference, exact)
+        weight = valid.to(exact)
+        scale = None
+        if is_relative:
+            scale = _mean_square(teacher, exact).clamp_min(SMALLEST_MEAN_SQUARE)
+            weight = weight / scale
+        wants_teacher = ctx.needs_input_grad[1]
+        ctx.save_for_backward(
+            difference.to(student.dtype),
+            weight,
+            teacher if wants_teacher and is_relative else None,
+            error / scale if wants_teacher and scale is not None else None,
+            None if scale is None else scale > SMALLEST_MEAN_SQUARE,
+        )
+        return (error * weight).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        difference, weight, teacher, relative, moves = ctx.saved_tensors
+        factor = (2 / difference.shape[-1] * grads[0] * weight)[..., None]
+        to_student = difference * factor
+        to_teacher = None
+        if ctx.needs_input_grad[1]:
+            to_teacher = -to_student
+            if teacher is not None:  # its mean square divides, unless it is too small to
+                to_teacher = to_teacher - teacher * (factor[..., 0] * relative * moves)[..., None]
+            to_teacher = to_teacher.to(difference.dtype)
+        return to_student.to(difference.dtype) if ctx.needs_input_grad[0] else None, to_teacher, None, None
+
+
+def _mean_square(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Mean over the last axis of the squares, in one pass and in `dtype`."""
+    return torch.linalg.vector_norm(values, dim=-1, dtype=dtype).square() / values.shape[-1]

@@ -1,5 +1,7 @@
 """Where and in what dtype to compute: what the recipe says, or what is the faster here."""
 
+import ctypes
+import sys
 import time
 
 import torch
@@ -11,6 +13,25 @@ PRODUCT_ROWS, PRODUCT_SIZE = 128, 512
 
 RATE_ROUNDS = 25
 """Times four products that a rate is the best of."""
+
+
+MALLOC_SETTINGS = {-1: 2**31 - 1, -3: 2**30}
+"""glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, bytes (malloc.h)."""
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep large freed blocks for the next tensors of their size; returns whether it does.
+
+    By default it gives each one above 32 MiB back to the system at once, and a training step on a CPU, which makes the
+    same large tensors over and over, spends up to half its time on having the pages handed out and cleared again.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    return all(mallopt(key, value) == 1 for key, value in MALLOC_SETTINGS.items())
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -50,6 +50,8 @@ class Cloning:
 class PairEmbedding(ProjectedPart):
     """Both embeddings; only the rows of the batch are projected."""
 
+    is_merged_whole = False
+
     def __init__(self, pieces: Pieces, lockstep: Lockstep, *, scale: float) -> None:
         """Join both embeddings; `scale` is what the stock model multiplies the embedding's output with."""
         super().__init__(pieces)

@@ -41,6 +41,9 @@ class Pieces:
 class ProjectedPart(nn.Module):
     """A teacher module, the student's empty twin, and the trained tensors that turn one into the other."""
 
+    is_merged_whole = True
+    """Every forward merges all of the part's tensors, so that a step's micro-batches can share them."""
+
     def __init__(self, pieces: Pieces) -> None:
         super().__init__()
         plan = pieces.plan
@@ -50,6 +53,8 @@ class ProjectedPart(nn.Module):
         self._twin = (pieces.twin,)
         self.prefix = pieces.prefix
         self.plan = plan
+        self.formed: dict[str, Tensor] | None = None
+        """The step's merged tensors (`models/step_weights.py`); None: each forward merges."""
         # buffers that a checkpoint holds (a router's correction) are the teacher's, made ones (rotary) the twin's;
         # listed once, since FSDP frees gathered weights whenever a state dict is made
         stored = pieces.teacher.state_dict(keep_vars=True)
@@ -91,18 +96,29 @@ class ProjectedPart(nn.Module):
         """Evaluate every tensor of the twin: merged, trained or inherited; names relative to the part."""
         teacher = dict(self.teacher.named_parameters())
         dtype = next((tensor.dtype for tensor in teacher.values()), torch.float32)
-        projections = {name: self.projection(name, dtype) for name in self.plan.projections}
+        merged = self.merged_tensors() if self.formed is None else self.formed
         theirs = {name: value for name, value in self.teacher.named_buffers() if name in self._stored_buffers}
         tensors: dict[str, Tensor] = dict(self.twin.named_buffers()) | theirs
         for name, _ in self.twin.named_parameters():
-            if name in self.plan.merges:
-                projection, axis = self.plan.merges[name]
-                tensors[name] = merge(teacher[name], projections[projection], axis)
+            if name in merged:
+                tensors[name] = merged[name]
             elif name in self.plan.gains:
                 tensors[name] = self.gains[_key(name)].to(dtype)
             else:
                 tensors[name] = teacher[name]
         return tensors
+
+    def merged_tensors(self) -> dict[str, Tensor]:
+        """Merge every tensor of the twin that is merged; names relative to the part."""
+        teacher = dict(self.teacher.named_parameters())
+        dtype = next((tensor.dtype for tensor in teacher.values()), torch.float32)
+        projections = {name: self.projection(name, dtype) for name in self.plan.projections}
+        wanted = {name for name, _ in self.twin.named_parameters()} & self.plan.merges.keys()
+        return {
+            name: merge(teacher[name], projections[projection], axis)
+            for name, (projection, axis) in self.plan.merges.items()
+            if name in wanted
+        }
 
     def trained(self) -> dict[str, nn.Parameter]:
         """List the trained tensors by their checkpoint names."""

@@ -10,11 +10,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 
 from lrc.config import TrainConfig
 from lrc.models.pair_model import PairModel
+from lrc.models.step_weights import StepWeights
 from lrc.training.checkpoint import Saved
 from lrc.training.optimizer import make_optimizer, moment_shapes
 
@@ -60,15 +62,28 @@ class Engine(Protocol):
         ...
 
 
+def merges_once(settings: TrainConfig, accumulation: int) -> bool:
+    """Whether an engine that holds all weights merges once a step, not in every micro-batch."""
+    return settings.merge == "step" or (settings.merge == "auto" and accumulation > 1)
+
+
 class FullEngine:
     """All of the pair on every rank: one process, or DDP."""
 
     is_sharded = False
 
-    def __init__(self, accelerator: Accelerator, pair: PairModel, settings: TrainConfig) -> None:
-        """Take over a filled pair; DDP hands the first rank's weights to the others."""
+    def __init__(self, accelerator: Accelerator, pair: PairModel, settings: TrainConfig, *, accumulation: int) -> None:
+        """Take over a filled pair; DDP hands the first rank's weights to the others.
+
+        Args:
+            accelerator: One process, or several with the same weights.
+            pair: Its trained tensors are what moves.
+            settings: The recipe's section.
+            accumulation: Micro-batches of one step.
+        """
         self.accelerator = accelerator
         self.settings = settings
+        self.step_weights = StepWeights(pair) if merges_once(settings, accumulation) else None
         self.trained = pair.trained()
         self.shapes = {name: value.shape for name, value in self.trained.items()}
         self.moment_shapes = moment_shapes(self.shapes, settings)
@@ -76,13 +91,20 @@ class FullEngine:
         self.model: Any = accelerator.prepare_model(pair) if accelerator.num_processes > 1 else pair
 
     def micro_batch(self, *, is_last: bool) -> AbstractContextManager[Any]:
+        if self.step_weights is not None:
+            self.step_weights.form()
+            return self.accelerator.no_sync(self.model)
         return nullcontext() if is_last else self.accelerator.no_sync(self.model)
 
     def backward(self, objective: Tensor) -> None:
         # DDP averages gradients over ranks; the shares are to be added
-        self.accelerator.backward(objective * self.accelerator.num_processes)
+        ranks = self.accelerator.num_processes if self.step_weights is None else 1
+        self.accelerator.backward(objective * ranks)
 
     def update(self, rate: float, accept: Accept) -> tuple[float, bool]:
+        if self.step_weights is not None:
+            self.step_weights.pull_back()
+            self._add_over_ranks()
         norm = torch.nn.utils.get_total_norm([value.grad for value in self.trained.values() if value.grad is not None])
         moves = accept(float(norm))
         if moves:
@@ -92,6 +114,14 @@ class FullEngine:
             self.optimizer.step()
         self.optimizer.zero_grad()
         return float(norm), moves
+
+    def _add_over_ranks(self) -> None:
+        """Exchange the gradients, which DDP has seen none of: they came to the projections after its last backward."""
+        if self.accelerator.num_processes > 1:
+            gradients = (value.grad for value in self.trained.values())
+            works = [dist.all_reduce(gradient, async_op=True) for gradient in gradients if gradient is not None]
+            for work in works:
+                work.wait()
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if not self.accelerator.is_main_process:

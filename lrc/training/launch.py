@@ -76,7 +76,7 @@ def make_engine(
         return ShardedEngine(accelerator, pair, settings)
     if strategy in ZERO_STAGES:
         return ZeroEngine(accelerator, pair, settings, accumulation=accumulation)
-    return FullEngine(accelerator, pair, settings)
+    return FullEngine(accelerator, pair, settings, accumulation=accumulation)
 
 
 def start_trackers(accelerator: Accelerator, settings: TrainConfig) -> None:

@@ -18,8 +18,9 @@ from lrc.config import TrainConfig
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the odd polynomial that drives singular values to about 1 (Jordan 2024, torch.optim.Muon)."""
 NEWTON_SCHULZ_STEPS = 5
-STACK_BYTES = 64 * 2**20
-"""Matrices of one shape that are orthogonalised side by side."""
+STACK_BYTES = {"cpu": 2**20}
+"""Matrices of one shape that are orthogonalised side by side: on a CPU what its caches hold."""
+LARGEST_STACK_BYTES = 64 * 2**20
 SMALLEST_ROW = 0.1
 """Share of the mean row that a smaller row counts as; a channel that a start leaves out can still grow."""
 GAIN_SHARE = 0.3
@@ -87,7 +88,8 @@ class Muon(torch.optim.Optimizer):
                 else:
                     self._adam_step(parameter, group)
             for shape, matrices in stacks.items():
-                height = max(1, STACK_BYTES // (4 * shape.numel()))
+                most = STACK_BYTES.get(matrices[0].device.type, LARGEST_STACK_BYTES)
+                height = max(1, most // (4 * shape.numel()))
                 for first in range(0, len(matrices), height):
                     self._muon_step(matrices[first : first + height], group)
         return None
@@ -143,5 +145,5 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     result = result / result.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(result.dtype).tiny)
     for _ in range(NEWTON_SCHULZ_STEPS):
         square = result @ result.mT
-        result = a * result + (b * square + c * square @ square) @ result
+        result = torch.baddbmm(result, torch.baddbmm(square, square, square, beta=b, alpha=c), result, beta=a)
     return result if wide else result.mT

@@ -14,7 +14,7 @@ from lrc.data.blocks import open_blocks, ordered_batches
 from lrc.errors import CheckpointError, ConfigError, DataError
 from lrc.evaluation.scorecard import card, continuations, score_text, text_bytes, text_windows
 from lrc.models.checkpoint import versions
-from lrc.models.compute import choose_device, choose_dtype, dtype_name
+from lrc.models.compute import choose_device, choose_dtype, dtype_name, keep_freed_memory
 from lrc.models.folder import resolve_folder
 from lrc.models.teacher import load_config, load_model, load_tokenizer
 from lrc.training.beside import write_beside
@@ -131,6 +131,7 @@ def _machine() -> dict[str, Any]:
 
 def _score(models: dict[str, tuple[str, Path]], inputs: _Inputs, settings: EvaluateConfig) -> dict[str, Any]:
     """Load the models and measure what `results.json` holds of held-out text."""
+    keep_freed_memory()
     device = choose_device("auto")
     dtype = choose_dtype(settings.compute_dtype, device)
     name, folder = models["student"]

@@ -14,7 +14,7 @@ from lrc.evaluation.task_files import MMLU, STOCK, TaskFiles, find_data, stock_f
 from lrc.evaluation.task_names import check_names, chosen_tasks
 from lrc.evaluation.task_scores import Estimate, average, estimate, paired_difference
 from lrc.evaluation.tasks import ModelScores, TaskSuite, chosen_metric, load_suite, open_manager, score_suite
-from lrc.models.compute import choose_device, choose_dtype, dtype_name
+from lrc.models.compute import choose_device, choose_dtype, dtype_name, keep_freed_memory
 from lrc.models.folder import ModelTensors
 from lrc.models.teacher import load_model, load_tokenizer
 from lrc.verbs.lm_eval_extra import require_lm_eval
@@ -95,6 +95,7 @@ def score_tasks(tasks: OpenTasks, models: Mapping[str, tuple[str, Path]], *, com
         The section `tasks` of results.json.
     """
     suite, settings = tasks.suite, tasks.settings
+    keep_freed_memory()
     device = choose_device("auto")
     batch_size: int | str = settings.batch_size
     if batch_size != "auto":

@@ -20,7 +20,7 @@ from lrc.evaluation.chat_agreement import measure_chats
 from lrc.export.folder import written_folder
 from lrc.export.plain_folder import COPIED
 from lrc.models.checkpoint import versions
-from lrc.models.compute import choose_device, choose_dtype, dtype_name
+from lrc.models.compute import choose_device, choose_dtype, dtype_name, keep_freed_memory
 from lrc.models.folder import ModelTensors, weights_hash
 from lrc.models.teacher import load_model
 from lrc.sft.fine_tune import FineTuning, fine_tune
@@ -60,6 +60,7 @@ def sft(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False, d
             counts = _write_chats(recipe, inputs, Path(scratch) / "chats.arrow")
         say(f"dry run: {recipe.sft.data} for {inputs.student}: {counts.line()}: good")
         return inputs.out
+    keep_freed_memory()
     device = choose_device(recipe.sft.device)
     dtype = choose_dtype(recipe.sft.compute_dtype, device)
     state = _processes(device)

@@ -17,7 +17,7 @@ from lrc.errors import CheckpointError, ConfigError, DataError
 from lrc.evaluation.agreement import measure_pair
 from lrc.evaluation.effective_rank import pair_stream_ranks
 from lrc.models.checkpoint import checkpoint_facts, read_facts, variant_of, versions
-from lrc.models.compute import choose_device, choose_dtype, dtype_name
+from lrc.models.compute import choose_device, choose_dtype, dtype_name, keep_freed_memory
 from lrc.models.discovery import discover
 from lrc.models.folder import resolve_folder, weights_hash
 from lrc.models.isolation import check_isolation
@@ -91,6 +91,7 @@ def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False,
 
 def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, overwrite: bool) -> Path:
     strategy = choose_strategy(recipe.train, os.environ)
+    keep_freed_memory()
     accelerator = make_accelerator(recipe.train, inputs.folder, choose_device(recipe.train.device), strategy=strategy)
     plan = plan_batches(recipe.train, accelerator, inputs.resume, say)
     teacher, pair = _load_pair(recipe, inputs, accelerator)

@@ -1,5 +1,7 @@
 """Device and dtype: what is asked for, what `auto` finds, and what a machine without a GPU refuses."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -108,3 +110,27 @@ def test_the_rate_is_the_product_s_operations_over_its_seconds(monkeypatch: pyte
 )
 def test_a_dtype_is_named_without_its_library(dtype: torch.dtype, name: str) -> None:
     assert dtype_name(dtype) == name
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_freed_blocks_are_kept_for_the_next_tensor() -> None:
+    script = """
+import resource, sys, torch
+from lrc.models.compute import keep_freed_memory
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(40):
+    torch.ones(2**24).sum()  # 64 MiB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    pages = {}
+    for name in ("kept", "given back"):
+        done = subprocess.run([sys.executable, "-c", script, name], capture_output=True, text=True, check=True)
+        pages[name] = int(done.stdout)
+    assert pages["kept"] < pages["given back"] / 2  # handed out anew
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute.ctypes, "CDLL", lambda name: object())
+    assert not compute.keep_freed_memory()

@@ -51,7 +51,7 @@ class Run:
         one: Any = SimpleNamespace(num_processes=1, is_main_process=True)
         self.trained = pair.trained()
         settings = TrainConfig(max_steps=9, learning_rate=1e-2, weight_decay=0.01, max_grad_norm=1e9)
-        self.engine = FullEngine(one, pair, settings)
+        self.engine = FullEngine(one, pair, settings, accumulation=1)
 
     def step(self, first: int, last: int) -> "Run":
         for number in range(first, last + 1):

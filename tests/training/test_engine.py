@@ -38,7 +38,7 @@ ADAMW_SHAPES |= {f"step/{name}": () for name in SHAPES}
 def test_a_step_count_lies_where_the_optimiser_counts(optimizer: Literal["adamw", "muon"], step: str) -> None:
     trained = trained_on_meta()
     pair: Any = SimpleNamespace(trained=lambda: trained)
-    engine = FullEngine(Accelerator(cpu=True), pair, TrainConfig(max_steps=1, optimizer=optimizer))
+    engine = FullEngine(Accelerator(cpu=True), pair, TrainConfig(max_steps=1, optimizer=optimizer), accumulation=1)
     engine.load(saved_moments(engine.moment_shapes))
     states = {name: engine.optimizer.state[value] for name, value in trained.items()}
     assert states["gain"]["step"].device.type == step

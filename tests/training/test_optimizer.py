@@ -82,7 +82,7 @@ def test_gains_move_as_adam_moves_them() -> None:
 def test_stacking_matrices_changes_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for stack_bytes in (1, 2**20):
-        monkeypatch.setattr(module, "STACK_BYTES", stack_bytes)
+        monkeypatch.setitem(module.STACK_BYTES, "cpu", stack_bytes)
         projections = [parameter(6, 4, seed=seed) for seed in range(3)]
         for seed, projection in enumerate(projections):
             projection.grad = parameter(6, 4, seed=seed + 5).detach()
