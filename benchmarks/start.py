@@ -12,7 +12,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from lrc.config import Recipe, StartConfig, load_recipe
+from lrc.config import Recipe, load_recipe
+from lrc.start_config import StartConfig
 from lrc.verbs.demo import demo_recipe
 from lrc.verbs.train import train
 

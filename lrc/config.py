@@ -22,9 +22,9 @@ from omegaconf.errors import (
 from lrc.data_config import DataConfig, PrepareConfig, prepare_problems
 from lrc.errors import ConfigError, did_you_mean
 from lrc.sft_config import SftConfig, sft_problems
+from lrc.start_config import StartConfig
 
 ProjectionSharing = Literal["all", "io"]
-StartMethod = Literal["random", "channel", "pca", "calibrated"]
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
 
 
@@ -40,18 +40,6 @@ class StudentConfig:
     """`all`: one projection for each of gate, up. `io`: they share one."""
     tie_embedding_projection: bool = False
     """Embedding and head share one projection; the student's head is tied if the teacher's is too."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StartConfig:
-    """Start values of the projections and norm gains."""
-
-    method: StartMethod = "calibrated"
-    """`random`: N(0, 0.02), published. `channel`: RED. `pca`: top principal directions. `calibrated`: closed form."""
-    tokens: int = 65_536
-    """Calibration tokens, taken from the front of the training data (`random` needs none)."""
-    outlier_channels: int = 0
-    """Channels of the teacher's stream kept as identity columns of the basis, those with the largest mean square."""
 
 
 @dataclass(frozen=True, kw_only=True)

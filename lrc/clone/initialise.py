@@ -15,20 +15,62 @@ def random_projection(d_teacher: int, d_student: int, generator: torch.Generator
     return torch.randn(d_teacher, d_student, generator=generator) * RANDOM_STD
 
 
+FLOAT32_ROWS = 4096
+"""Rows that are added up in float32 before they join a float64 sum: few enough to lose nothing that counts."""
+
+
+class ProductSum:
+    """A streaming sum of `A.T B` over rows, `[d_a, d_b]` float64."""
+
+    def __init__(self, d_a: int, d_b: int, device: torch.device) -> None:
+        self._total = torch.zeros(d_a, d_b, dtype=torch.float64, device=device)
+        self._recent = torch.zeros(0)
+        self._rows = 0
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        """Add rows `a [rows, d_a]`, `b [rows, d_b]`, both float32 or both float64."""
+        if self._rows == 0:
+            self._recent = torch.zeros(self._total.shape, dtype=a.dtype, device=a.device)
+        self._recent.addmm_(a.T, b)
+        self._rows += a.shape[0]
+        if self._rows >= FLOAT32_ROWS:
+            self._flush()
+
+    def total(self) -> Tensor:
+        """Return the sum so far."""
+        self._flush()
+        return self._total
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._total += self._recent
+            self._rows = 0
+
+
 class Moments:
     """Streaming sums for one least-squares fit of targets from inputs: `X.T w X` and `X.T w Y`, float64."""
 
     def __init__(self, d_input: int, d_target: int, device: torch.device) -> None:
-        self.input_input = torch.zeros(d_input, d_input, dtype=torch.float64, device=device)
-        self.input_target = torch.zeros(d_input, d_target, dtype=torch.float64, device=device)
+        self._input_input = ProductSum(d_input, d_input, device)
+        self._input_target = ProductSum(d_input, d_target, device)
+
+    @property
+    def input_input(self) -> Tensor:
+        """`X.T w X`, `[d_input, d_input]`."""
+        return self._input_input.total()
+
+    @property
+    def input_target(self) -> Tensor:
+        """`X.T w Y`, `[d_input, d_target]`."""
+        return self._input_target.total()
 
     def add(self, inputs: Tensor, targets: Tensor, weights: Tensor) -> None:
         """Add rows: `inputs [..., d_input]`, `targets [..., d_target]`, `weights [...]`."""
         exact = torch.promote_types(inputs.dtype, torch.float32)
         rows, answers = inputs.flatten(0, -2).to(exact), targets.flatten(0, -2).to(exact)
         weighted = rows * weights.flatten().to(exact)[:, None]
-        self.input_input += weighted.T @ rows
-        self.input_target += weighted.T @ answers
+        self._input_input.add(weighted, rows)
+        self._input_target.add(weighted, answers)
 
 
 RIDGE = 0.1

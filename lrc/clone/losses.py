@@ -71,4 +71,5 @@ class _CloneError(torch.autograd.Function):
 
 def _mean_square(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Mean over the last axis of the squares, in one pass and in `dtype`."""
-    return torch.linalg.vector_norm(values, dim=-1, dtype=dtype).square() / values.shape[-1]
+    norm: Tensor = torch.linalg.vector_norm(values, dim=-1, dtype=dtype)
+    return norm.square() / values.shape[-1]

@@ -17,13 +17,14 @@ from transformers import AutoModelForCausalLM
 
 from lrc.clone.head import IGNORED_LABEL
 from lrc.clone.sites import Variant
-from lrc.config import ObjectiveConfig, StartConfig
+from lrc.config import ObjectiveConfig
 from lrc.errors import ConfigError
 from lrc.models.merge_plan import merge_plan, student_tensor
 from lrc.models.pair_model import PairModel, StepCounts
 from lrc.models.start import fill_start, is_bias
 from lrc.models.student import is_tied_config, student_config
 from lrc.models.tiny import random_model, tiny_config
+from lrc.start_config import StartConfig
 
 TOLERANCE = 1e-4
 """Largest difference of two logits as a share of the largest logit, float32."""

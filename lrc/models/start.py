@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from lrc.clone.initialise import channel_selection, principal_basis, random_projection
-from lrc.config import StartConfig
 from lrc.models.calibrate import calibrate
 from lrc.models.pair_model import PairModel
+from lrc.models.rotate import rotate_student
 from lrc.models.stream import StreamMoments, stream_moments
+from lrc.start_config import StartConfig
 
 CHANNEL_SAMPLES = 15  # RED's calibration samples
 
@@ -31,6 +32,8 @@ class StartReport:
     """Relative error of the student's stream after each layer; only a calibrated start knows it."""
     kept: list[str] = field(default_factory=list)
     """Writers that a calibrated start left at their `pca` values, and why."""
+    unrotated: str | None = None
+    """Why the student's channels were not rotated, if they were to be."""
 
 
 @torch.no_grad()
@@ -50,7 +53,7 @@ def fill_start(
         teacher: The model that the pair was made from.
         settings: The recipe's section.
         batches: Calibration ids, `[batch, seq]` each, all of one shape, without padding; `random` takes none.
-        seed: Seed of `random`.
+        seed: Seed of `random` and of the rotation.
         progress: Called with (stage, done, total) as work goes on.
     """
     began = time.monotonic()
@@ -60,6 +63,7 @@ def fill_start(
             part.parameter(name).fill_(0.0 if is_bias(name) else unit_gain)
     errors: list[float] = []
     kept: list[str] = []
+    reason: str | None = None
     if settings.method == "random":
         batches = []
         generator = torch.Generator().manual_seed(seed)
@@ -77,9 +81,13 @@ def fill_start(
         _fill_basis(pair, teacher, basis)
         if settings.method == "calibrated":
             errors, kept = calibrate(pair, teacher, basis, batches, progress)
+            if settings.rotation:
+                reason = rotate_student(pair, batches[0], seed=seed)
     tokens = sum(batch.numel() for batch in batches)
     seconds = time.monotonic() - began
-    return StartReport(method=settings.method, tokens=tokens, seconds=seconds, layer_errors=errors, kept=kept)
+    return StartReport(
+        method=settings.method, tokens=tokens, seconds=seconds, layer_errors=errors, kept=kept, unrotated=reason
+    )
 
 
 def is_bias(vector: str) -> bool:

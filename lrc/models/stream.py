@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrc.clone.initialise import ProductSum
 from lrc.models.pair_model import PairModel
 
 
@@ -55,7 +56,7 @@ def stream_moments(
     """
     width = pair.architecture.hidden_size
     device = next(teacher.parameters()).device
-    second = torch.zeros(width, width, dtype=torch.float64, device=device)
+    second = ProductSum(width, width, device)
     magnitude = torch.zeros(width, dtype=torch.float64, device=device)
     rows = 0
 
@@ -64,7 +65,7 @@ def stream_moments(
         flat = stream.flatten(0, -2).float()
         magnitude.add_(flat.abs().sum(0))
         flat = flat * flat.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
-        second.add_(flat.T @ flat)
+        second.add(flat, flat)
         rows += flat.shape[0]
 
     base = teacher.get_submodule(pair.architecture.base)
@@ -73,4 +74,4 @@ def stream_moments(
         for done, batch in enumerate(batches):
             base(input_ids=batch.to(device), use_cache=False)
             progress("basis", done + 1, len(batches))
-    return StreamMoments(second_moment=second / rows, mean_magnitude=magnitude / rows)
+    return StreamMoments(second_moment=second.total() / rows, mean_magnitude=magnitude / rows)

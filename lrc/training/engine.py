@@ -93,8 +93,8 @@ class FullEngine:
     def micro_batch(self, *, is_last: bool) -> AbstractContextManager[Any]:
         if self.step_weights is not None:
             self.step_weights.form()
-            return self.accelerator.no_sync(self.model)
-        return nullcontext() if is_last else self.accelerator.no_sync(self.model)
+        without: AbstractContextManager[Any] = self.accelerator.no_sync(self.model)
+        return nullcontext() if is_last and self.step_weights is None else without
 
     def backward(self, objective: Tensor) -> None:
         # DDP averages gradients over ranks; the shares are to be added

@@ -13,13 +13,13 @@ from pathlib import Path
 from lrc.config import (
     ObjectiveConfig,
     Recipe,
-    StartConfig,
     StudentConfig,
     TrainConfig,
     validate,
 )
 from lrc.data_config import DataConfig
 from lrc.errors import ConfigError
+from lrc.start_config import StartConfig
 from lrc.verbs.published_flags import parse_flags, run_command, spell
 from lrc.verbs.published_launch import Launch, agree_on_run, read_launch
 from lrc.verbs.published_train_flags import (

@@ -258,6 +258,8 @@ def _start(pair: PairModel, teacher: nn.Module, recipe: Recipe, inputs: _Inputs,
         report = fill_start(pair, teacher, recipe.start, inputs.calibration, seed=seed, progress=progress)
     for line in report.kept:
         say(f"start: not calibrated, kept at its pca start: {line}")
+    if report.unrotated is not None:
+        say(f"start: channels not rotated: {report.unrotated}")
     held_out, ranks = None, None
     if inputs.held_out:
         pair.eval()
@@ -279,6 +281,7 @@ def _write_start(
         "seconds": report.seconds,
         "layer_errors": report.layer_errors,
         "kept_at_pca": report.kept,
+        "unrotated": report.unrotated,
         "held_out": held_out,
         "effective_rank": ranks,
         "versions": versions(),

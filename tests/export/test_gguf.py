@@ -14,9 +14,11 @@ from lrc.export import gguf as gguf_export
 from lrc.export import gguf_parity
 from lrc.export.ggml_quantise import mixture_type, quantise
 from lrc.export.gguf import PARITY_NAME, check_gguf, write_proven_gguf
+from lrc.export.gguf_parity import check_gguf_parity
 from lrc.export.llama_cpp import ask_llama_cpp
 from lrc.export.probe import compare, log_probabilities, probe_sequences
 from lrc.models.teacher import load_model, load_tokenizer
+from lrc.verbs.export_llama import export_llama
 from tests.export.bpe_student import bpe_student
 from tests.tiny import teacher_folder
 
@@ -197,6 +199,22 @@ def test_qwen2_with_a_head_size_of_its_own_must_become_a_llama_first(tmp_path: P
     with pytest.raises(ConfigError, match=r"4 heads of 6 at hidden size 32.*--as llama"):
         check_gguf(student, "f32")
     check_gguf(bpe_student(tmp_path / "plain", "qwen2", head_dim=8), "f32")
+
+
+@pytest.mark.parametrize("hidden_size", [32, 30])
+def test_a_qwen2_that_became_a_llama_computes_what_the_qwen2_does(
+    tmp_path: Path, converter: Path, hidden_size: int
+) -> None:
+    pytest.importorskip("xllamacpp")
+    student = bpe_student(tmp_path / "student", "qwen2", split="qwen2", hidden_size=hidden_size)  # 4 heads of 6
+    llama = tmp_path / "llama"
+    export_llama(str(student), llama, max_shard_bytes=10**9, overwrite=False, dry_run=False)
+    facts = export(llama, tmp_path / "out", "f32", converter)
+    assert facts["verified"]
+    assert facts["max_abs_difference"] <= 1e-3
+    # and against the Qwen2 itself, which no step before has seen beside the file
+    (path,) = (tmp_path / "out").glob("*.gguf")
+    check_gguf_parity(student, path, kind="f32", vocab_size=load_tokenizer(student).vocab_size)
 
 
 def test_unknown_type_and_missing_tokenizer_are_refused(tmp_path: Path) -> None:

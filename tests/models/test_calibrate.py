@@ -9,11 +9,11 @@ from torch import Tensor
 
 from lrc.clone.initialise import principal_basis
 from lrc.clone.sites import Variant
-from lrc.config import StartConfig
 from lrc.models.calibrate import calibrate
 from lrc.models.pair_model import PairModel
 from lrc.models.start import fill_start
 from lrc.models.stream import stream_moments
+from lrc.start_config import StartConfig
 from tests.models.stock_student import num_hooks, recorded, stock_student
 from tests.models.test_layer_fit import explicit_fit, id_batches
 from tests.models.test_pair import make_pair

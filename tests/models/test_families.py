@@ -5,10 +5,10 @@ import torch
 from transformers import FlexOlmoConfig
 
 from lrc.clone.sites import Variant
-from lrc.config import StartConfig
 from lrc.models.oracles import merged_student
 from lrc.models.start import fill_start
 from lrc.models.tiny import random_model
+from lrc.start_config import StartConfig
 from tests.models.family_configs import BASE, FAMILY_CONFIGS
 from tests.models.test_pair import VARIANTS, batch, counts_of, fill_identity, fill_random, gradients, make_pair
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from lrc.clone.sites import Variant
-from lrc.config import StartConfig
 from lrc.evaluation.agreement import measure_pair
 from lrc.models.start import fill_start
+from lrc.start_config import StartConfig
 from tests.models.test_pair import VARIANTS, make_pair
 from tests.models.tiny_configs import FAMILIES
 from tests.tiny import tiny_teacher

@@ -6,7 +6,8 @@ import pytest
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.utils import DistributedType
 
-from lrc.config import ObjectiveConfig, Recipe, StartConfig, load_recipe
+from lrc.config import ObjectiveConfig, Recipe, load_recipe
+from lrc.start_config import StartConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted((CONFIGS / "recipes").glob("*.yaml"))

@@ -55,6 +55,7 @@ def test_a_calibrated_start_is_written_down(root: Path) -> None:
         "seconds",
         "layer_errors",
         "kept_at_pca",
+        "unrotated",
         "held_out",
         "effective_rank",
         "versions",

@@ -1,0 +1,20 @@
+"""The recipe's section `start`: where projections and gains begin."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+StartMethod = Literal["random", "channel", "pca", "calibrated"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """Start values of the projections and norm gains."""
+
+    method: StartMethod = "calibrated"
+    """`random`: N(0, 0.02), published. `channel`: RED. `pca`: top principal directions. `calibrated`: closed form."""
+    tokens: int = 65_536
+    """Calibration tokens, taken from the front of the training data (`random` needs none)."""
+    outlier_channels: int = 0
+    """Channels of the teacher's stream kept as identity columns of the basis, those with the largest mean square."""
+    rotation: bool = True
+    """Rotate the channels of a `calibrated` student: the same function, with fewer outliers to quantise."""
