@@ -21,6 +21,8 @@ from omegaconf.errors import (
 
 from lrc.data_config import DataConfig, PrepareConfig, prepare_problems
 from lrc.errors import ConfigError, did_you_mean
+from lrc.method_config import Method, PhasesConfig, method_problems
+from lrc.method_config import ObjectiveConfig as ObjectiveConfig
 from lrc.sft_config import SftConfig, sft_problems
 from lrc.start_config import StartConfig
 
@@ -40,30 +42,6 @@ class StudentConfig:
     """`all`: one projection for each of gate, up. `io`: they share one."""
     tie_embedding_projection: bool = False
     """Embedding and head share one projection; the student's head is tied if the teacher's is too."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """total = lm_weight * LM + kl_weight * KL + clone_weight * sum of the clone terms (docs/method.md, section 6)."""
-
-    temperature: float = 1.0
-    """Softmax temperature `T` of the KL term."""
-    kl_reduction: Literal["token_mean", "published"] = "token_mean"
-    """`token_mean`: mean over positions times `T^2`. `published`: sum over positions / sequences, no `T^2`."""
-    lm_weight: float = 0.0
-    """Weight of the next-token cross entropy (published: 1)."""
-    kl_weight: float = 1.0
-    """Weight of KL(teacher || student) (published: 1)."""
-    clone_weight: float = 0.2
-    """Weight `alpha` of the summed clone terms (published: 0.2 to 0.5, on raw errors)."""
-    clone_error: Literal["relative", "raw"] = "relative"
-    """`relative`: squared error over the teacher's mean square, per position. `raw`: mean squared error, published."""
-    clone_reduction: Literal["mean", "sum"] = "mean"
-    """Over layers and clone points: `mean`, or `sum` as published."""
-    attention_output_space: Literal["student", "teacher"] = "student"
-    """Where attention outputs are compared: `student` (paper) or `teacher`, before the projection (published code)."""
-    without: tuple[str, ...] = ()
-    """Clone terms left out, for example `attn-q` or `mlp-out`; `all` leaves out every one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,9 +140,12 @@ class Recipe:
     """Folder or hub id of the teacher; `embedded:smollm2-135m-instruct` is the one that `lrc demo` fetches."""
     trust_remote_code: bool = False
     """Let transformers run code that comes with the teacher."""
+    method: Method = "clone"
+    """`clone`, or a baseline from scratch: `origin`, `only_kd`, `tiny_bert` (docs/methods.md)."""
     student: StudentConfig = field(default_factory=StudentConfig)
     start: StartConfig = field(default_factory=StartConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    phases: PhasesConfig = field(default_factory=PhasesConfig)
     data: DataConfig = field(default_factory=DataConfig)
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -297,6 +278,7 @@ def validate(recipe: Recipe, *, origin: str) -> None:
     problems += [f"{key} must lie in 0..1, 1 left out, found {b}" for key, b in decays.items() if not 0 <= b < 1]
     problems += prepare_problems(recipe.prepare)
     problems += sft_problems(recipe.sft)
+    problems += method_problems(recipe.method, recipe.phases, objective)
     if not recipe.run:
         problems.append("run must name a folder, found an empty name")
     if objective.lm_weight == objective.kl_weight == objective.clone_weight == 0:

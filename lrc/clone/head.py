@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrc.clone.divergence import Direction, divergence
+
 IGNORED_LABEL = -100
 CHUNK_BYTES = 64 * 2**20
 
@@ -24,13 +26,17 @@ class HeadWeights:
     lm: float
     kl: float
     temperature: float = 1.0
+    direction: Direction = "forward"
+    """Of the KL (`lrc/clone/divergence.py`)."""
+    skew: float = 0.1
+    """Share of the teacher in the mixture that `skewed` compares with."""
     softcap: float | None = None
     """Logits are `softcap * tanh(x / softcap)` (Gemma); None: plain."""
 
 
 def head_losses(
     student: Tensor,
-    teacher: Tensor,
+    teacher: Tensor | None,
     student_head: Tensor,
     teacher_head: Tensor,
     labels: Tensor,
@@ -40,12 +46,12 @@ def head_losses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the head's part of the objective and its two losses.
 
-    LM is the student's cross entropy; KL is KL(teacher || student) of softmax(logits / T) over the vocabulary,
-    not multiplied by `T^2`. Positions with label -100 count nowhere.
+    LM is the student's cross entropy; KL is that of softmax(logits / T) over the vocabulary, KL(teacher || student)
+    unless `weights.direction` says otherwise, not multiplied by `T^2`. Positions with label -100 count nowhere.
 
     Args:
         student: `[positions, d_S]` hidden states after the student's last norm.
-        teacher: `[positions, d_T]`, no gradient.
+        teacher: `[positions, d_T]`, no gradient; None where no teacher has run: KL is 0.
         student_head: `[vocabulary, d_S]` merged head.
         teacher_head: `[vocabulary, d_T]`, no gradient.
         labels: `[positions]` next token of each position, or -100.
@@ -76,14 +82,15 @@ class _HeadLosses(torch.autograd.Function):
         ctx: Any,
         student: Tensor,
         student_head: Tensor,
-        teacher: Tensor,
+        teacher: Tensor | None,
         teacher_head: Tensor,
         labels: Tensor,
         weights: HeadWeights,
         chunk: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         exact = torch.float64 if student.dtype == torch.float64 else torch.float32
-        head_s, head_t = student_head.to(exact), teacher_head.to(exact)
+        head_s = student_head.to(exact)
+        head_t = None if teacher is None else teacher_head.to(exact)
         lm = torch.zeros(student.shape[0], dtype=exact, device=student.device)
         kl = torch.zeros_like(lm)
         needs_hidden, needs_head = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
@@ -93,7 +100,9 @@ class _HeadLosses(torch.autograd.Function):
             rows = slice(start, start + chunk)
             hidden = student[rows].to(exact)
             logits = softcapped(hidden @ head_s.T, weights.softcap)
-            teacher_logits = softcapped(teacher[rows].to(exact) @ head_t.T, weights.softcap)
+            teacher_logits = None
+            if teacher is not None and head_t is not None:
+                teacher_logits = softcapped(teacher[rows].to(exact) @ head_t.T, weights.softcap)
             slope = None
             if weights.softcap is not None and (needs_hidden or needs_head):
                 slope = 1 - (logits / weights.softcap).square()
@@ -125,7 +134,7 @@ class _HeadLosses(torch.autograd.Function):
 
 
 def _chunk_losses(
-    logits: Tensor, teacher_logits: Tensor, labels: Tensor, weights: HeadWeights, *, needs_grad: bool
+    logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, weights: HeadWeights, *, needs_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Reduce one chunk's logits; both may be overwritten.
 
@@ -138,19 +147,18 @@ def _chunk_losses(
     mask = valid.to(logits.dtype)
     log_p = torch.log_softmax(logits, -1)
     lm = -log_p.gather(-1, targets)[:, 0] * mask
-    log_q = log_p if temperature == 1 else torch.log_softmax(logits.div_(temperature), -1)
-    teacher_log_q = torch.log_softmax(teacher_logits if temperature == 1 else teacher_logits.div_(temperature), -1)
-    teacher_q = torch.exp(teacher_log_q, out=teacher_logits)
-    kl = (torch.linalg.vecdot(teacher_q, teacher_log_q) - torch.linalg.vecdot(teacher_q, log_q)) * mask
+    kl, grad = torch.zeros_like(lm), None
+    if teacher_logits is not None:
+        log_q = log_p if temperature == 1 else torch.log_softmax(logits.div_(temperature), -1)
+        teacher_log_q = torch.log_softmax(teacher_logits if temperature == 1 else teacher_logits.div_(temperature), -1)
+        kl, grad = divergence(
+            log_q, teacher_log_q, direction=weights.direction, skew=weights.skew, needs_grad=needs_grad
+        )
+        kl = kl * mask
     if not needs_grad:
         return lm, kl, None
-    # of weight * KL: weight / T * (q_S - q_T); of weight * LM: weight * (p - target)
     of_kl, of_lm = (weights.kl / temperature * mask)[:, None], (weights.lm * mask)[:, None]
-    if log_q is log_p:
-        grad = log_p.exp_().mul_(of_kl + of_lm)
-    else:
-        grad = log_q.exp_().mul_(of_kl)
-        if weights.lm:
-            grad.addcmul_(log_p.exp_(), of_lm)
-    grad.addcmul_(teacher_q, of_kl, value=-1)
-    return lm, kl, grad.scatter_add_(-1, targets, -of_lm) if weights.lm else grad
+    grad = torch.zeros_like(log_p) if grad is None else grad.mul_(of_kl)
+    if weights.lm:  # weight * (p - target)
+        grad.addcmul_(log_p.exp_(), of_lm).scatter_add_(-1, targets, -of_lm)
+    return lm, kl, grad

@@ -18,9 +18,10 @@ from lrc.errors import CheckpointError, ConfigError
 from lrc.export.plain_folder import copy_companions, write_config, write_shards
 from lrc.export.teacher_tensors import TeacherTensors, is_renamed, open_teacher
 from lrc.models.checkpoint import LRC_CONFIG, TRAINED_TENSORS, from_original, is_original, read_facts, variant_of
+from lrc.models.dense import Dense, dense_of_facts
 from lrc.models.discovery import discover
 from lrc.models.folder import ModelTensors, resolve_folder, weights_hash
-from lrc.models.merge_plan import MergePlan, check_trained, merge_plan, student_tensor
+from lrc.models.merge_plan import MergePlan, check_free, check_trained, merge_plan, student_tensor
 from lrc.models.student import empty_student, student_config
 from lrc.models.teacher import load_config
 
@@ -36,6 +37,8 @@ class Source:
     config: Any
     """The student's transformers config."""
     plan: MergePlan
+    dense: Dense | None
+    """What of the student is free (docs/methods.md)."""
     embedding: str
     """Name of the embedding's tensor."""
     trained: dict[str, Tensor]
@@ -98,15 +101,20 @@ def read_source(
         )
     teacher_config = load_config(str(teacher_folder), trust_remote_code=trust_remote_code)
     architecture, variant = discover(teacher_config), variant_of(chosen)
-    plan = merge_plan(architecture, variant)
+    dense = dense_of_facts(facts or {})
+    plan = merge_plan(architecture, variant, dense)
     trained, notes = _read_trained(weights, variant)
     check_trained(plan, trained, architecture.hidden_size, chosen.hidden_size)
     tied = architecture.is_tied and variant.tie_embedding_projection
+    config = student_config(teacher_config, chosen.hidden_size, tied=tied)
+    if plan.free:
+        check_free(plan, trained, empty_student(config))
     return Source(
         teacher_folder=teacher_folder,
         student=chosen,
-        config=student_config(teacher_config, chosen.hidden_size, tied=tied),
+        config=config,
         plan=plan,
+        dense=dense,
         embedding=architecture.embedding,
         trained=trained,
         notes=notes,
@@ -139,7 +147,7 @@ def _read_trained(weights: Path, variant: Variant) -> tuple[dict[str, Tensor], t
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{weights} can't be read as safetensors: {error}. Convert another one.") from error
     if not is_original(set(tensors)):
-        return tensors, ()
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith("alignment.")}, ()
     tensors, ignored = from_original(tensors, variant)
     if not ignored:
         return tensors, ()
@@ -214,7 +222,9 @@ def _stored_name(source: Source, teacher: TeacherTensors, name: str) -> str:
 
 def _student_meta(source: Source, teacher: ModelTensors, name: str, dtype: torch.dtype) -> Tensor:
     shape, _ = teacher.shape_and_dtype(_stored_name(source, teacher, name))
-    if name in source.plan.merges:
+    if name in source.plan.free:
+        shape = list(source.trained[source.plan.free[name]].shape)
+    elif name in source.plan.merges:
         shape[source.plan.merges[name][1]] = source.student.hidden_size
     elif name in source.plan.gains:
         shape = [source.student.hidden_size]

@@ -98,6 +98,7 @@ def _factored_logits(source: Source, ids: Tensor, device: torch.device) -> Tenso
         variant=variant_of(source.student),
         objective=ObjectiveConfig(without=("all",)),
     ).eval()
+    pair.enter(source.dense)
     for name, parameter in pair.trained().items():
         parameter.copy_(source.trained[name])
     return pair.logits(ids)[0]

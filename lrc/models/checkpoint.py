@@ -16,6 +16,7 @@ from torch import Tensor
 from lrc.clone.sites import Variant
 from lrc.config import Recipe, StudentConfig, recipe_to_dict
 from lrc.errors import CheckpointError
+from lrc.models.dense import dense_to_facts
 
 TRAINED_TENSORS = "model.safetensors"
 LRC_CONFIG = "lrc_config.json"
@@ -50,6 +51,8 @@ def checkpoint_facts(recipe: Recipe, *, teacher_hash: str, d_teacher: int, step:
         "d_teacher": d_teacher,
         "d_student": recipe.student.hidden_size,
         "student": recipe_to_dict(recipe)["student"],
+        "method": recipe.method,
+        "phase": dense_to_facts(None),
         "recipe": recipe_to_dict(recipe),
         "step": step,
         "tokens": tokens,

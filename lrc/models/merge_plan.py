@@ -1,12 +1,13 @@
 """The merge plan: for every tensor of the stock student, where it comes from. Export reads it; training agrees."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrc.clone.merge import merge
 from lrc.clone.sites import Variant
 from lrc.errors import CheckpointError
+from lrc.models.dense import Dense
 from lrc.models.discovery import Architecture
 from lrc.models.part import part_plan
 
@@ -20,20 +21,25 @@ class MergePlan:
     gains: dict[str, str]
     """Student tensor -> gain's checkpoint name."""
     inherited: tuple[str, ...]
+    free: dict[str, str] = field(default_factory=dict)
+    """Student tensor -> free weight's checkpoint name; added to the merged one if the tensor is in `merges` too."""
+    spare: frozenset[str] = frozenset()
+    """Checkpoint names that training may store beside: projections that only clone terms use."""
 
     @property
     def names(self) -> list[str]:
-        """Every tensor of the student: merged, gains, inherited."""
-        return [*self.merges, *self.gains, *self.inherited]
+        """Every tensor of the student: merged, gains, free, inherited."""
+        return [*self.merges, *self.gains, *(name for name in self.free if name not in self.merges), *self.inherited]
 
     @property
     def trained(self) -> set[str]:
         """Every trained tensor that the plan needs."""
-        return {projection for projection, _ in self.merges.values()} | set(self.gains.values())
+        projections = {projection for projection, _ in self.merges.values()}
+        return projections | set(self.gains.values()) | set(self.free.values())
 
 
-def merge_plan(architecture: Architecture, variant: Variant) -> MergePlan:
-    """Plan the student of an architecture.
+def merge_plan(architecture: Architecture, variant: Variant, dense: Dense | None = None) -> MergePlan:
+    """Plan the student of an architecture; of a student from scratch and in a dense phase `dense` is free.
 
     A student's head is its embedding only if the teacher's is and both share one projection; otherwise the head is a
     tensor of its own, merged from the teacher's (tied) head.
@@ -41,17 +47,25 @@ def merge_plan(architecture: Architecture, variant: Variant) -> MergePlan:
     embedding, head = (name.rpartition(".")[0] for name in (architecture.embedding, architecture.head))
     prefixes = [f"{embedding}.", *(f"{architecture.layers}.{index}." for index in range(architecture.num_layers))]
     prefixes += [f"{architecture.norm}.", f"{head}."]
-    merges, gains = {}, {}
+    merges: dict[str, tuple[str, int]] = {}
+    gains, free = {}, {}
     for prefix in prefixes:
-        plan = part_plan(architecture, variant, 0, prefix)
+        plan = part_plan(architecture, variant, 0, prefix, dense)
         for inner, (projection, axis) in plan.merges.items():
             merges[prefix + inner] = (f"projections.{prefix}{projection}".rstrip("."), axis)
         gains.update({prefix + inner: f"gains.{prefix}{inner}" for inner in plan.gains})
+        free.update({prefix + inner: f"dense.{prefix}{inner}" for inner in plan.dense})
     if variant.tie_embedding_projection:
-        merges[architecture.head] = (f"projections.{embedding}", merges[architecture.head][1])
+        if architecture.head in merges:
+            merges[architecture.head] = (f"projections.{embedding}", merges[architecture.head][1])
         if architecture.is_tied:
-            del merges[architecture.head]
-    return MergePlan(merges=merges, gains=gains, inherited=architecture.inherited)
+            merges.pop(architecture.head, None)
+            free.pop(architecture.head, None)
+    inherited = tuple(name for name in architecture.inherited if name not in free)
+    spare: frozenset[str] = frozenset()
+    if dense is not None and dense.form == "replace":
+        spare = frozenset(merge_plan(architecture, variant).trained)
+    return MergePlan(merges=merges, gains=gains, inherited=inherited, free=free, spare=spare)
 
 
 def check_trained(plan: MergePlan, trained: dict[str, Tensor], d_teacher: int, d_student: int) -> None:
@@ -60,7 +74,7 @@ def check_trained(plan: MergePlan, trained: dict[str, Tensor], d_teacher: int, d
     Raises:
         CheckpointError: One is missing, left over or of another size.
     """
-    missing, extra = sorted(plan.trained - set(trained)), sorted(set(trained) - plan.trained)
+    missing, extra = sorted(plan.trained - set(trained)), sorted(set(trained) - plan.trained - plan.spare)
     if missing or extra:
         what = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which this student does not"
         raise CheckpointError(
@@ -68,13 +82,29 @@ def check_trained(plan: MergePlan, trained: dict[str, Tensor], d_teacher: int, d
             "or to other attention, ffn or tie settings."
         )
     for name, tensor in trained.items():
+        if name.startswith("dense."):
+            continue
         wanted = [d_teacher, d_student] if name.startswith("projections.") else [d_student]
         if list(tensor.shape) != wanted:
             raise CheckpointError(f"The checkpoint's {name} must be {wanted}, found {list(tensor.shape)}.")
 
 
+def check_free(plan: MergePlan, trained: dict[str, Tensor], student: nn.Module) -> None:
+    """Check that free weights have the shapes of the student's tensors (`student` may be empty).
+
+    Raises:
+        CheckpointError: One has another shape.
+    """
+    shapes = {name: list(value.shape) for name, value in student.named_parameters(remove_duplicate=False)}
+    for name, stored in plan.free.items():
+        if list(trained[stored].shape) != shapes[name]:
+            raise CheckpointError(
+                f"The checkpoint's {stored} must be {shapes[name]}, found {list(trained[stored].shape)}."
+            )
+
+
 def student_tensor(plan: MergePlan, name: str, teacher: Tensor, trained: dict[str, Tensor]) -> Tensor:
-    """Evaluate one student tensor: merged and gains in float32, inherited ones as the teacher stores them.
+    """Evaluate one student tensor: merged, gains and free ones in float32, inherited ones as the teacher stores them.
 
     Args:
         plan: The student's plan.
@@ -84,7 +114,10 @@ def student_tensor(plan: MergePlan, name: str, teacher: Tensor, trained: dict[st
     """
     if name in plan.merges:
         projection, axis = plan.merges[name]
-        return merge(teacher.float(), trained[projection].float(), axis)
+        merged = merge(teacher.float(), trained[projection].float(), axis)
+        return merged + trained[plan.free[name]].float() if name in plan.free else merged
     if name in plan.gains:
         return trained[plan.gains[name]].float()
+    if name in plan.free:
+        return trained[plan.free[name]].float()
     return teacher

@@ -199,7 +199,7 @@ def _objective(pair: PairModel, ids: Tensor) -> Tensor:
 
 def merged_student(pair: PairModel, teacher: Any) -> Any:
     """Make the stock model of the pair's student, merged in float32 by the plan that export uses."""
-    plan = merge_plan(pair.architecture, pair.variant)
+    plan = merge_plan(pair.architecture, pair.variant, pair.dense)
     stored = teacher.state_dict()
     trained = {name: parameter.detach() for name, parameter in pair.trained().items()}
     student: Any = AutoModelForCausalLM.from_config(pair.student_config, dtype=torch.float32)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from lrc.clone.losses import clone_error
@@ -20,6 +21,7 @@ from lrc.clone.merge import lift, merge, project
 from lrc.clone.sites import Stage, Variant, layer_terms, projection_of
 from lrc.config import ObjectiveConfig
 from lrc.models.part import Pieces, ProjectedPart
+from lrc.models.tiny_bert import HIDDEN, MAP, map_rows
 from lrc.models.trace import first_tensor
 
 Result = TypeVar("Result")
@@ -29,7 +31,11 @@ class Lockstep:
     """What travels beside the student's stream during one forward pass."""
 
     def __init__(self) -> None:
+        self.runs_teacher = True
         self.teacher_stream: Tensor | None = None
+        """None where no teacher is to run."""
+        self.alignment: Tensor | None = None
+        """`[d_S, d_T]` that student states are compared through (`method: tiny_bert`)."""
         self.valid: Tensor | None = None
         """`[batch, seq]` positions that count in clone terms; None: measure none."""
         self.terms: list[Tensor] = []
@@ -45,6 +51,8 @@ class Cloning:
     term_names: tuple[str, ...]
     """The columns of the clone sums, the same for all layers."""
     objective: ObjectiveConfig
+    map_module: str | None = None
+    """The module whose attention maps are compared, if they are."""
 
 
 class PairEmbedding(ProjectedPart):
@@ -61,15 +69,23 @@ class PairEmbedding(ProjectedPart):
 
     def forward(self, input_ids: Tensor, anchor: Tensor | None = None) -> Tensor:
         """Embed ids; `anchor`, a zero that needs a gradient, lets a strategy see when this part's backward is done."""
-        with torch.no_grad():
-            teacher = self.teacher(input_ids)
-            self.lockstep.teacher_stream = teacher if self.scale == 1 else teacher * self.scale
-        rows = self.teacher.weight[input_ids.flatten()]  # type: ignore[index]
-        ((projection, axis),) = self.plan.merges.values()
-        weight = merge(rows, self.projection(projection, rows.dtype), axis)
-        renumbered = torch.arange(rows.shape[0], device=input_ids.device).view_as(input_ids)
+        if self.lockstep.runs_teacher:
+            with torch.no_grad():
+                teacher = self.teacher(input_ids)
+                self.lockstep.teacher_stream = teacher if self.scale == 1 else teacher * self.scale
+        weight = self.rows(input_ids.flatten())
+        renumbered = torch.arange(weight.shape[0], device=input_ids.device).view_as(input_ids)
         stream: Tensor = functional_call(self.twin, {**dict(self.twin.named_buffers()), "weight": weight}, renumbered)
         return stream if anchor is None else stream + anchor
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Return the student's rows of `[positions]` ids, `[positions, d_S]`: merged, free, or the sum of both."""
+        table: Tensor = self.teacher.weight  # type: ignore[assignment]
+        found = [
+            merge(table[ids], self.projection(name, table.dtype), axis) for name, axis in self.plan.merges.values()
+        ]
+        found += [functional.embedding(ids, self.dense[name]).to(table.dtype) for name in self.plan.dense]
+        return found[0] if len(found) == 1 else found[0] + found[1]
 
 
 class PairNorm(ProjectedPart):
@@ -80,8 +96,9 @@ class PairNorm(ProjectedPart):
         self.lockstep = lockstep
 
     def forward(self, student_stream: Tensor) -> Tensor:
-        with torch.no_grad():
-            self.lockstep.teacher_stream = self.teacher(self.lockstep.teacher_stream)
+        if self.lockstep.teacher_stream is not None:
+            with torch.no_grad():
+                self.lockstep.teacher_stream = self.teacher(self.lockstep.teacher_stream)
         normed: Tensor = functional_call(self.twin, self.student_tensors(), student_stream, strict=True)
         return normed
 
@@ -120,6 +137,8 @@ class PairLayer(ProjectedPart):
         for term, (site, stage) in layer_terms(cloning.stages, cloning.variant).items():
             if term in cloning.term_names:
                 self._attach(term, site, stage)
+        if cloning.map_module is not None:
+            self._attach_maps(cloning.map_module)
 
     def __getattr__(self, name: str) -> Any:
         """Answer for the stock layer: some forwards ask their layers for a kind or a window."""
@@ -131,44 +150,64 @@ class PairLayer(ProjectedPart):
             return getattr(self.twin, name)
 
     def forward(self, student_stream: Tensor, *args: Any, **kwargs: Any) -> Any:
-        assert self.lockstep.teacher_stream is not None
-        arguments = (student_stream, self.lockstep.teacher_stream, self.lockstep.valid, args, kwargs)
+        lockstep = self.lockstep
+        assert (lockstep.teacher_stream is not None) is lockstep.runs_teacher
+        arguments = (student_stream, lockstep.teacher_stream, lockstep.valid, lockstep.alignment, args, kwargs)
         if self.checkpointing and torch.is_grad_enabled():
             student, teacher, terms = checkpoint(self._run, *arguments, use_reentrant=False)
         else:
             student, teacher, terms = self._run(*arguments)
-        self.lockstep.teacher_stream = teacher
+        lockstep.teacher_stream = teacher
         if terms is not None:
-            self.lockstep.terms.append(terms)
+            lockstep.terms.append(terms)
         return student
 
     def _run(
         self,
         student_stream: Tensor,
-        teacher_stream: Tensor,
+        teacher_stream: Tensor | None,
         valid: Tensor | None,
+        alignment: Tensor | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> tuple[Any, Tensor, Tensor | None]:
+    ) -> tuple[Any, Tensor | None, Tensor | None]:
         """Return what the student's layer returns (the stream, or a tuple that opens with it), and the teacher's."""
         self._points = {} if valid is not None else None
         self._valid = valid
         terms: dict[str, Tensor] = {}
         self._terms = terms
         try:
-            with torch.no_grad():
-                teacher = first_tensor(self.teacher(teacher_stream, *args, **kwargs))
+            teacher = None
+            if teacher_stream is not None:
+                with torch.no_grad():
+                    teacher = first_tensor(self.teacher(teacher_stream, *args, **kwargs))
             inputs = (student_stream, *args)
             student = functional_call(self.twin, self.student_tensors(), inputs, kwargs, strict=True)
         finally:
             # recomputation ends early, by an exception: what stayed here would keep the layer's graph and all that it
             # saved alive until the next forward
             self._points, self._terms = None, {}
-        assert teacher is not None
         if valid is None:
             return student, teacher, None
+        assert teacher is not None
+        if HIDDEN in self.cloning.term_names and alignment is not None:
+            stream = first_tensor(student)
+            assert stream is not None
+            lifted = stream @ alignment.to(stream.dtype)
+            terms[HIDDEN] = clone_error(lifted, teacher, valid, self.cloning.objective.clone_error)
         zero = torch.zeros((), device=teacher.device)
         return student, teacher, torch.stack([terms.get(name, zero) for name in self.cloning.term_names])
+
+    def compared_projections(self) -> frozenset[str]:
+        """List the projections that clone terms need: of shared inputs, and of outputs compared in student space."""
+        variant, space = self.cloning.variant, self.cloning.objective.attention_output_space
+        found = set()
+        for term, (site, stage) in layer_terms(self.cloning.stages, variant).items():
+            lifts = site in stage.readers and variant.shares_input(stage.kind)
+            projects = site in stage.writers and not (stage.kind == "attn" and space == "teacher")
+            if term in self.cloning.term_names and (lifts or projects):
+                found.add(projection_of(site, stage, variant))
+        return frozenset(found)
 
     def _attach(self, term: str, site: str, stage: Stage) -> None:
         """Hook the teacher's module to hand its clone point over, and the twin's to be measured against it."""
@@ -183,6 +222,21 @@ class PairLayer(ProjectedPart):
                 self._terms[term] = self._error(term, site, stage, _activation(args), _activation(output))
 
         module = stage.module_of(site)
+        self.teacher.get_submodule(module).register_forward_hook(keep)
+        self.twin.get_submodule(module).register_forward_hook(measure)
+
+    def _attach_maps(self, module: str) -> None:
+        """Hook the attention of both models to compare their maps."""
+
+        def keep(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if self._points is not None:
+                self._points[MAP] = map_rows(output)
+
+        def measure(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if self._points is not None and self._valid is not None:
+                kind = self.cloning.objective.clone_error
+                self._terms[MAP] = clone_error(map_rows(output), self._points.pop(MAP), self._valid, kind)
+
         self.teacher.get_submodule(module).register_forward_hook(keep)
         self.twin.get_submodule(module).register_forward_hook(measure)
 

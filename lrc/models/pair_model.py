@@ -8,14 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from lrc.clone.head import HeadWeights, head_losses, softcapped
-from lrc.clone.sites import Variant, layer_terms
+from lrc.clone.sites import Variant
 from lrc.config import ObjectiveConfig
-from lrc.errors import ConfigError
+from lrc.method_config import Method
+from lrc.models.dense import Dense
 from lrc.models.discovery import Architecture, discover
 from lrc.models.facts import logit_softcap
 from lrc.models.pair import Cloning, Lockstep, PairEmbedding, PairHead, PairLayer, PairNorm
 from lrc.models.part import Pieces, ProjectedPart, part_plan
 from lrc.models.student import empty_student, student_config
+from lrc.models.terms import measured_terms
+from lrc.models.tiny_bert import ALIGNMENT, MAP, attention_module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,8 @@ class PairLosses(NamedTuple):
     lm: Tensor
     """`[batch]` cross entropy summed over each sequence's labels, nats."""
     kl: Tensor
-    """Scalar, KL(teacher || student) at the objective's temperature summed over labels, nats, no `T^2`."""
+    """Scalar, KL in the objective's direction and at its temperature summed over labels, nats, no `T^2`; 0 where the
+    method runs no teacher."""
     clone: Tensor
     """`[layers, terms]` clone errors summed over valid positions."""
 
@@ -52,6 +56,7 @@ class PairModel(nn.Module):
         hidden_size: int,
         variant: Variant,
         objective: ObjectiveConfig,
+        method: Method = "clone",
         architecture: Architecture | None = None,
     ) -> None:
         """Build the pair; projections and gains are zero until `models/start.py` fills them.
@@ -61,6 +66,7 @@ class PairModel(nn.Module):
             hidden_size: `d_S`.
             variant: Which readers share a projection.
             objective: Weights and forms of the losses.
+            method: What the losses compare; a student from scratch enters its phase afterwards (`enter`).
             architecture: What discovery found in the teacher, if it ran before.
 
         Raises:
@@ -71,11 +77,20 @@ class PairModel(nn.Module):
         self.architecture = architecture or discover(config)
         self.variant = variant
         self.objective = objective
+        self.method = method
+        self.dense: Dense | None = None
+        """Which tensors are free weights; set by `enter`."""
         tied = self.architecture.is_tied and variant.tie_embedding_projection
         self.student_config = student_config(config, hidden_size, tied=tied)
         self.softcap = logit_softcap(config)
-        self.term_names = measured_terms(self.architecture, variant, objective)
+        self.term_names = measured_terms(self.architecture, variant, objective, method)
         self.lockstep = Lockstep()
+        self.alignment: nn.Parameter | None = None
+        if method == "tiny_bert":
+            teacher.set_attn_implementation("eager")  # type: ignore[operator]  # else no layer hands its maps out
+            self.student_config._attn_implementation = "eager"
+            device = next(teacher.parameters()).device
+            self.alignment = nn.Parameter(torch.zeros(hidden_size, self.architecture.hidden_size, device=device))
         self.base, self.head = self._assemble(teacher, hidden_size)
         self.has_head_bias = "bias" in dict(self.head.teacher.named_parameters())
 
@@ -108,12 +123,20 @@ class PairModel(nn.Module):
             skeleton.set_submodule(name, part)
         for index, stages in enumerate(architecture.stages):
             name = f"{architecture.layers}.{index}"
-            cloning = Cloning(stages=stages, variant=self.variant, term_names=self.term_names, objective=self.objective)
+            cloning = Cloning(
+                stages=stages,
+                variant=self.variant,
+                term_names=self.term_names,
+                objective=self.objective,
+                map_module=attention_module(architecture, index) if MAP in self.term_names else None,
+            )
             skeleton.set_submodule(name, PairLayer(pieces(name), cloning, self.lockstep))
         if self.variant.tie_embedding_projection:
             source = skeleton.get_submodule(embedding)
             assert isinstance(source, ProjectedPart)
             head_part.projections = source.projections
+            if architecture.is_tied:
+                head_part.dense = source.dense
         return skeleton.get_submodule(architecture.base), head_part
 
     @property
@@ -138,7 +161,47 @@ class PairModel(nn.Module):
                 if id(parameter) not in seen:
                     seen.add(id(parameter))
                     found[name] = parameter
+        return found if self.alignment is None else found | {ALIGNMENT: self.alignment}
+
+    def stored(self) -> dict[str, nn.Parameter]:
+        """List what a checkpoint holds: the trained tensors, and projections that stay for the clone terms."""
+        frozen = {name: value for part in self.parts() for name, value in part.frozen().items()}
+        return self.trained() | frozen
+
+    def tables(self) -> frozenset[str]:
+        """Name the free weights of embedding and head, as a checkpoint does."""
+        return frozenset({f"dense.{self.architecture.embedding}", f"dense.{self.architecture.head}"})
+
+    def num_trained(self, dense: Dense | None) -> int:
+        """Count the values that a phase trains; a head tied to its embedding is counted twice if it is free."""
+        size, found = self.student_config.hidden_size, 0
+        for part in self.parts():
+            plan = part_plan(self.architecture, self.variant, size, part.prefix, dense)
+            shapes = {name: value.shape for name, value in part.twin.named_parameters()}
+            found += len(plan.projections) * plan.d_teacher * size + len(plan.gains) * size
+            found += sum(shapes[name].numel() for name in plan.dense)
         return found
+
+    def merged_under(self, name: str) -> Tensor | None:
+        """Return the merged weight that a free one of this checkpoint name is added to; None if there is none."""
+        for part in self.parts():
+            inner = name.removeprefix(f"dense.{part.prefix}")
+            if inner != name and inner in part.plan.dense and inner in part.plan.merges:
+                return part.merged(inner)
+        return None
+
+    def enter(self, dense: Dense | None) -> None:
+        """Go over to another phase of training: free tensors start at their merged values, or at zero beside them.
+
+        What both phases train stays the same parameter. None: every merged tensor is a projection's again, at zero if
+        it was not one before.
+        """
+        size = self.student_config.hidden_size
+        plans = [part_plan(self.architecture, self.variant, size, part.prefix, dense) for part in self.parts()]
+        starts = [part.dense_start(plan) for part, plan in zip(self.parts(), plans, strict=True)]
+        for part, plan, start in zip(list(self.parts()), plans, starts, strict=True):
+            part.enter(plan, start, part.compared_projections() if isinstance(part, PairLayer) else ())
+        self.dense = dense
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Recompute layers in the backward pass, or keep their activations."""
@@ -163,17 +226,28 @@ class PairModel(nn.Module):
             (Granite, Cohere) and with a one at the end if heads have a bias (Phi), so that `heads()` and soft-cap make
             the logits of it; clone sums `[layers, terms]` or None.
         """
-        self.lockstep.valid = valid if self.term_names else None
-        self.lockstep.terms = []
-        student = self.base(input_ids=input_ids, position_ids=positions, use_cache=False).last_hidden_state
-        teacher, terms = self.lockstep.teacher_stream, self.lockstep.terms
-        self.lockstep.teacher_stream, self.lockstep.terms = None, []
+        student, teacher, terms = self._streams(input_ids, valid, positions)
         assert teacher is not None
-        if self.has_head_bias:
-            student, teacher = with_one(student), with_one(teacher)
-        if (scale := self.architecture.scales.logits) != 1:
-            student, teacher = student * scale, teacher * scale
-        return student, teacher, torch.stack(terms) if terms else None
+        return student, teacher, terms
+
+    def _streams(
+        self, input_ids: Tensor, valid: Tensor | None, positions: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What `hidden_states` returns, without the teacher's where it is not to run."""
+        lockstep = self.lockstep
+        lockstep.valid = valid if self.term_names else None
+        lockstep.terms = []
+        lockstep.alignment = self.alignment
+        student = self.base(input_ids=input_ids, position_ids=positions, use_cache=False).last_hidden_state
+        teacher, terms = lockstep.teacher_stream, lockstep.terms
+        lockstep.teacher_stream, lockstep.terms = None, []
+
+        def head_input(hidden: Tensor) -> Tensor:
+            hidden = with_one(hidden) if self.has_head_bias else hidden
+            return hidden * scale if (scale := self.architecture.scales.logits) != 1 else hidden
+
+        teacher = None if teacher is None else head_input(teacher)
+        return head_input(student), teacher, torch.stack(terms) if terms else None
 
     def heads(self) -> tuple[Tensor, Tensor]:
         """Return both heads' matrices (`PairHead.matrices`); a sharded pair has them inside its head's forward only."""
@@ -203,16 +277,20 @@ class PairModel(nn.Module):
             positions: As `hidden_states` takes them.
         """
         objective = self.objective
-        student, teacher, terms = self.hidden_states(input_ids, valid if self.training else None, positions)
+        self.lockstep.runs_teacher = not (self.training and self.method == "origin")
+        student, teacher, terms = self._streams(input_ids, valid if self.training else None, positions)
+        self.lockstep.runs_teacher = True
         weights = HeadWeights(
             lm=objective.lm_weight / max(1, counts.labels),
             kl=objective.kl_weight * self._kl_scale(counts),
             temperature=objective.temperature,
+            direction=objective.kl_direction,
+            skew=objective.kl_skew,
             softcap=self.softcap,
         )
 
         def losses(student_head: Tensor, teacher_head: Tensor, student: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            rows = teacher.flatten(0, 1)
+            rows = None if teacher is None else teacher.flatten(0, 1)
             return head_losses(student, rows, student_head, teacher_head, labels.flatten(), weights=weights)
 
         total, lm, kl = self.head(losses, student.flatten(0, 1))
@@ -234,19 +312,3 @@ class PairModel(nn.Module):
 def with_one(hidden: Tensor) -> Tensor:
     """Put a one behind hidden states, for a head matrix whose last column is a bias."""
     return torch.cat((hidden, torch.ones_like(hidden[..., :1])), -1)
-
-
-def measured_terms(architecture: Architecture, variant: Variant, objective: ObjectiveConfig) -> tuple[str, ...]:
-    """List the clone terms that are measured, the columns of the clone sums.
-
-    Raises:
-        ConfigError: `objective.without` names a term that the student lacks.
-    """
-    names = dict.fromkeys(term for stages in architecture.stages for term in layer_terms(stages, variant))
-    unknown = set(objective.without) - set(names) - {"all"}
-    if unknown:
-        raise ConfigError(
-            f"objective.without names clone terms that this student lacks: {', '.join(sorted(unknown))}. "
-            f"It has {', '.join(names)}."
-        )
-    return () if "all" in objective.without else tuple(name for name in names if name not in objective.without)

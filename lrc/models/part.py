@@ -1,5 +1,6 @@
 """A projected part: one teacher module, the student's empty twin, and the trained tensors between them."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from lrc.clone.merge import merge
 from lrc.clone.sites import Stage, Variant, projection_of, site_of
+from lrc.models.dense import Dense, dense_names
 from lrc.models.discovery import Architecture
 
 
@@ -19,6 +21,8 @@ class PartPlan:
     merges: dict[str, tuple[str, int]]
     """Tensor name -> (projection name, hidden axis)."""
     gains: tuple[str, ...]
+    dense: tuple[str, ...] = ()
+    """Names of free tensors; one that is in `merges` too is added to the merged one."""
 
     @property
     def projections(self) -> tuple[str, ...]:
@@ -70,6 +74,7 @@ class ProjectedPart(nn.Module):
         self.gains = nn.ParameterDict(
             {_key(name): nn.Parameter(torch.zeros(plan.d_student, device=device)) for name in plan.gains}
         )
+        self.dense = nn.ParameterDict()
 
     def train(self, mode: bool = True) -> "ProjectedPart":
         """Switch the part's mode; the teacher never drops activations or jitters a router."""
@@ -102,8 +107,12 @@ class ProjectedPart(nn.Module):
         for name, _ in self.twin.named_parameters():
             if name in merged:
                 tensors[name] = merged[name]
+                if name in self.plan.dense:
+                    tensors[name] = tensors[name] + self.dense[_key(name)].to(dtype)
             elif name in self.plan.gains:
                 tensors[name] = self.gains[_key(name)].to(dtype)
+            elif name in self.plan.dense:
+                tensors[name] = self.dense[_key(name)].to(dtype)
             else:
                 tensors[name] = teacher[name]
         return tensors
@@ -122,15 +131,69 @@ class ProjectedPart(nn.Module):
 
     def trained(self) -> dict[str, nn.Parameter]:
         """List the trained tensors by their checkpoint names."""
-        named = {
-            f"projections.{self.prefix}{name}".rstrip("."): self.projections[_key(name)]
-            for name in self.plan.projections
+        named = {self._projection_name(name): self.projections[_key(name)] for name in self.plan.projections}
+        named |= {f"gains.{self.prefix}{name}": self.gains[_key(name)] for name in self.plan.gains}
+        return named | {f"dense.{self.prefix}{name}": self.dense[_key(name)] for name in self.plan.dense}
+
+    def frozen(self) -> dict[str, nn.Parameter]:
+        """List by checkpoint name the projections that only clone points still need."""
+        return {
+            self._projection_name(_name(key)): value
+            for key, value in self.projections.items()
+            if _name(key) not in self.plan.projections
         }
-        return named | {f"gains.{self.prefix}{name}": self.gains[_key(name)] for name in self.plan.gains}
+
+    def _projection_name(self, name: str) -> str:
+        return f"projections.{self.prefix}{name}".rstrip(".")
+
+    @torch.no_grad()
+    def merged(self, name: str) -> Tensor:
+        """Merge a tensor of the plan as export does, in the projections' dtype (float32)."""
+        projection, axis = self.plan.merges[name]
+        master = self.projections[_key(projection)]
+        return merge(self.teacher.get_parameter(name).to(master.dtype), master, axis).contiguous()
+
+    def dense_start(self, plan: PartPlan) -> dict[str, Tensor]:
+        """Return the values that `plan`'s free tensors start at: merged where they replace a merge, else zero."""
+        shapes = {name: value.shape for name, value in self.twin.named_parameters()}
+        device = next((parameter.device for parameter in self.teacher.parameters()), None)
+        return {
+            name: self.merged(name)
+            if name in self.plan.merges and name not in plan.merges
+            else torch.zeros(shapes[name], device=device)
+            for name in plan.dense
+        }
+
+    def enter(self, plan: PartPlan, start: dict[str, Tensor], kept: Collection[str]) -> None:
+        """Train by another plan of the same part; what both plans train stays the very same parameter.
+
+        Args:
+            plan: What is projected and what is free from here on.
+            start: What `dense_start` returned for it.
+            kept: Projections that stay, frozen, if the plan has no other use for them.
+        """
+        wanted = {*plan.projections, *kept}
+        for key in [key for key in self.projections if _name(key) not in wanted]:
+            del self.projections[key]
+        for name in (name for name in plan.projections if _key(name) not in self.projections):
+            zeros = torch.zeros(plan.d_teacher, plan.d_student, device=next(self.teacher.parameters()).device)
+            self.projections[_key(name)] = nn.Parameter(zeros)
+        for key, projection in self.projections.items():
+            projection.requires_grad_(_name(key) in plan.projections)
+        for key in [key for key in self.dense if _name(key) not in plan.dense]:
+            del self.dense[key]
+        for name in (name for name in plan.dense if _key(name) not in self.dense):
+            self.dense[_key(name)] = nn.Parameter(start[name])
+        self.plan = plan
 
 
-def part_plan(architecture: Architecture, variant: Variant, d_student: int, prefix: str) -> PartPlan:
-    """Collect what is projected below `prefix` (a module path ending in a dot, or a module's own path and a dot)."""
+def part_plan(
+    architecture: Architecture, variant: Variant, d_student: int, prefix: str, dense: Dense | None = None
+) -> PartPlan:
+    """Collect what is projected below `prefix` (a module path ending in a dot, or a module's own path and a dot).
+
+    Where `dense` replaces merges, what it frees is no longer projected.
+    """
     merges: dict[str, tuple[str, int]] = {}
     stages = _stages_below(architecture, prefix)
     for name, entry in architecture.projected.items():
@@ -141,7 +204,13 @@ def part_plan(architecture: Architecture, variant: Variant, d_student: int, pref
         stage = next((stage for stage in stages if site in (*stage.readers, *stage.writers)), None)
         merges[inner] = (projection_of(site, stage, variant) if stage else site, entry.axis)
     gains = tuple(name.removeprefix(prefix) for name in architecture.gains if name.startswith(prefix))
-    return PartPlan(d_teacher=architecture.hidden_size, d_student=d_student, merges=merges, gains=gains)
+    free: tuple[str, ...] = ()
+    if dense is not None:
+        inherited = (name.removeprefix(prefix) for name in architecture.inherited if name.startswith(prefix))
+        free = dense_names(dense, merges, inherited, stages)
+        if dense.form == "replace":
+            merges = {name: source for name, source in merges.items() if name not in free}
+    return PartPlan(d_teacher=architecture.hidden_size, d_student=d_student, merges=merges, gains=gains, dense=free)
 
 
 def _stages_below(architecture: Architecture, prefix: str) -> tuple[Stage, ...]:
@@ -153,3 +222,7 @@ def _stages_below(architecture: Architecture, prefix: str) -> tuple[Stage, ...]:
 def _key(name: str) -> str:
     # ParameterDict refuses dots and empty names
     return name.replace(".", "/") or "whole"
+
+
+def _name(key: str) -> str:
+    return "" if key == "whole" else key.replace("/", ".")

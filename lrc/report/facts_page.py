@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from lrc.method_config import method_objective
 from lrc.report.number_text import MISSING, count_text, duration_text
 from lrc.report.plots import Plot
 from lrc.report.records import RunData
@@ -70,6 +71,11 @@ def _fact_rows(data: RunData) -> list[tuple[str, str]]:
     elif data.recipe is not None:
         rows.append(("Start", code(data.recipe.start.method)))
     if data.recipe is not None:
+        if data.recipe.method != "clone":
+            rows.append(("Method", f"{code(data.recipe.method)}, from scratch"))
+        if (phases := data.recipe.phases).dense_share:
+            free = f"{phases.dense_tensors}, {phases.dense_form}"
+            rows.append(("Dense phase", f"the last {phases.dense_share:.0%} of the steps ({free})"))
         rows.append(("Objective", _objective_text(data)))
         rows.append(("Learning rate", f"{data.recipe.train.learning_rate:g}, {data.recipe.train.schedule}"))
     if data.parity is not None:
@@ -79,9 +85,10 @@ def _fact_rows(data: RunData) -> list[tuple[str, str]]:
 
 def _objective_text(data: RunData) -> str:
     assert data.recipe is not None
-    objective = data.recipe.objective
+    objective = method_objective(data.recipe.method, data.recipe.objective)
+    direction = "" if objective.kl_direction == "forward" else f"{objective.kl_direction}, "
     return (
-        f"{objective.lm_weight:g} x LM + {objective.kl_weight:g} x KL (T = {objective.temperature:g}, "
+        f"{objective.lm_weight:g} x LM + {objective.kl_weight:g} x KL ({direction}T = {objective.temperature:g}, "
         f"{objective.kl_reduction}) + {objective.clone_weight:g} x clone ({objective.clone_error}, "
         f"{objective.clone_reduction})"
     )

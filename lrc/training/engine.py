@@ -15,10 +15,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from lrc.config import TrainConfig
+from lrc.models.dense import Dense
 from lrc.models.pair_model import PairModel
 from lrc.models.step_weights import StepWeights
 from lrc.training.checkpoint import Saved
-from lrc.training.optimizer import make_optimizer, moment_shapes
+from lrc.training.optimizer import make_optimizer, moment_shapes, parameter_groups, row_sizes, set_rate
 
 Accept = Callable[[float], bool]
 """Says of a step's gradient norm before clipping whether the step may be done; every rank gets the same answer."""
@@ -30,7 +31,7 @@ class Engine(Protocol):
     model: Any
     """The pair as it is to be called in training."""
     shapes: dict[str, torch.Size]
-    """Of the whole trained tensors, by checkpoint name."""
+    """Of the whole tensors of a checkpoint, by name: trained ones, and projections that stay for the clone terms."""
     moment_shapes: dict[str, torch.Size]
     """Of what the optimiser remembers, by name in the checkpoint."""
     is_sharded: bool
@@ -61,6 +62,10 @@ class Engine(Protocol):
         """Set weights and moments."""
         ...
 
+    def enter(self, dense: Dense | None) -> None:
+        """Go over to another phase of training; tensors that stay keep their moments, new ones start without."""
+        ...
+
 
 def merges_once(settings: TrainConfig, accumulation: int) -> bool:
     """Whether an engine that holds all weights merges once a step, not in every micro-batch."""
@@ -72,23 +77,52 @@ class FullEngine:
 
     is_sharded = False
 
-    def __init__(self, accelerator: Accelerator, pair: PairModel, settings: TrainConfig, *, accumulation: int) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        pair: PairModel,
+        settings: TrainConfig,
+        *,
+        accumulation: int,
+        dense_rate_share: float = 1.0,
+    ) -> None:
         """Take over a filled pair; DDP hands the first rank's weights to the others.
 
         Args:
-            accelerator: One process, or several with the same weights.
-            pair: Its trained tensors are what moves.
+            accelerator: Knows the ranks.
+            pair: In the phase that training is to begin in.
             settings: The recipe's section.
             accumulation: Micro-batches of one step.
+            dense_rate_share: What free weights' learning rate is of the run's.
         """
         self.accelerator = accelerator
+        self.pair = pair
         self.settings = settings
         self.step_weights = StepWeights(pair) if merges_once(settings, accumulation) else None
-        self.trained = pair.trained()
-        self.shapes = {name: value.shape for name, value in self.trained.items()}
-        self.moment_shapes = moment_shapes(self.shapes, settings)
-        self.optimizer = make_optimizer(self.trained.values(), settings)
-        self.model: Any = accelerator.prepare_model(pair) if accelerator.num_processes > 1 else pair
+        self.dense_rate_share = dense_rate_share
+        self._take_over({})
+
+    def _take_over(self, kept: dict[Any, Any]) -> None:
+        """Read off the pair what it trains by now; `kept` is the optimiser's state of what it trained before."""
+        self.trained, self.stored = self.pair.trained(), self.pair.stored()
+        self.shapes = {name: value.shape for name, value in self.stored.items()}
+        shapes = {name: value.shape for name, value in self.trained.items()}
+        tables = self.pair.tables()
+        self.moment_shapes = moment_shapes(shapes, self.settings, tables)
+        groups = parameter_groups(self.trained, tables, self.dense_rate_share)
+        self.optimizer = make_optimizer(groups, self.settings)
+        for name, value in self.trained.items():
+            if value in kept:
+                self.optimizer.state[value] = kept[value]
+            elif self.settings.optimizer == "muon" and (merged := self.pair.merged_under(name)) is not None:
+                self.optimizer.state[value]["row_size"] = row_sizes(merged)
+        is_alone = self.accelerator.num_processes == 1
+        self.model: Any = self.pair if is_alone else self.accelerator.prepare_model(self.pair)
+
+    def enter(self, dense: Dense | None) -> None:
+        (self.model,) = self.accelerator.free_memory(self.model)  # DDP's hooks sit on the tensors that it began with
+        self.pair.enter(dense)
+        self._take_over(self.optimizer.state)
 
     def micro_batch(self, *, is_last: bool) -> AbstractContextManager[Any]:
         if self.step_weights is not None:
@@ -109,8 +143,7 @@ class FullEngine:
         moves = accept(float(norm))
         if moves:
             torch.nn.utils.clip_grads_with_norm_(self.trained.values(), self.settings.max_grad_norm, norm)
-            (group,) = self.optimizer.param_groups
-            group["lr"] = rate
+            set_rate(self.optimizer, rate)
             self.optimizer.step()
         self.optimizer.zero_grad()
         return float(norm), moves
@@ -126,7 +159,7 @@ class FullEngine:
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if not self.accelerator.is_main_process:
             return {}, {}
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.trained.items()}
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.stored.items()}
         moments = {
             f"{key}/{name}": kept.detach().cpu().contiguous()
             for name, value in self.trained.items()
@@ -136,7 +169,7 @@ class FullEngine:
 
     @torch.no_grad()
     def load(self, saved: Saved) -> None:
-        for name, parameter in self.trained.items():
+        for name, parameter in self.stored.items():
             parameter.copy_(saved.weights[name])
         for key, shape in self.moment_shapes.items():
             what, _, name = key.partition("/")

@@ -11,6 +11,7 @@ from accelerate.utils import LoggerType, broadcast
 
 from lrc.config import Recipe, TrainConfig, recipe_to_dict
 from lrc.errors import CheckpointError, ConfigError
+from lrc.models.dense import Dense
 from lrc.models.pair_model import PairModel
 from lrc.training.beside import write_beside
 from lrc.training.engine import Engine, FullEngine
@@ -66,17 +67,23 @@ def make_accelerator(
 
 
 def make_engine(
-    accelerator: Accelerator, pair: PairModel, settings: TrainConfig, *, strategy: str, accumulation: int
+    accelerator: Accelerator,
+    pair: PairModel,
+    settings: TrainConfig,
+    *,
+    strategy: str,
+    accumulation: int,
+    dense_rate_share: float = 1.0,
 ) -> Engine:
-    """Hand a filled pair over to what trains it; the first process's trained tensors go to all."""
+    """Hand a filled pair over to what trains it; the first process's tensors go to all."""
     with torch.no_grad():
-        for parameter in pair.trained().values():
+        for parameter in pair.stored().values():
             broadcast(parameter.data)
     if strategy == "fsdp2":
-        return ShardedEngine(accelerator, pair, settings)
+        return ShardedEngine(accelerator, pair, settings, dense_rate_share=dense_rate_share)
     if strategy in ZERO_STAGES:
         return ZeroEngine(accelerator, pair, settings, accumulation=accumulation)
-    return FullEngine(accelerator, pair, settings, accumulation=accumulation)
+    return FullEngine(accelerator, pair, settings, accumulation=accumulation, dense_rate_share=dense_rate_share)
 
 
 def start_trackers(accelerator: Accelerator, settings: TrainConfig) -> None:
@@ -97,13 +104,21 @@ def end_training(accelerator: Accelerator) -> None:
         torch.distributed.destroy_process_group()
 
 
-def check_space(folder: Path, pair: PairModel, *, keep: int | None) -> None:
+def check_space(folder: Path, pair: PairModel, *, keep: int | None, dense: Dense | None = None) -> None:
     """Check that the disk holds the run's checkpoints, before the expensive part.
+
+    Args:
+        folder: Where they will lie.
+        pair: What is trained at first.
+        keep: Checkpoints kept.
+        dense: The phase that comes later, if one does.
 
     Raises:
         CheckpointError: It does not.
     """
     trained = sum(parameter.numel() for parameter in pair.trained().values()) * 4
+    if dense is not None:
+        trained = max(trained, pair.num_trained(dense) * 4)
     needed = 3 * trained * ((keep or 2) + 2)  # the best one beside those kept, and the one that is being written
     free = shutil.disk_usage(folder).free
     if free < needed:

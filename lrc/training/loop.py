@@ -18,6 +18,8 @@ from lrc.config import TrainConfig
 from lrc.data.blocks import Batch, BatchPlan, Blocks, step_batches
 from lrc.errors import CheckpointError, NumericsError
 from lrc.evaluation.agreement import Agreement
+from lrc.models.checkpoint import read_facts
+from lrc.models.dense import Dense, dense_of_facts
 from lrc.models.pair_model import PairModel, StepCounts
 from lrc.training.checkpoint import Saved, read_checkpoint, save_checkpoint, write_failure
 from lrc.training.checkpoint_list import find_resume, rotate
@@ -31,6 +33,7 @@ from lrc.training.divergence import (
 )
 from lrc.training.engine import Engine
 from lrc.training.metrics import Interval, MetricsLog
+from lrc.training.phases import Phases
 from lrc.training.preemption import PREEMPTED, Preemption
 from lrc.training.run_state import RunState
 from lrc.training.schedule import learning_rate
@@ -49,6 +52,7 @@ class LoopParts:
     document_masking: bool
     """Attention stays inside documents."""
     settings: TrainConfig
+    phases: Phases
     folder: Path
     """The verb's folder."""
     log: MetricsLog
@@ -100,6 +104,7 @@ def run_loop(parts: LoopParts, state: RunState) -> Path:
     if is_due or (state.step >= settings.max_steps and not last.is_dir()):  # resumed from another run's end
         last = _save(parts, state)
     while state.step < settings.max_steps:
+        _enter(parts, parts.phases.at(state.step, parts.pair.dense), state.step)
         batches = step_batches(parts.blocks, parts.plan, state.next_batch, document_masking=parts.document_masking)
         counts = _global_counts(parts.accelerator, batches)
         rate = learning_rate(settings, state.step)
@@ -222,7 +227,20 @@ def _last_checkpoint(parts: LoopParts) -> Saved | None:
     (found,) = chosen
     if isinstance(found, str):
         raise CheckpointError(found)
-    return None if found is None else read_checkpoint(found, parts.engine.shapes, parts.engine.moment_shapes)
+    if found is None:
+        return None
+    _enter(parts, dense_of_facts(read_facts(found) or {}))  # it may lie before the phase that the run is in
+    return read_checkpoint(found, parts.engine.shapes, parts.engine.moment_shapes)
+
+
+def _enter(parts: LoopParts, dense: Dense | None, step: int | None = None) -> None:
+    """Go over to a phase if the run is in another one; a `step` is told."""
+    if dense == parts.pair.dense:
+        return
+    parts.engine.enter(dense)
+    if step is not None and dense is not None and parts.accelerator.is_main_process:
+        free = sum(value.numel() for name, value in parts.pair.trained().items() if name.startswith("dense."))
+        parts.log.say(f"step {step}: the dense phase begins, {free:,} free weights ({dense.tensors}, {dense.form})")
 
 
 def _sums(accelerator: Accelerator, values: list[Any]) -> list[float]:

@@ -1,5 +1,8 @@
 """The two optimisers of the loop: AdamW as published, and Muon in units of each projection row's own size.
 
+Free weights of a dense phase (docs/methods.md) form groups of their own, with a rate of their own; Muon measures them
+by the rows of the merged weight that they start from.
+
 A projection's rows differ in size by the teacher's norm gains (SmolLM2's first attention layer reads through rows of
 0.002, its writers write through rows of 0.05). One absolute step for all of them tears the small ones apart before the
 large ones have moved (docs/log.md), so Muon here works on `P / D`, `D` the rows' root mean squares at the start: a
@@ -7,7 +10,7 @@ learning rate is the share of its own size that an entry moves by.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, overload
 
 import torch
@@ -30,8 +33,35 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state beside its step count."""
 
 
-def make_optimizer(trained: Iterable[nn.Parameter], settings: TrainConfig) -> torch.optim.Optimizer:
-    """Make the recipe's optimiser over the trained tensors; one parameter group, so that the loop sets one rate."""
+def parameter_groups(
+    trained: dict[str, nn.Parameter], tables: Collection[str], dense_rate_share: float
+) -> list[dict[str, Any]]:
+    """Group trained tensors by their share of the learning rate: projections and gains, free weights, free tables.
+
+    Args:
+        trained: By checkpoint name.
+        tables: Names of embedding and head, of which a batch touches few rows.
+        dense_rate_share: What free weights' learning rate is of the run's.
+    """
+    free = {name: value for name, value in trained.items() if name.startswith("dense.")}
+    plain = [value for name, value in trained.items() if name not in free]
+    groups: list[dict[str, Any]] = [{"params": plain, "rate_share": 1.0, "is_table": False}]
+    for is_table in (False, True):
+        values = [value for name, value in free.items() if (name in tables) is is_table]
+        groups.append({"params": values, "rate_share": dense_rate_share, "is_table": is_table})
+    return [group for group in groups if group["params"]]
+
+
+def set_rate(optimizer: Any, rate: float) -> None:
+    """Set the learning rate of a step; each group takes its share of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("rate_share", 1.0)
+
+
+def make_optimizer(
+    trained: Iterable[nn.Parameter] | Iterable[dict[str, Any]], settings: TrainConfig
+) -> torch.optim.Optimizer:
+    """Make the recipe's optimiser over trained tensors, or over their `parameter_groups`."""
     betas = (settings.beta1, settings.beta2)
     if settings.optimizer == "muon":
         return Muon(trained, lr=settings.learning_rate, betas=betas, weight_decay=settings.weight_decay)
@@ -40,19 +70,30 @@ def make_optimizer(trained: Iterable[nn.Parameter], settings: TrainConfig) -> to
     )
 
 
-def moment_shapes(shapes: dict[str, torch.Size], settings: TrainConfig) -> dict[str, torch.Size]:
-    """List what the optimiser remembers after a step as `KEY/NAME`, for trained tensors of these shapes."""
+def moment_shapes(
+    shapes: dict[str, torch.Size], settings: TrainConfig, tables: Collection[str] = ()
+) -> dict[str, torch.Size]:
+    """List what the optimiser remembers after a step as `KEY/NAME`, for trained tensors of these shapes.
+
+    Args:
+        shapes: By checkpoint name.
+        settings: The recipe's section.
+        tables: As for `parameter_groups`.
+    """
     found: dict[str, torch.Size] = {}
     for name, shape in shapes.items():
-        if settings.optimizer == "muon" and len(shape) == 2:
-            found |= {f"momentum/{name}": shape, f"row_size/{name}": torch.Size([shape[0], 1])}
+        is_matrix = settings.optimizer == "muon" and len(shape) > 1
+        if is_matrix:
+            found[f"row_size/{name}"] = torch.Size([*shape[:-1], 1])
+        if is_matrix and name not in tables:
+            found[f"momentum/{name}"] = shape
         else:
             found |= {f"step/{name}": torch.Size([])} | {f"{key}/{name}": shape for key in MOMENTS}
     return found
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum with orthogonalised steps for projections, Adam for the norm gains.
+    """Momentum with orthogonalised steps for projections and free weights, Adam for norm gains and free tables.
 
     A projection `P`, `[d_T, d_S]`, with row sizes `D`, `[d_T, 1]`, and gradient `G` moves by
 
@@ -62,11 +103,21 @@ class Muon(torch.optim.Optimizer):
     where `polar(X) = X (X.T X)^(-1/2)`, so that the step's entries have a root mean square of `lr D` whatever the
     gradient's spectrum (Jordan 2024). Weight decay is decoupled: `P` shrinks by `lr * weight_decay` a step.
 
+    A free weight `W`, `[out, in]`, moves in the same way, `D` the sizes of its own rows at the start of its phase (of
+    the merged weight's, for an update that starts at zero). Stacked experts are as many matrices. A free embedding or
+    head moves by Adam's steps times `D`: a batch touches few of its rows, and a polar factor would give these the step
+    of all.
+
     torch.optim.Muon orthogonalises in bfloat16, which many CPUs emulate a hundred times slower, and knows no row sizes.
     """
 
     def __init__(
-        self, trained: Iterable[nn.Parameter], *, lr: float, betas: tuple[float, float], weight_decay: float = 0.0
+        self,
+        trained: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        weight_decay: float = 0.0,
     ) -> None:
         super().__init__(trained, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
@@ -83,7 +134,9 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                if parameter.dim() == 2:
+                if parameter.dim() > 1:
+                    self.state[parameter].setdefault("row_size", row_sizes(parameter))
+                if parameter.dim() > 1 and not group.get("is_table", False):
                     stacks.setdefault(parameter.shape, []).append(parameter)
                 else:
                     self._adam_step(parameter, group)
@@ -99,23 +152,23 @@ class Muon(torch.optim.Optimizer):
         directions = []
         for matrix in matrices:
             state = self.state[matrix]
-            if not state:
+            if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(matrix)
-                state["row_size"] = row_sizes(matrix)
             assert matrix.grad is not None
             gradient = matrix.grad * state["row_size"]
             state["momentum"].lerp_(gradient, 1 - momentum)
             directions.append(gradient.lerp(state["momentum"], momentum))
         steps = orthogonalise(torch.stack(directions))
-        length = group["lr"] * math.sqrt(max(steps.shape[1:]))
+        length = group["lr"] * math.sqrt(max(steps.shape[-2:]))
         for matrix, step in zip(matrices, steps, strict=True):
             matrix.mul_(1 - group["lr"] * group["weight_decay"])
             matrix.addcmul_(step, self.state[matrix]["row_size"], value=-length)
 
     def _adam_step(self, vector: nn.Parameter, group: dict[str, Any]) -> None:
+        """Move a vector by its share of the rate, or a table by the rate times its rows' sizes."""
         beta1, beta2 = group["betas"]
         state = self.state[vector]
-        if not state:
+        if "step" not in state:
             state["step"] = torch.zeros(())
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(vector), torch.zeros_like(vector)
         assert vector.grad is not None
@@ -124,13 +177,17 @@ class Muon(torch.optim.Optimizer):
         state["exp_avg_sq"].lerp_(vector.grad.square(), 1 - beta2)
         count = int(state["step"])
         spread = (state["exp_avg_sq"] / (1 - beta2**count)).sqrt_().add_(ADAM_EPSILON)
-        length = GAIN_SHARE * group["lr"] / (1 - beta1**count)
-        vector.addcdiv_(state["exp_avg"], spread, value=-length)
+        length = group["lr"] / (1 - beta1**count)
+        if "row_size" in state:
+            vector.mul_(1 - group["lr"] * group["weight_decay"])
+            vector.addcmul_(state["exp_avg"] / spread, state["row_size"], value=-length)
+        else:
+            vector.addcdiv_(state["exp_avg"], spread, value=-GAIN_SHARE * length)
 
 
-def row_sizes(projection: Tensor) -> Tensor:
-    """Return the root mean square of each row of `[d_T, d_S]`, `[d_T, 1]`, none below a tenth of their mean."""
-    sizes = projection.detach().square().mean(1, keepdim=True).sqrt()
+def row_sizes(matrix: Tensor) -> Tensor:
+    """Return each row's root mean square, `[..., rows, 1]`, none below a tenth of their mean."""
+    sizes = matrix.detach().square().mean(-1, keepdim=True).sqrt()
     return sizes.clamp_min(SMALLEST_ROW * float(sizes.mean())).clamp_min(torch.finfo(sizes.dtype).tiny)
 
 

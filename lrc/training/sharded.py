@@ -16,11 +16,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lrc.config import TrainConfig
+from lrc.models.dense import Dense
 from lrc.models.pair import PairEmbedding, PairHead, PairLayer, PairNorm
 from lrc.models.pair_model import PairModel
 from lrc.training.checkpoint import Saved
 from lrc.training.engine import Accept
-from lrc.training.optimizer import MOMENTS, make_optimizer, moment_shapes
+from lrc.training.optimizer import MOMENTS, make_optimizer, moment_shapes, parameter_groups, set_rate
 
 
 class ShardedEngine:
@@ -28,20 +29,23 @@ class ShardedEngine:
 
     is_sharded = True
 
-    def __init__(self, accelerator: Accelerator, pair: PairModel, settings: TrainConfig) -> None:
-        """Shard a filled pair, equal on every rank, in place."""
+    def __init__(
+        self, accelerator: Accelerator, pair: PairModel, settings: TrainConfig, *, dense_rate_share: float = 1.0
+    ) -> None:
+        """Shard a filled pair, equal on every rank, in place; arguments as `FullEngine` takes them."""
         self.accelerator = accelerator
         self.settings = settings
-        self.shapes = {name: value.shape for name, value in pair.trained().items()}
-        self.moment_shapes = moment_shapes(self.shapes, settings)
+        self.shapes = {name: value.shape for name, value in pair.stored().items()}
+        self.moment_shapes = moment_shapes({name: value.shape for name, value in pair.trained().items()}, settings)
         self.mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         for unit in sharding_units(pair):
             fully_shard(unit, mesh=self.mesh)
         self.model: Any = fully_shard(pair, mesh=self.mesh)
         # else whoever calls a part of the pair before the whole, as a measure after resuming does, makes it a root
         self.model._get_fsdp_state()._lazy_init()
-        self.trained = pair.trained()
-        self.optimizer = make_optimizer(self.trained.values(), settings)
+        self.trained, self.stored = pair.trained(), pair.stored()
+        groups = parameter_groups(self.trained, pair.tables(), dense_rate_share)
+        self.optimizer = make_optimizer(groups, settings)
 
     def micro_batch(self, *, is_last: bool) -> AbstractContextManager[Any]:
         assert isinstance(self.model, FSDPModule)
@@ -59,8 +63,7 @@ class ShardedEngine:
         moves = accept(whole)
         if moves:
             torch.nn.utils.clip_grads_with_norm_(self.trained.values(), self.settings.max_grad_norm, norm)
-            (group,) = self.optimizer.param_groups
-            group["lr"] = rate
+            set_rate(self.optimizer, rate)
             self.optimizer.step()
         self.optimizer.zero_grad()
         return whole, moves
@@ -69,9 +72,10 @@ class ShardedEngine:
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         weights: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
+        for name, parameter in self.stored.items():
+            self._gather(weights, name, parameter)
         for name, parameter in self.trained.items():
             state = self.optimizer.state[parameter]
-            self._gather(weights, name, parameter)
             self._gather(moments, f"step/{name}", state["step"])
             for key in MOMENTS:
                 self._gather(moments, f"{key}/{name}", state[key])
@@ -85,12 +89,16 @@ class ShardedEngine:
 
     @torch.no_grad()
     def load(self, saved: Saved) -> None:
-        for name, parameter in self.trained.items():
+        for name, parameter in self.stored.items():
             parameter.copy_(self._sharded(saved.weights[name], parameter))
+        for name, parameter in self.trained.items():
             step = saved.moments[f"step/{name}"].to(parameter.device, copy=True)  # there the fused AdamW counts
             self.optimizer.state[parameter] = {"step": step} | {
                 key: self._sharded(saved.moments[f"{key}/{name}"], parameter) for key in MOMENTS
             }
+
+    def enter(self, dense: Dense | None) -> None:
+        raise AssertionError("a switch of phases is refused before the engine is made")
 
     def _sharded(self, whole: Tensor, like: nn.Parameter) -> DTensor:
         assert isinstance(like, DTensor)

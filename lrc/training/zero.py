@@ -14,11 +14,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lrc.config import TrainConfig
+from lrc.models.dense import Dense
 from lrc.models.pair import PairEmbedding, PairHead, PairLayer, PairNorm
 from lrc.models.pair_model import PairModel
 from lrc.training.checkpoint import Saved
 from lrc.training.engine import Accept
-from lrc.training.optimizer import MOMENTS, make_optimizer, moment_shapes
+from lrc.training.optimizer import MOMENTS, make_optimizer, moment_shapes, set_rate
 
 
 class ZeroEngine:
@@ -68,8 +69,7 @@ class ZeroEngine:
             self.engine.step()  # counts the micro-batch
 
     def update(self, rate: float, accept: Accept) -> tuple[float, bool]:
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.engine.optimizer, rate)
         self.engine.step()  # clips; leaves the weights alone if the norm is not finite
         norm = float(self.engine.get_global_grad_norm())
         accept(norm)
@@ -104,6 +104,9 @@ class ZeroEngine:
             safe_set_full_fp32_param(parameter, weight)
             for key in MOMENTS:
                 safe_set_full_optimizer_state(parameter, saved.moments[f"{key}/{name}"].to(parameter.device), key)
+
+    def enter(self, dense: Dense | None) -> None:
+        raise AssertionError("phases are refused before the engine is made")
 
     def _load_shards(self, saved: Saved) -> None:
         """Set this rank's pieces in stage 3, each `1 / ranks` of a flat tensor, the last one padded with zeros."""

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,19 @@ from rich.console import Console
 
 from lrc.config import Recipe, load_recipe, recipe_from_dict
 from lrc.errors import ConfigError
+from lrc.method_config import first_dense_step
 from lrc.models.checkpoint import variant_of
+from lrc.models.dense import Dense
 from lrc.models.discovery import Architecture, discover
+from lrc.models.merge_plan import merge_plan
 from lrc.models.oracles import require_family
-from lrc.models.pair_model import measured_terms
 from lrc.models.teacher import load_config
+from lrc.models.terms import measured_terms
 from lrc.plan.devices import Machine, parse_machine, usual_machines
 from lrc.plan.inverse import allowed_sizes, hidden_size_for, largest_size, parse_count
 from lrc.plan.memory import strategies_for
 from lrc.plan.run_costs import PUBLISHED_MFU, RunShape
-from lrc.plan.sizes import measure_sizes
+from lrc.plan.sizes import Sizes, measure_sizes
 from lrc.plan.whole import Planner, plan_to_dict
 from lrc.verbs.plan import plan as describe
 from lrc.verbs.plan_tables import answer_lines, print_plan, verdict
@@ -58,6 +62,11 @@ def plan_costs(source: str, overrides: tuple[str, ...], question: Question, *, t
     is_recipe = source.endswith((".yaml", ".yml"))
     machine = parse_machine(question.fits or question.machine)
     recipe = _recipe(source, overrides, question, is_recipe=is_recipe, trust_remote_code=trust_remote_code)
+    if recipe.method != "clone":
+        raise ConfigError(
+            f"lrc plan counts what method = clone trains and costs, found method = {recipe.method}: a student from "
+            "scratch, all of whose parameters are trained. Plan with method=clone for the student's size."
+        )
     config = load_config(locate_teacher(recipe.teacher), trust_remote_code=recipe.trust_remote_code)
     architecture = discover(config)
     measured_terms(architecture, variant_of(recipe.student), recipe.objective)
@@ -75,6 +84,8 @@ def plan_costs(source: str, overrides: tuple[str, ...], question: Question, *, t
         *listed, supported = describe(source, hidden_size=size, trust_remote_code=trust_remote_code)
         print("\n".join(listed))
     sizes = measure_sizes(config, architecture, variant_of(recipe.student), size)
+    if (phase := _phase_line(recipe, sizes)) is not None:
+        console.print(phase, markup=False, highlight=False)
     found = Planner(sizes, shape, wanted_dtype=recipe.train.compute_dtype).plan(machine, _others(machine))
     print_plan(found, console)
     if question.out is not None:
@@ -82,6 +93,20 @@ def plan_costs(source: str, overrides: tuple[str, ...], question: Question, *, t
     if found.problem is None:
         print(verdict(found))
     print(supported)
+
+
+def _phase_line(recipe: Recipe, sizes: Sizes) -> str | None:
+    """Say what the dense phase trains, which the tables do not count; None for a recipe without one."""
+    phases = recipe.phases
+    if first_dense_step(phases, recipe.train.max_steps) is None:
+        return None
+    plan = merge_plan(sizes.architecture, sizes.variant, Dense(tensors=phases.dense_tensors, form=phases.dense_form))
+    trained = sum(sizes.trained_size(name) for name in plan.trained if not name.startswith("dense."))
+    trained += sum(prod(sizes.student[name]) for name in plan.free)
+    return (
+        f"phases     the last {phases.dense_share:.0%} of the steps train {trained:,} values ({phases.dense_tensors}, "
+        f"{phases.dense_form}); all else here counts the phase of projections"
+    )
 
 
 def _recipe(

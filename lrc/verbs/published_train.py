@@ -23,7 +23,7 @@ from lrc.start_config import StartConfig
 from lrc.verbs.published_flags import parse_flags, run_command, spell
 from lrc.verbs.published_launch import Launch, agree_on_run, read_launch
 from lrc.verbs.published_train_flags import (
-    LRC_MODEL,
+    METHOD_OF_MODEL,
     SCHEDULE_OF_NAME,
     TAG_SEPARATOR,
     TERM_OF_LOSS,
@@ -63,10 +63,6 @@ def translate(argv: Sequence[str], launch: Launch) -> Translation:
         ConfigError: Flags that are unknown, contradict each other or the launcher, or can't be honoured.
     """
     flags, given = parse_flags(argv, TrainFlags, program=PROGRAM)
-    if flags.model_cls != LRC_MODEL:
-        raise ConfigError(
-            f"{PROGRAM}: --model-cls {flags.model_cls} comes later; the model that can be trained is {LRC_MODEL}."
-        )
     problems = find_problems(flags, launch)
     if problems:
         raise ConfigError(f"{PROGRAM}: " + "; ".join(problems) + ".")
@@ -105,6 +101,9 @@ def _quote(path: Path) -> str:
 
 def _translate_bans(flags: TrainFlags) -> tuple[tuple[str, ...], list[str]]:
     """Return the clone terms to leave out, and a note on each named one that the variant does not have."""
+    if METHOD_OF_MODEL[flags.model_cls] != "clone":
+        names = [name for name in split_list(flags.str_ban_losses) if name != "no"]
+        return (), [f"--str-ban-losses {name} is not used: {flags.model_cls} has no such loss." for name in names]
     missing = {"attn-in"} if flags.use_all_attn else {"attn-q", "attn-k", "attn-v"}
     missing |= {"mlp-gate", "mlp-up"} if flags.use_in_out_mlp else {"mlp-in"}
     without, notes = [], []
@@ -133,6 +132,7 @@ def _build_recipe(flags: TrainFlags, launch: Launch, *, run: Path, without: tupl
     return Recipe(
         run=str(run),
         teacher=flags.raw_model_name,
+        method=METHOD_OF_MODEL[flags.model_cls],
         student=StudentConfig(
             hidden_size=flags.target_hidden_size,
             attention_projections="all" if flags.use_all_attn else "io",

@@ -8,10 +8,18 @@ errors; flags that only steered the original's internals are noted.
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lrc.method_config import Method
 from lrc.verbs.published_flags import WORDS_FOR_TRUE, flag, nearest, spell
 from lrc.verbs.published_launch import Launch
 
 LRC_MODEL = "distill"
+METHOD_OF_MODEL: dict[str, Method] = {
+    LRC_MODEL: "clone",
+    "origin": "origin",
+    "only_kd": "only_kd",
+    "tiny_bert": "tiny_bert",
+}
+"""Published name of a model class -> recipe's method."""
 TAG_SEPARATOR = "-"
 
 TERM_OF_LOSS = {
@@ -43,7 +51,7 @@ class TrainFlags:
 
     target_hidden_size: int = flag(1024, "width of the student's residual stream")
     raw_model_name: str | None = flag(None, "folder or hub id of the teacher; required")
-    model_cls: str = flag(LRC_MODEL, f"what to train; {LRC_MODEL} is LRC, the baselines come later")
+    model_cls: str = flag(LRC_MODEL, f"what to train: {LRC_MODEL} is LRC; origin, only_kd, tiny_bert are baselines")
     dataset_name: str | None = flag(None, "tokenised JSON lines: file, folder or glob; required")
     output_dir: str = flag("../ckpts", "folder that run folders are made in")
     num_epochs: int = flag(1, "not used: --max-steps sets the length")
@@ -126,6 +134,8 @@ def find_problems(flags: TrainFlags, launch: Launch) -> list[str]:
             problems.append(f"{spell(name)} {found} is not supported ({reason})")
     if flags.tie_n > 1:
         problems.append(f"--tie-n {flags.tie_n} is not supported (the original refuses it too)")
+    if flags.model_cls not in METHOD_OF_MODEL:
+        problems.append(f"unknown --model-cls {flags.model_cls}; {nearest(flags.model_cls, list(METHOD_OF_MODEL))}")
     if flags.lr_scheduler not in SCHEDULE_OF_NAME:
         hint = nearest(flags.lr_scheduler, list(SCHEDULE_OF_NAME))
         problems.append(f"unknown --lr-scheduler {flags.lr_scheduler}; {hint}")

@@ -1,33 +1,32 @@
 """`lrc train`: everything that can be wrong is checked, then teacher, pair, start values and the loop."""
 
-import json
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lrc.config import Recipe, recipe_to_dict
 from lrc.data.blocks import Blocks, open_blocks, ordered_batches
-from lrc.errors import CheckpointError, ConfigError, DataError
+from lrc.errors import CheckpointError, ConfigError
 from lrc.evaluation.agreement import measure_pair
-from lrc.evaluation.effective_rank import pair_stream_ranks
-from lrc.models.checkpoint import checkpoint_facts, read_facts, variant_of, versions
+from lrc.method_config import method_objective
+from lrc.models.checkpoint import checkpoint_facts, read_facts, variant_of
 from lrc.models.compute import choose_device, choose_dtype, dtype_name, keep_freed_memory
-from lrc.models.discovery import discover
+from lrc.models.dense import FROM_SCRATCH, Dense, dense_of_facts, dense_to_facts
+from lrc.models.discovery import Architecture, discover
 from lrc.models.folder import resolve_folder, weights_hash
 from lrc.models.isolation import check_isolation
 from lrc.models.oracles import require_family
-from lrc.models.pair_model import PairModel, measured_terms
-from lrc.models.start import StartReport, fill_start
+from lrc.models.pair_model import PairModel
+from lrc.models.scratch import check_scratch
 from lrc.models.student import student_config
 from lrc.models.teacher import load_config, load_model, load_tokenizer
-from lrc.training.beside import write_beside
-from lrc.training.checkpoint import write_failure
+from lrc.models.terms import measured_terms
+from lrc.models.tiny_bert import MAP, check_attention_maps
 from lrc.training.checkpoint_list import checkpoints, find_resume
 from lrc.training.launch import (
     check_space,
@@ -40,14 +39,14 @@ from lrc.training.launch import (
 )
 from lrc.training.loop import LoopParts, run_loop
 from lrc.training.metrics import MetricsLog
+from lrc.training.phases import check_phase, check_strategy, plan_phases
 from lrc.training.preemption import Preemption, preemption_signals
 from lrc.training.resume import plan_batches, resume_from
 from lrc.training.run_state import RunState
 from lrc.training.strategy import choose_strategy
-from lrc.verbs.progress import bar_on_terminal, progress_lines, say
+from lrc.verbs.progress import bar_on_terminal, say
 from lrc.verbs.sources import locate_data, locate_teacher
-
-CALIBRATION_BATCH = 2
+from lrc.verbs.train_start import StartText, calibration_batches, fill_and_measure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +60,8 @@ class _Inputs:
     held_out: list[tuple[Tensor, Tensor]]
     calibration: list[Tensor]
     """Ids of the start, `[batch, seq]` each; none for a random or resumed one."""
+    phase: Dense | None
+    """What is free as training begins or goes on."""
     resume: Path | None
 
 
@@ -90,21 +91,32 @@ def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False,
 
 
 def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, overwrite: bool) -> Path:
-    strategy = choose_strategy(recipe.train, os.environ)
+    strategy, phases = choose_strategy(recipe.train, os.environ), plan_phases(recipe)
     keep_freed_memory()
+    check_strategy(recipe, strategy)
     accelerator = make_accelerator(recipe.train, inputs.folder, choose_device(recipe.train.device), strategy=strategy)
     plan = plan_batches(recipe.train, accelerator, inputs.resume, say)
     teacher, pair = _load_pair(recipe, inputs, accelerator)
     if accelerator.is_main_process:
         _prepare_folder(inputs, recipe, overwrite=overwrite)
-        check_space(inputs.folder, pair, keep=recipe.train.save_total_limit)
+        check_space(inputs.folder, pair, keep=recipe.train.save_total_limit, dense=phases.dense)
     accelerator.wait_for_everyone()
     start_trackers(accelerator, recipe.train)
     log = MetricsLog(inputs.folder / "metrics.jsonl", accelerator, total_steps=recipe.train.max_steps)
     if inputs.resume is None and accelerator.is_main_process:
-        _start(pair, teacher, recipe, inputs, log)
+        text = StartText(calibration=inputs.calibration, held_out=inputs.held_out)
+        fill_and_measure(pair, teacher, recipe, text, log, inputs.folder)
     accelerator.wait_for_everyone()
-    engine = make_engine(accelerator, pair, recipe.train, strategy=strategy, accumulation=plan.accumulation)
+    if inputs.phase != pair.dense:
+        pair.enter(inputs.phase)
+    engine = make_engine(
+        accelerator,
+        pair,
+        recipe.train,
+        strategy=strategy,
+        accumulation=plan.accumulation,
+        dense_rate_share=phases.rate_share,
+    )
     state = RunState(step=0, tokens=0, seconds=0.0, sequences_per_step=plan.sequences_per_step)
     if inputs.resume is not None:
         state = resume_from(inputs.resume, engine, log)
@@ -121,9 +133,15 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, overwrite
             plan=plan,
             document_masking=recipe.data.document_masking,
             settings=recipe.train,
+            phases=phases,
             folder=inputs.folder,
             log=log,
-            facts=lambda step, tokens: {**lasting, "step": step, "tokens": tokens},
+            facts=lambda step, tokens: {
+                **lasting,
+                "phase": dense_to_facts(pair.dense),
+                "step": step,
+                "tokens": tokens,
+            },
             held_out=(lambda: measure_pair(pair, inputs.held_out)) if inputs.held_out else None,
             progress=progress,
             preemption=preemption,
@@ -149,8 +167,11 @@ def _load_pair(recipe: Recipe, inputs: _Inputs, accelerator: Accelerator) -> tup
         teacher,
         hidden_size=recipe.student.hidden_size,
         variant=variant_of(recipe.student),
-        objective=recipe.objective,
+        objective=method_objective(recipe.method, recipe.objective),
+        method=recipe.method,
     )
+    if recipe.method != "clone":
+        pair.enter(FROM_SCRATCH)
     pair.set_activation_checkpointing(recipe.train.activation_checkpointing)
     return teacher, pair
 
@@ -176,10 +197,7 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
             f"{recipe.student.hidden_size}. Choose a smaller one."
         )
     student_config(config, recipe.student.hidden_size, tied=False)
-    require_family(config)
-    if recipe.data.document_masking:
-        check_isolation(config)
-    measured_terms(architecture, variant_of(recipe.student), recipe.objective)
+    _check_method(recipe, config, architecture)
     tokenizer = load_tokenizer(teacher_folder)
     blocks = open_blocks(
         locate_data(recipe.data.train),
@@ -199,8 +217,9 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
         held_out = [(batch.input_ids, batch.labels) for batch in batches]
     teacher_hash = weights_hash(teacher_folder)
     found = find_resume(folder, resume, say) if resume is not None else None
+    phase = plan_phases(recipe).at(0, None)
     if found is not None:
-        _check_resume(found, recipe, teacher_hash)
+        phase = _check_resume(found, recipe, teacher_hash)
         if found.resolve().parent != folder.resolve() and checkpoints(folder):
             raise ConfigError(
                 f"{folder} already holds checkpoints of its own, so it can't go on from {found}. Name another run "
@@ -212,12 +231,28 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
         teacher_hash=teacher_hash,
         blocks=blocks,
         held_out=held_out,
-        calibration=[] if found is not None else _calibration_batches(recipe, blocks),
+        calibration=[] if found is not None else calibration_batches(recipe, blocks),
+        phase=phase,
         resume=found,
     )
 
 
-def _check_resume(checkpoint: Path, recipe: Recipe, teacher_hash: str) -> None:
+def _check_method(recipe: Recipe, config: Any, architecture: Architecture) -> None:
+    """Check that this architecture can be cloned and has what the method compares and trains."""
+    require_family(config)
+    if recipe.data.document_masking:
+        check_isolation(config)
+    variant, objective = variant_of(recipe.student), method_objective(recipe.method, recipe.objective)
+    measured_terms(architecture, variant, objective, recipe.method)
+    if recipe.method != "clone":
+        tied = architecture.is_tied and variant.tie_embedding_projection
+        check_scratch(config, architecture, recipe.student.hidden_size, tied=tied)
+    if recipe.method == "tiny_bert" and not {"all", MAP} & set(objective.without):
+        check_attention_maps(config, architecture)
+
+
+def _check_resume(checkpoint: Path, recipe: Recipe, teacher_hash: str) -> Dense | None:
+    """Check that a checkpoint fits the run; returns what is free in it."""
     facts = read_facts(checkpoint)
     if facts is None:
         raise CheckpointError(f"{checkpoint} has no lrc_config.json, so it can't be resumed.")
@@ -230,6 +265,9 @@ def _check_resume(checkpoint: Path, recipe: Recipe, teacher_hash: str) -> None:
             f"{checkpoint} holds another student, {facts['student']}, than the recipe asks for, "
             f"{recipe_to_dict(recipe)['student']}."
         )
+    phase = dense_of_facts(facts)
+    check_phase(phase, plan_phases(recipe), facts["step"], origin=str(checkpoint))
+    return phase
 
 
 def _prepare_folder(inputs: _Inputs, recipe: Recipe, *, overwrite: bool) -> None:
@@ -241,72 +279,3 @@ def _prepare_folder(inputs: _Inputs, recipe: Recipe, *, overwrite: bool) -> None
         write_recipe(inputs.folder / "recipe.yaml", recipe)
     except OSError as error:
         raise CheckpointError(f"The run folder {inputs.folder} can't be written: {error}.") from error
-
-
-def _start(pair: PairModel, teacher: nn.Module, recipe: Recipe, inputs: _Inputs, log: MetricsLog) -> None:
-    """Fill the start values, measure them, and write `start.json`."""
-    with ExitStack() as bars:
-        shown: dict[str, Callable[[int, int], None]] = {}
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage not in shown:
-                unit = "layers" if stage == "calibrate" else "batches"
-                shown[stage] = bars.enter_context(progress_lines(f"start: {stage}", unit))
-            shown[stage](done, total)
-
-        seed = recipe.train.seed
-        report = fill_start(pair, teacher, recipe.start, inputs.calibration, seed=seed, progress=progress)
-    for line in report.kept:
-        say(f"start: not calibrated, kept at its pca start: {line}")
-    if report.unrotated is not None:
-        say(f"start: channels not rotated: {report.unrotated}")
-    held_out, ranks = None, None
-    if inputs.held_out:
-        pair.eval()
-        with pair_stream_ranks(pair) as ranks:
-            agreement = measure_pair(pair, inputs.held_out)
-        pair.train()
-        held_out = agreement.summary()
-        log.write("held_out", {"step": 0, "tokens": 0, "seconds": 0.0, **held_out})
-        say(f"effective rank of the student's stream: {min(ranks):.0f} to {max(ranks):.0f} over the layers")
-    _write_start(inputs.folder / "start.json", report, held_out, ranks)
-
-
-def _write_start(
-    path: Path, report: StartReport, held_out: dict[str, float | int] | None, ranks: list[float] | None
-) -> None:
-    facts = {
-        "method": report.method,
-        "calibration_tokens": report.tokens,
-        "seconds": report.seconds,
-        "layer_errors": report.layer_errors,
-        "kept_at_pca": report.kept,
-        "unrotated": report.unrotated,
-        "held_out": held_out,
-        "effective_rank": ranks,
-        "versions": versions(),
-    }
-    try:
-        write_beside(path, json.dumps(facts, indent=2) + "\n")
-    except OSError as error:
-        raise CheckpointError(write_failure(str(path), error)) from error
-
-
-def _calibration_batches(recipe: Recipe, blocks: Blocks) -> list[Tensor]:
-    """Full blocks from the front of the training data, in equal batches."""
-    if recipe.start.method == "random":
-        return []
-    length = recipe.data.sequence_length
-    if recipe.start.tokens < CALIBRATION_BATCH * length:
-        raise DataError(
-            f"start.tokens must be at least {CALIBRATION_BATCH} rows of data.sequence_length = {length}, found "
-            f"{recipe.start.tokens}. Raise it or lower data.sequence_length."
-        )
-    batches = ordered_batches(blocks, tokens=recipe.start.tokens, batch_size=CALIBRATION_BATCH)
-    full = [batch.input_ids for batch in batches if batch.num_positions == CALIBRATION_BATCH * length]
-    if not full:
-        raise DataError(
-            f"The {recipe.start.method} start needs {CALIBRATION_BATCH} rows of data.sequence_length = {length} tokens "
-            f"side by side, but {recipe.data.train} has none. Pack the data or lower data.sequence_length."
-        )
-    return full

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from lrc.method_config import PhasesConfig
 from lrc.report.facts_page import code, escaped, facts_block, plot_blocks, scores_blocks
 from lrc.report.plots import Plot
 from lrc.report.read_run import read_run
@@ -52,6 +53,17 @@ def test_facts_of_a_run_in_training(data: RunData) -> None:
     assert "| Student | hidden size 288 |" in text
     assert "| Start | `calibrated` |" in text
     assert "Parity" not in text
+
+
+def test_a_baseline_and_a_dense_phase_are_named(data: RunData) -> None:
+    assert data.recipe is not None
+    text = facts_block(replace(data, recipe=replace(data.recipe, method="origin")))
+    assert "| Method | `origin`, from scratch |" in text
+    assert "| Objective | 1 x LM + 0 x KL (T = 1, token_mean) + 0 x clone (relative, mean) |" in text
+    phases, objective = PhasesConfig(dense_share=0.25), replace(data.recipe.objective, kl_direction="skewed")
+    text = facts_block(replace(data, recipe=replace(data.recipe, phases=phases, objective=objective)))
+    assert "| Dense phase | the last 25% of the steps (mlp, replace) |" in text
+    assert "1 x KL (skewed, T = 1, token_mean)" in text
 
 
 def test_plots_that_are_there_are_linked() -> None:

@@ -42,6 +42,11 @@ class Pair(torch.nn.Module):
     def trained(self) -> dict[str, nn.Parameter]:
         return self.tensors
 
+    stored = trained
+
+    def tables(self) -> frozenset[str]:
+        return frozenset()
+
 
 class Run:
     """An engine; step `n` has gradients that are a function of `n`."""

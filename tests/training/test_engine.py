@@ -37,7 +37,9 @@ ADAMW_SHAPES |= {f"step/{name}": () for name in SHAPES}
 @pytest.mark.parametrize(("optimizer", "step"), [("adamw", "meta"), ("muon", "cpu")])
 def test_a_step_count_lies_where_the_optimiser_counts(optimizer: Literal["adamw", "muon"], step: str) -> None:
     trained = trained_on_meta()
-    pair: Any = SimpleNamespace(trained=lambda: trained)
+    pair: Any = SimpleNamespace(
+        trained=lambda: trained, stored=lambda: trained, tables=frozenset, merged_under=lambda name: None
+    )
     engine = FullEngine(Accelerator(cpu=True), pair, TrainConfig(max_steps=1, optimizer=optimizer), accumulation=1)
     engine.load(saved_moments(engine.moment_shapes))
     states = {name: engine.optimizer.state[value] for name, value in trained.items()}
@@ -47,7 +49,7 @@ def test_a_step_count_lies_where_the_optimiser_counts(optimizer: Literal["adamw"
 
 def test_sharded_step_counts_lie_beside_the_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = ShardedEngine.__new__(ShardedEngine)
-    engine.trained = trained_on_meta()
+    engine.trained = engine.stored = trained_on_meta()
     engine.optimizer = torch.optim.AdamW(engine.trained.values(), fused=True)
     monkeypatch.setattr(engine, "_sharded", lambda whole, like: whole.to(like.device))
     engine.load(saved_moments(ADAMW_SHAPES))

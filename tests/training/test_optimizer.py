@@ -1,6 +1,7 @@
 """Muon against the polar factor by singular values, in units of each row's size, whatever the stacks."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,17 @@ from torch import Tensor, nn
 
 from lrc.config import TrainConfig
 from lrc.training import optimizer as module
-from lrc.training.optimizer import GAIN_SHARE, Muon, make_optimizer, orthogonalise, row_sizes
+from lrc.training.optimizer import (
+    GAIN_SHARE,
+    MOMENTS,
+    Muon,
+    make_optimizer,
+    moment_shapes,
+    orthogonalise,
+    parameter_groups,
+    row_sizes,
+    set_rate,
+)
 
 
 def polar(matrix: Tensor) -> Tensor:
@@ -109,3 +120,77 @@ def test_the_recipe_names_the_optimiser() -> None:
     trained = [parameter(6, 4)]
     assert isinstance(make_optimizer(trained, TrainConfig(max_steps=1, optimizer="muon")), Muon)
     assert isinstance(make_optimizer(trained, TrainConfig(max_steps=1, optimizer="adamw")), torch.optim.AdamW)
+
+
+TABLE = "dense.embed.weight"
+
+
+def free_tensors() -> dict[str, nn.Parameter]:
+    shapes = {
+        "projections.q": (6, 4),
+        "gains.norm": (4,),
+        "dense.up": (5, 4),
+        "dense.experts": (3, 5, 4),
+        TABLE: (9, 4),
+    }
+    return {name: parameter(*shape, seed=seed, size=0.02) for seed, (name, shape) in enumerate(shapes.items())}
+
+
+def test_free_weights_have_a_rate_of_their_own_on_the_run_s_schedule() -> None:
+    trained = free_tensors()
+    groups = parameter_groups(trained, {TABLE}, 3.0)
+    assert [len(group["params"]) for group in groups] == [2, 2, 1]
+    optimizer = make_optimizer(groups, TrainConfig(max_steps=1))
+    set_rate(optimizer, 0.2)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.2, 0.6, 0.6])
+    assert len(parameter_groups({"gains.norm": trained["gains.norm"]}, {TABLE}, 3.0)) == 1
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_what_is_remembered_has_the_listed_names_and_shapes(optimizer: Any) -> None:
+    trained, settings = free_tensors(), TrainConfig(max_steps=1, optimizer=optimizer)
+    made = make_optimizer(parameter_groups(trained, {TABLE}, 1.0), settings)
+    for value in trained.values():
+        value.grad = torch.ones_like(value)
+    made.step()
+    found = {f"{key}/{name}": kept.shape for name, value in trained.items() for key, kept in made.state[value].items()}
+    assert found == moment_shapes({name: value.shape for name, value in trained.items()}, settings, {TABLE})
+
+
+def test_stacked_experts_move_as_so_many_matrices() -> None:
+    stack = parameter(3, 5, 4, size=0.02)
+    alone = [nn.Parameter(matrix.clone()) for matrix in stack.detach()]
+    stack.grad = parameter(3, 5, 4, seed=1).detach()
+    for matrix, gradient in zip(alone, stack.grad, strict=True):
+        matrix.grad = gradient
+    Muon([stack], lr=1e-2, betas=(0.9, 0.999)).step()
+    muon = Muon(alone, lr=1e-2, betas=(0.9, 0.999))
+    for matrix, sizes in zip(alone, row_sizes(parameter(3, 5, 4, size=0.02)), strict=True):
+        muon.state[matrix]["row_size"] = sizes  # floored by the mean of the whole stack
+    muon.step()
+    torch.testing.assert_close(stack.detach(), torch.stack([matrix.detach() for matrix in alone]))
+
+
+def test_a_table_moves_by_adam_in_units_of_its_rows_and_rests_where_no_token_is() -> None:
+    table = parameter(4, 3)
+    with torch.no_grad():
+        table[0] *= 50
+    before, sizes = table.detach().clone(), row_sizes(table)
+    table.grad = torch.zeros_like(table)
+    table.grad[:2] = parameter(2, 3, seed=7).detach()
+    group = {"params": [table], "is_table": True}
+    muon = Muon([group], lr=1e-2, betas=(0.9, 0.999))
+    muon.step()
+    moved = (before - table.detach()) / sizes
+    torch.testing.assert_close(moved[:2], 1e-2 * table.grad[:2].sign(), rtol=1e-5, atol=0)
+    assert not moved[2:].any()
+    assert set(muon.state[table]) == {"row_size", "step", *MOMENTS}
+
+
+def test_an_update_that_starts_at_zero_moves_in_the_units_that_it_is_given() -> None:
+    update, merged = nn.Parameter(torch.zeros(6, 4, dtype=torch.float64)), parameter(6, 4, size=0.5)
+    muon = Muon([update], lr=1e-2, betas=(0.9, 0.999))
+    muon.state[update]["row_size"] = row_sizes(merged)
+    update.grad = parameter(6, 4, seed=9).detach()
+    muon.step()
+    assert float(update.detach().square().mean().sqrt()) == pytest.approx(1e-2 * 0.5, rel=0.4)

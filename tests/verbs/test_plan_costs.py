@@ -102,3 +102,15 @@ def test_bad_questions_end_with_the_reason_and_exit_code_2(
 ) -> None:
     assert main(["plan", str(tmp_path / "teacher"), *arguments]) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_a_dense_phase_is_counted_and_a_student_from_scratch_refused(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(recipe), "phases.dense_share=0.25"]) == 0
+    # attention's 4 projections, embedding's and head's, 5 gains, 3 MLP weights of 56 neurons
+    values = 2 * 4 * 32 * 16 + 2 * 32 * 16 + 5 * 16 + 2 * 3 * 56 * 16
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("phases"))
+    assert line.startswith(f"phases     the last 25% of the steps train {values:,} values (mlp, replace); all else")
+    assert main(["plan", str(recipe), "method=only_kd"]) == 2
+    assert "counts what method = clone trains and costs, found method = only_kd" in capsys.readouterr().err

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
+from lrc.verbs.published_convert import main as convert_main
+from lrc.verbs.published_train import main as train_main
 from tests.tiny import teacher_folder, write_rows
 
 FLAGS = (
@@ -51,3 +53,15 @@ def test_the_published_commands_train_save_and_convert(tmp_path: Path) -> None:
     student = AutoModelForCausalLM.from_pretrained(out)
     assert student.config.hidden_size == 16
     assert student.config.tie_word_embeddings is True
+
+
+@pytest.mark.parametrize("model", ["origin", "only_kd", "tiny_bert"])
+def test_the_published_baselines_train_and_convert(model: str, tmp_path: Path) -> None:
+    teacher = teacher_folder(tmp_path / "teacher", tie_word_embeddings=True)
+    data = write_rows(tmp_path / "train.jsonl")
+    paths = ["--dataset_name", str(data), "--raw-model-name", str(teacher), "--output_dir", str(tmp_path / "ckpts")]
+    assert train_main([*FLAGS.split(), *paths, "--model_cls", model]) == 0
+    (checkpoint,) = (tmp_path / "ckpts").glob("*/*/train/checkpoint-4")
+    assert json.loads((checkpoint / "lrc_config.json").read_text())["method"] == model
+    assert convert_main(["--ckpt-path", str(checkpoint), "--save-path", str(tmp_path / "student")]) == 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "student").config.hidden_size == 16

@@ -173,10 +173,21 @@ def test_an_unknown_schedule_gives_the_nearest_name() -> None:
     assert "did you mean cosine?" in message_of("--lr_scheduler", "cosin")
 
 
-@pytest.mark.parametrize("model", ["origin", "only_kd", "tiny_bert", "else"])
-def test_other_models_come_later(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--model_cls", model]) == 2
-    assert "comes later" in capsys.readouterr().err
+@pytest.mark.parametrize("model", ["origin", "only_kd", "tiny_bert"])
+def test_the_baselines_are_methods_of_the_recipe(model: str) -> None:
+    recipe = recipe_of("--model_cls", model)
+    assert recipe == replace(recipe_of(), method=model)  # type: ignore[arg-type]
+
+
+def test_an_unknown_model_gives_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*LEAST, "--model_cls", "only_dk"]) == 2
+    assert "unknown --model-cls only_dk; did you mean only_kd?" in capsys.readouterr().err
+
+
+def test_losses_of_lrc_can_t_be_left_out_of_a_baseline() -> None:
+    flags = ("--model_cls", "tiny_bert", "--str_ban_losses", "mlp-out-loss")
+    assert recipe_of(*flags) == recipe_of("--model_cls", "tiny_bert")
+    assert "mlp-out-loss is not used" in translate_least(*flags).notes[0]
 
 
 def test_the_lrc_model_may_be_named() -> None:
@@ -318,7 +329,7 @@ def test_bad_flags_never_reach_training(monkeypatch: pytest.MonkeyPatch, capsys:
 
 def test_the_script_in_the_root_runs_the_command() -> None:
     done = subprocess.run(
-        [sys.executable, "hf_trainer.py", "--model_cls", "only_kd"],
+        [sys.executable, "hf_trainer.py", "--model_cls", "only_dk"],
         cwd=ROOT,
         check=False,
         capture_output=True,
@@ -326,4 +337,4 @@ def test_the_script_in_the_root_runs_the_command() -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
-    assert "comes later" in done.stderr
+    assert "did you mean only_kd?" in done.stderr

@@ -1,0 +1,113 @@
+"""The start of `lrc train`: values from calibration text or from the student's own class, measured and written down."""
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from lrc.config import Recipe
+from lrc.data.blocks import Blocks, ordered_batches
+from lrc.errors import CheckpointError, DataError
+from lrc.evaluation.agreement import measure_pair
+from lrc.evaluation.effective_rank import pair_stream_ranks
+from lrc.models.checkpoint import versions
+from lrc.models.pair_model import PairModel
+from lrc.models.scratch import fill_scratch
+from lrc.models.start import StartReport, fill_start
+from lrc.training.beside import write_beside
+from lrc.training.checkpoint import write_failure
+from lrc.training.metrics import MetricsLog
+from lrc.verbs.progress import progress_lines, say
+
+CALIBRATION_BATCH = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartText:
+    """What a start reads and is measured on."""
+
+    calibration: list[Tensor]
+    """Ids, `[batch, seq]` each; none for a random start."""
+    held_out: list[tuple[Tensor, Tensor]]
+
+
+def fill_and_measure(
+    pair: PairModel, teacher: nn.Module, recipe: Recipe, text: StartText, log: MetricsLog, folder: Path
+) -> None:
+    """Fill the start values, measure them, and write `start.json` into the verb's folder."""
+    with ExitStack() as bars:
+        shown: dict[str, Callable[[int, int], None]] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in shown:
+                unit = "layers" if stage == "calibrate" else "batches"
+                shown[stage] = bars.enter_context(progress_lines(f"start: {stage}", unit))
+            shown[stage](done, total)
+
+        seed = recipe.train.seed
+        if recipe.method == "clone":
+            report = fill_start(pair, teacher, recipe.start, text.calibration, seed=seed, progress=progress)
+        else:
+            fill_scratch(pair, seed=seed)
+            report = StartReport(method="scratch", tokens=0, seconds=0.0)
+    for line in report.kept:
+        say(f"start: not calibrated, kept at its pca start: {line}")
+    if report.unrotated is not None:
+        say(f"start: channels not rotated: {report.unrotated}")
+    held_out, ranks = None, None
+    if text.held_out:
+        pair.eval()
+        with pair_stream_ranks(pair) as ranks:
+            agreement = measure_pair(pair, text.held_out)
+        pair.train()
+        held_out = agreement.summary()
+        log.write("held_out", {"step": 0, "tokens": 0, "seconds": 0.0, **held_out})
+        say(f"effective rank of the student's stream: {min(ranks):.0f} to {max(ranks):.0f} over the layers")
+    _write_start(folder / "start.json", report, held_out, ranks)
+
+
+def _write_start(
+    path: Path, report: StartReport, held_out: dict[str, float | int] | None, ranks: list[float] | None
+) -> None:
+    facts = {
+        "method": report.method,
+        "calibration_tokens": report.tokens,
+        "seconds": report.seconds,
+        "layer_errors": report.layer_errors,
+        "kept_at_pca": report.kept,
+        "unrotated": report.unrotated,
+        "held_out": held_out,
+        "effective_rank": ranks,
+        "versions": versions(),
+    }
+    try:
+        write_beside(path, json.dumps(facts, indent=2) + "\n")
+    except OSError as error:
+        raise CheckpointError(write_failure(str(path), error)) from error
+
+
+def calibration_batches(recipe: Recipe, blocks: Blocks) -> list[Tensor]:
+    """Take full blocks from the front of the training data, in equal batches; none if the start needs none.
+
+    Raises:
+        DataError: There are none.
+    """
+    if recipe.start.method == "random" or recipe.method != "clone":
+        return []
+    length = recipe.data.sequence_length
+    if recipe.start.tokens < CALIBRATION_BATCH * length:
+        raise DataError(
+            f"start.tokens must be at least {CALIBRATION_BATCH} rows of data.sequence_length = {length}, found "
+            f"{recipe.start.tokens}. Raise it or lower data.sequence_length."
+        )
+    batches = ordered_batches(blocks, tokens=recipe.start.tokens, batch_size=CALIBRATION_BATCH)
+    full = [batch.input_ids for batch in batches if batch.num_positions == CALIBRATION_BATCH * length]
+    if not full:
+        raise DataError(
+            f"The {recipe.start.method} start needs {CALIBRATION_BATCH} rows of data.sequence_length = {length} tokens "
+            f"side by side, but {recipe.data.train} has none. Pack the data or lower data.sequence_length."
+        )
+    return full
