@@ -9,6 +9,8 @@ SEQUENCE_TOKENS = 64
 NUM_RANDOM_TOKENS = 64
 SCORED_EVERY = 2
 """Each how many-th position is compared: llama.cpp's server takes half a second to write a vocabulary of 49,152 out."""
+NOISE, CHAOS = 1e-6, 5e-4
+"""Relative noise on the embeddings, and how far it may move a log-probability."""
 TEXTS = (
     "The river rises in the hills, runs south for 140 miles and meets the sea near a small town. In 1897 a bridge was "
     "built there; it's still in use today, and nobody knows who paid for it. Its arches have stood in every flood.",
@@ -35,6 +37,35 @@ def log_probabilities(model: nn.Module, sequences: list[list[int]]) -> Tensor:
     """Return log softmax of a model's logits at the scored positions, `[positions, vocabulary]`, float64."""
     logits = [model(input_ids=torch.tensor([ids])).logits[0, ::SCORED_EVERY] for ids in sequences]
     return torch.cat(logits).double().log_softmax(-1)
+
+
+@torch.no_grad()
+def chaotic_positions(model: nn.Module, sequences: list[list[int]], expected: Tensor) -> Tensor:
+    """Find the scored positions where float32 itself does not settle the logits.
+
+    A token can sit at the edge of setting off a massive activation; there the last bit of a sum decides, and two right
+    programs differ. They are found by multiplying the embedding's output by 1 plus noise of a millionth.
+
+    Args:
+        model: In float32.
+        sequences: The probe's.
+        expected: What `log_probabilities` made of them.
+
+    Returns:
+        `[positions]` bool: a log-probability moves by more than 5e-4.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def disturb(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output * (1 + NOISE * torch.randn(output.shape, generator=generator))
+
+    embedding: nn.Module = model.get_input_embeddings()  # type: ignore[operator]  # of every stock model
+    handle = embedding.register_forward_hook(disturb)
+    try:
+        moved = (log_probabilities(model, sequences) - expected).abs().amax(-1)
+    finally:
+        handle.remove()
+    return moved > CHAOS
 
 
 def compare(found: Tensor, expected: Tensor) -> dict[str, float | int]:

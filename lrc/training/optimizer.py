@@ -192,15 +192,15 @@ def row_sizes(matrix: Tensor) -> Tensor:
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Bring the singular values of each matrix of `[stack, rows, columns]` to about 1 (0.7 to 1.2).
+    """Bring the singular values of each matrix of `[..., rows, columns]` to about 1 (0.7 to 1.2).
 
     Newton-Schulz: `X = a X + b (X X.T) X + c (X X.T)^2 X`, five times from `X = G / |G|`, in the matrices' dtype.
     """
     wide = matrices.shape[-2] <= matrices.shape[-1]
     a, b, c = NEWTON_SCHULZ
-    result: Tensor = matrices if wide else matrices.mT
+    result: Tensor = (matrices if wide else matrices.mT).flatten(0, -3)
     result = result / result.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(result.dtype).tiny)
     for _ in range(NEWTON_SCHULZ_STEPS):
         square = result @ result.mT
         result = torch.baddbmm(result, torch.baddbmm(square, square, square, beta=b, alpha=c), result, beta=a)
-    return result if wide else result.mT
+    return (result if wide else result.mT).reshape(matrices.shape)

@@ -86,13 +86,13 @@ def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False,
         size, blocks = recipe.student.hidden_size, len(inputs.blocks)
         say(f"dry run: {recipe.teacher} -> hidden size {size}, {blocks} blocks: good")
         return inputs.folder / f"checkpoint-{recipe.train.max_steps}"
+    keep_freed_memory()
     with preemption_signals() as preemption:
         return _train(recipe, inputs, preemption, overwrite=overwrite)
 
 
 def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, overwrite: bool) -> Path:
     strategy, phases = choose_strategy(recipe.train, os.environ), plan_phases(recipe)
-    keep_freed_memory()
     check_strategy(recipe, strategy)
     accelerator = make_accelerator(recipe.train, inputs.folder, choose_device(recipe.train.device), strategy=strategy)
     plan = plan_batches(recipe.train, accelerator, inputs.resume, say)

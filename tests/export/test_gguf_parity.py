@@ -1,16 +1,17 @@
 """What decides whether a GGUF file is published, with answers of llama.cpp made up here."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrc.errors import NumericsError
 from lrc.export import gguf_parity
 from lrc.export.gguf_parity import check_gguf_parity
 from lrc.export.llama_cpp import LlamaCppAnswers
-from lrc.export.probe import ODD_TEXT, TEXTS, log_probabilities, probe_sequences
+from lrc.export.probe import ODD_TEXT, TEXTS, chaotic_positions, log_probabilities, probe_sequences
 from lrc.models.teacher import load_model, load_tokenizer
 from tests.export.bpe_student import bpe_student
 
@@ -95,3 +96,38 @@ def test_logits_that_are_no_numbers_never_pass(student: Path, exact: Tensor, mon
 def test_text_that_is_split_otherwise_is_named(student: Path, exact: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NumericsError, match=r"token 2 of student\.gguf is .*wrong pre-tokenizer"):
         check(student, exact, "f32", monkeypatch, wrong_token=True)
+
+
+@pytest.mark.parametrize(("many", "passes"), [(1, True), (30, False)])
+def test_positions_that_float32_does_not_settle_are_counted_and_left_out(
+    student: Path, exact: Tensor, many: int, passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chaotic = torch.arange(len(exact)) < many
+    monkeypatch.setattr(gguf_parity, "chaotic_positions", lambda *arguments: chaotic)
+    found = exact.clone()
+    found[0] = found[0].flip(0)
+    if not passes:
+        with pytest.raises(NumericsError, match=f"at {many} of {len(exact)} positions"):
+            check(student, found, "f32", monkeypatch)
+        return
+    facts = check(student, found, "f32", monkeypatch)
+    assert (facts["chaotic_positions"], facts["positions"]) == (1, len(exact) - 1)
+    assert facts["max_abs_difference"] == 0.0
+
+
+def test_chaos_is_found_by_a_millionth_of_noise(student: Path, exact: Tensor) -> None:
+    model = load_model(str(student), dtype=torch.float32, device=torch.device("cpu"))
+    sequences = probe_sequences(load_tokenizer(student), model.config.vocab_size)
+    assert not chaotic_positions(model, sequences, exact).any()
+    first = model.get_submodule("model.layers.0")
+
+    def tear(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output + 1e3 * torch.sin(1e5 * output)  # what the stream's last bits decide
+
+    handle = first.register_forward_hook(tear)
+    try:
+        expected = log_probabilities(model, sequences)
+        chaotic = chaotic_positions(model, sequences, expected)
+    finally:
+        handle.remove()
+    assert chaotic.double().mean() > 0.9
