@@ -195,6 +195,12 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     return plain
 
 
+def recipe_to_yaml(recipe: Recipe) -> str:
+    """Write the recipe out; `load_recipe` reads it back to an equal one, names that look like numbers too."""
+    text: str = OmegaConf.to_yaml(OmegaConf.create(recipe_to_dict(recipe)))
+    return text
+
+
 def _resolve(layers: list[Any], *, origin: str) -> Recipe:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Recipe), *layers)

@@ -20,6 +20,7 @@ from lrc.config import (
     load_recipe,
     recipe_from_dict,
     recipe_to_dict,
+    recipe_to_yaml,
 )
 from lrc.data_config import DataConfig
 from tests.least_recipe import LEAST
@@ -132,7 +133,7 @@ def test_a_recipe_survives_the_round_trip_through_plain_values_and_yaml(
     plain = recipe_to_dict(recipe)
     assert recipe_from_dict(plain, origin="test") == recipe
     path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
-    path.write_text(yaml.safe_dump(plain))
+    path.write_text(recipe_to_yaml(recipe))
     assert load_recipe(path) == recipe
 
 

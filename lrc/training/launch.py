@@ -4,12 +4,11 @@ import shutil
 from pathlib import Path
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, broadcast
 
-from lrc.config import Recipe, TrainConfig, recipe_to_dict
+from lrc.config import Recipe, TrainConfig, recipe_to_yaml
 from lrc.errors import CheckpointError, ConfigError
 from lrc.models.dense import Dense
 from lrc.models.pair_model import PairModel
@@ -130,4 +129,4 @@ def check_space(folder: Path, pair: PairModel, *, keep: int | None, dense: Dense
 
 def write_recipe(path: Path, recipe: Recipe) -> None:
     """Write the resolved recipe; `load_recipe` reads it back to an equal one."""
-    write_beside(path, yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False))
+    write_beside(path, recipe_to_yaml(recipe))
