@@ -2,7 +2,8 @@
 
 On a GPU the caching allocator keeps the peak. On a CPU torch's profiler hears of every allocation and release of the
 CPU allocator, also of those inside an operation, and a running sum of them is exact for all tensors and work buffers;
-what a library takes by its own `malloc` (oneDNN's packed copies of operands) it does not see.
+what a library takes by its own `malloc` (oneDNN's packed copies of operands) it does not see, nor that something dies
+which was there before: a step that frees such memory early gets no credit for it.
 """
 
 import gc

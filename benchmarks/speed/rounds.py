@@ -54,6 +54,8 @@ def list_ways(bench: Bench, accumulations: list[int], *, with_plain: bool) -> li
         )
 
     ways = [*(ours(count, False) for count in accumulations), ours(1, True)]
+    if with_plain:
+        ways.append(Way(name=PLAIN, pieces={"step": bench.plain}, forward=bench.plain_forward))
     floor = Way(
         name=FLOOR,
         pieces={"teacher": bench.floor_teacher, "student": bench.floor_student},

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from benchmarks.speed.published import PublishedStep
 from benchmarks.speed.shapes import Shape, random_teacher
 from lrc.config import ObjectiveConfig, StartConfig, TrainConfig
 from lrc.models.pair_model import PairModel, StepCounts
@@ -38,7 +39,7 @@ class MicroBatch:
     valid: Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class StepLosses:
     """A step's losses as the published objective counts them."""
 
@@ -99,6 +100,12 @@ class Bench:
         settings = TrainConfig(max_steps=1, optimizer=optimizer)  # type: ignore[arg-type]  # argparse has checked it
         self.engine = FullEngine(Accelerator(cpu=device.type == "cpu"), self.pair, settings)
         self.batches = micro_batches(shape, most_batches, device)
+        self.published = PublishedStep(
+            self.teacher,
+            self.engine.trained,
+            temperature=self.objective.temperature,
+            alpha=self.objective.clone_weight,
+        )
         self._student: nn.Module | None = None
 
     def ours(self, accumulation: int, *, checkpointing: bool = False) -> StepLosses:
@@ -128,6 +135,21 @@ class Bench:
             return objective
 
         return forward
+
+    def plain(self, accumulation: int = 1) -> StepLosses:
+        """Do one optimiser step as published."""
+        found = []
+        for batch in self.batches[:accumulation]:
+            losses = self.published.losses(batch.input_ids, batch.labels)
+            self.engine.backward(losses[0] / accumulation)
+            found.append([loss.detach() for loss in losses])
+        self.published.points = []
+        self.update()
+        return StepLosses(*(float(torch.stack(values).mean()) for values in zip(*found, strict=True)))
+
+    def plain_forward(self) -> Tensor:
+        """Do the forward half of a published micro-batch."""
+        return self.published.losses(self.batches[0].input_ids, self.batches[0].labels)[0]
 
     def update(self) -> None:
         """Clip the gradient and move, as the loop does."""
