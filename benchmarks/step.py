@@ -2,6 +2,8 @@
 
     python benchmarks/step.py                                    # the demo's shape
     python benchmarks/step.py --shapes demo,gqa3b,qwen7b --accumulation 1,2,4,8
+    python benchmarks/step.py --shapes demo --sweep tokens,layers,vocabulary,width
+    python benchmarks/step.py --shapes demo --profile            # time by part, and a trace to look at
     python benchmarks/step.py --shapes tiny --dtype float32      # seconds: does it run?
 
 The floor is a stock teacher's forward plus a stock student's forward and backward with the plain LM loss, timed apart

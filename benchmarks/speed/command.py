@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from benchmarks.speed.one_shape import Settings, measure_shape, shape_table
-from benchmarks.speed.shapes import SHAPES, Shape
+from benchmarks.speed.parts import parts_table
+from benchmarks.speed.shapes import AXES, SHAPES, Shape
+from benchmarks.speed.sweep import measure_sweep, sweep_table
 from lrc.models.compute import choose_device, choose_dtype, dtype_name
 
 
@@ -30,13 +32,23 @@ def main(description: str | None) -> None:
         rounds=arguments.rounds,
         with_plain=not arguments.no_plain,
         optimizer=arguments.optimizer,
+        traces=arguments.out.parent if arguments.profile else None,
     )
-    found: dict[str, Any] = {"machine": machine_facts(settings), "shapes": []}
+    found: dict[str, Any] = {"machine": machine_facts(settings), "shapes": [], "sweeps": []}
     print(", ".join(f"{key} {value}" for key, value in found["machine"].items()))
     for name in arguments.shapes.split(","):
-        facts = measure_shape(_changed(SHAPES[name], arguments), settings, _report)
+        shape = _changed(SHAPES[name], arguments)
+        for axis in arguments.sweep.split(",") if arguments.sweep else ():
+            sweep = measure_sweep(shape, axis, arguments.points, settings, _report)
+            found["sweeps"].append(sweep)
+            print(f"\n{sweep_table(sweep)}", flush=True)
+        if arguments.sweep:
+            continue
+        facts = measure_shape(shape, settings, _report)
         found["shapes"].append(facts)
         print(f"\n{shape_table(facts)}", flush=True)
+        if facts["parts"]:
+            print(f"\n{parts_table(name, facts['parts'])}", flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(found, indent=2) + "\n")
 
@@ -51,9 +63,14 @@ def _parse(description: str | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, help="torch's threads; its own choice if left out")
-    parser.add_argument("--accumulation", default="1", help="comma list of micro-batches an optimiser step, e.g. 1,2,4,8")
+    parser.add_argument(
+        "--accumulation", default="1", help="comma list of micro-batches an optimiser step, e.g. 1,2,4,8"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="times are medians over them")
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
+    parser.add_argument("--sweep", help=f"instead of the table: comma list of {', '.join(AXES)}, each doubled")
+    parser.add_argument("--points", type=int, default=3, help="points of a sweep: 1, 2, 4, ... times the size")
+    parser.add_argument("--profile", action="store_true", help="time by part, and traces beside --out")
     parser.add_argument("--no-plain", action="store_true", help="leave the plain formulation out")
     parser.add_argument("--out", type=Path, default=Path("runs/step/step.json"))
     return parser.parse_args()

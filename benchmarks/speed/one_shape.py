@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.speed.parts import profile_parts
 from benchmarks.speed.rates import Prediction, ProductRates, part_products, predict, predict_floor, shape_sizes
-from benchmarks.speed.rounds import FLOOR, PLAIN, Way, list_ways, run_rounds
+from benchmarks.speed.rounds import FLOOR, OURS, PLAIN, Way, list_ways, run_rounds
 from benchmarks.speed.shapes import Shape
 from benchmarks.speed.ways import Bench
 from lrc.plan.sizes import Sizes
@@ -38,6 +40,8 @@ class Settings:
     rounds: int
     with_plain: bool
     optimizer: str
+    traces: Path | None = None
+    """Where profiles go; None: no profile."""
 
 
 def measure_shape(shape: Shape, settings: Settings, report: Callable[[str], None]) -> dict[str, Any]:
@@ -53,12 +57,19 @@ def measure_shape(shape: Shape, settings: Settings, report: Callable[[str], None
     sizes = shape_sizes(shape)
     rates = ProductRates(part_products(sizes, shape), dtype=settings.dtype, device=settings.device)
     run_rounds(bench, ways, rates, settings.rounds, report)
+    parts = {}
+    if settings.traces is not None:
+        for way in (way for way in ways if way.name == OURS):
+            trace = settings.traces / f"{shape.name}-{way.title.replace(', ', '-')}.json"
+            parts[way.title] = profile_parts(bench, way.pieces["step"], trace)
+            report(f"{shape.name}: trace in {trace}")
     return {
         "shape": asdict(shape),
         "teacher_parameters": sizes.teacher_parameters,
         "student_parameters": sizes.student_parameters,
         "trained_parameters": sizes.trained_parameters,
         "product_rates": {part: rates.part_rate(part) for part in rates.products},
+        "parts": parts,
         "ways": [way_facts(way, ways, shape, sizes, bench, rates) for way in ways],
     }
 

@@ -23,7 +23,9 @@ WRITERS = ("self_attn.o_proj", "mlp.down_proj")
 class PublishedStep:
     """A stock teacher and trained tensors by checkpoint name; computes a micro-batch's losses."""
 
-    def __init__(self, teacher: nn.Module, trained: dict[str, nn.Parameter], *, temperature: float, alpha: float) -> None:
+    def __init__(
+        self, teacher: nn.Module, trained: dict[str, nn.Parameter], *, temperature: float, alpha: float
+    ) -> None:
         self.teacher: Any = teacher
         self.trained = trained
         self.temperature = temperature
@@ -64,7 +66,9 @@ class PublishedStep:
         places = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         rotary = model.rotary_emb(stream, places)
         for index in range(len(model.layers)):
-            stream = stream + self._attention(index, self._norm(f"{_layer(index)}.input_layernorm", stream), rotary, pairs)
+            stream = stream + self._attention(
+                index, self._norm(f"{_layer(index)}.input_layernorm", stream), rotary, pairs
+            )
             stream = stream + self._ffn(index, self._norm(f"{_layer(index)}.post_attention_layernorm", stream), pairs)
         head = self._projection("lm_head" if "projections.lm_head" in self.trained else "model.embed_tokens")
         return self._norm("model.norm", stream) @ (self.teacher.lm_head.weight @ head).T, pairs

@@ -108,9 +108,7 @@ class ProductRates:
 
     def __init__(self, products: dict[str, list[Product]], *, dtype: torch.dtype, device: torch.device) -> None:
         self.products, self.dtype, self.device = products, dtype, device
-        self.seconds: dict[Product, list[float]] = {
-            product: [] for listed in products.values() for product in listed
-        }
+        self.seconds: dict[Product, list[float]] = {product: [] for listed in products.values() for product in listed}
         self.measure(keep=False)
 
     def measure(self, *, keep: bool = True) -> None:

@@ -18,7 +18,10 @@ def bench_of(shape: Shape) -> Bench:
     with torch.no_grad():  # biases of zero and losses too alike to tell would hide a mistake
         for parameter in bench.teacher.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-        for name, value in bench.engine.trained.items():
+        if not shape.is_tied:
+            bench.teacher.get_parameter("lm_head.weight").mul_(20)
+        bench.teacher.get_parameter("model.embed_tokens.weight").mul_(20)  # else KL at temperature 40 is rounding noise
+        for value in bench.engine.trained.values():
             value.add_(0.1 * torch.randn_like(value))
     return bench
 
@@ -49,7 +52,7 @@ def test_the_plain_formulation_has_our_losses_and_gradients(
     (ours, our_gradients), (plain, plain_gradients) = found
     for name, value in vars(ours).items():
         assert getattr(plain, name) == pytest.approx(value, rel=1e-5), name
-    assert ours.kl > 1e-3 and ours.clone > 1e-3
+    assert ours.kl > 0.1 and ours.clone > 1e-3
     assert set(our_gradients) == set(plain_gradients) == set(bench.engine.trained)
     for name, gradient in our_gradients.items():
         torch.testing.assert_close(plain_gradients[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
