@@ -63,9 +63,7 @@ def _parse(description: str | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, help="torch's threads; its own choice if left out")
-    parser.add_argument(
-        "--accumulation", default="1", help="comma list of micro-batches an optimiser step, e.g. 1,2,4,8"
-    )
+    parser.add_argument("--accumulation", default="1", help="comma list of micro-batches a step, e.g. 1,2,4,8")
     parser.add_argument("--rounds", type=int, default=5, help="times are medians over them")
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
     parser.add_argument("--sweep", help=f"instead of the table: comma list of {', '.join(AXES)}, each doubled")
