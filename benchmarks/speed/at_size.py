@@ -1,7 +1,7 @@
 """Convert and calibrate at the size of real teachers: each in a process of its own, so that its memory is its own.
 
-`convert` merges a checkpoint into a plain folder (`lrc/export/convert.py:write_student`), `verb` is `lrc convert` with its
-parity check, `start` the calibrated start (`lrc/models/start.py:fill_start`).
+`convert` merges a checkpoint into a plain folder (`lrc/export/convert.py:write_student`), `verb` is `lrc convert` with
+its parity check, `start` the calibrated start (`lrc/models/start.py:fill_start`).
 """
 
 import json

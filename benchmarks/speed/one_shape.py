@@ -15,6 +15,8 @@ from benchmarks.speed.ways import Bench
 from lrc.plan.sizes import Sizes
 
 MIB = 2**20
+PLAIN_LOGITS = 8
+"""Float32 tensors as large as one model's logits that the plain formulation holds at once."""
 COLUMNS = (
     "way",
     "s/step",
@@ -53,7 +55,11 @@ def measure_shape(shape: Shape, settings: Settings, report: Callable[[str], None
         most_batches=max(settings.accumulations),
         optimizer=settings.optimizer,
     )
-    ways = list_ways(bench, settings.accumulations, with_plain=settings.with_plain)
+    with_plain = settings.with_plain
+    if with_plain and (lacking := lacking_for_plain(shape, settings.device)):
+        report(f"{shape.name}: the plain formulation is left out: {lacking}")
+        with_plain = False
+    ways = list_ways(bench, settings.accumulations, with_plain=with_plain)
     sizes = shape_sizes(shape)
     rates = ProductRates(part_products(sizes, shape), dtype=settings.dtype, device=settings.device)
     run_rounds(bench, ways, rates, settings.rounds, report)
@@ -72,6 +78,18 @@ def measure_shape(shape: Shape, settings: Settings, report: Callable[[str], None
         "parts": parts,
         "ways": [way_facts(way, ways, shape, sizes, bench, rates) for way in ways],
     }
+
+
+def lacking_for_plain(shape: Shape, device: torch.device) -> str | None:
+    """Say why the plain formulation would not fit into memory, or None: the system would end the process instead."""
+    needed = PLAIN_LOGITS * 4 * shape.tokens * shape.vocabulary
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = 1024 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
+    if needed < 0.9 * free:
+        return None
+    return f"its logits need about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free; try a smaller --batch"
 
 
 def way_facts(

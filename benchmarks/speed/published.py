@@ -1,4 +1,4 @@
-"""The published step written plainly, as docs/method.md section 10 describes it: what the package's step is held against.
+"""The published step written plainly, as docs/method.md section 10 describes it, to hold the package's step against.
 
 Attention works in activation space: the student's normed stream is lifted to the teacher's width, the teacher's q, k, v
 and o run on it, and what o makes is projected down. The FFN's and both vocabulary matrices are merged anew in each

@@ -1,4 +1,4 @@
-"""A sweep: one size doubled, the step timed at each point, and the exponents of time and memory beside the cost model's."""
+"""A sweep: one size doubled, the step timed at each point, exponents of time and memory beside the cost model's."""
 
 import math
 import statistics
@@ -23,7 +23,7 @@ def exponent(factors: list[int], values: list[float]) -> float:
 def measure_sweep(
     shape: Shape, axis: str, num_points: int, settings: Settings, report: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Time our step of one micro-batch at 1, 2, 4, ... times `axis`, all points once a round; returns the JSON's part."""
+    """Time our step at 1, 2, 4, ... times `axis`, all points once a round; returns the JSON's part."""
     factors = [2**point for point in range(num_points)]
     shapes = [shape.grown(axis, factor) for factor in factors]
     benches = [

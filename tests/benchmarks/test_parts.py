@@ -35,10 +35,8 @@ def test_every_part_of_our_step_gets_time_and_the_marks_go_again(tmp_path: Path)
     assert "forward" not in vars(bench.pair.layers[0].teacher)
     assert tuple(found) == STEP_PARTS
     assert all(seconds > 0 for seconds in found.values()), found
-    assert any(
-        event.get("name") == f"part: {HEAD}"
-        for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    )
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert f"part: {HEAD}" in {event.get("name") for event in events}
     assert f"| {MERGES} |" in parts_table("tiny", {"ours": found})
 
 
@@ -56,7 +54,8 @@ def test_backward_time_goes_to_the_part_that_made_the_node() -> None:
         with record_function(f"part: {BACKWARD}"):
             (small + large.sum()).backward()
     found = seconds_by_part(list(profiler.events()), is_gpu=False)
-    assert found[CLONE] > 10 * found[FORWARD] and found[CLONE] > 10 * found[TEACHER] > 0
+    assert found[CLONE] > 10 * found[FORWARD] > 0
+    assert found[CLONE] > 10 * found[TEACHER] > 0
     forward_only = sum(event.time_range.elapsed_us() for event in profiler.events() if event.name == f"part: {CLONE}")
     assert found[CLONE] > 2 * forward_only / 1e6  # two products backward for one forward
     assert found[BACKWARD] < found[CLONE] / 3

@@ -1,9 +1,11 @@
 """Exponents from synthetic timings, and sizes that a sweep doubles."""
 
 import pytest
+import torch
 
+from benchmarks.speed.one_shape import Settings
 from benchmarks.speed.shapes import AXES, SHAPES
-from benchmarks.speed.sweep import exponent, sweep_table
+from benchmarks.speed.sweep import exponent, measure_sweep, sweep_table
 
 FACTORS = [1, 2, 4, 8]
 
@@ -14,8 +16,7 @@ def test_a_power_law_gives_its_exponent(power: float) -> None:
 
 
 def test_a_constant_part_lowers_the_exponent_and_noise_averages_out() -> None:
-    mixed = exponent(FACTORS, [1.0 + factor for factor in FACTORS])
-    assert mixed == pytest.approx(0.7231, abs=1e-3)  # slope of log(1 + f) on log f by hand
+    assert exponent([1, 2], [2.0, 3.0]) == pytest.approx(0.5849625)  # log2(3 / 2)
     noisy = [factor * wobble for factor, wobble in zip(FACTORS, (1.01, 0.99, 0.99, 1.01), strict=True)]
     assert exponent(FACTORS, noisy) == pytest.approx(1.0, abs=1e-12)
 
@@ -46,3 +47,20 @@ def test_the_table_ends_with_the_exponents() -> None:
     text = sweep_table({"shape": "s", "axis": "layers", "points": points, "exponents": exponents})
     assert "| exponent | 1.100 | 1.000 | 1.000 | 0.000 |" in text
     assert text.endswith("+10.0%")
+
+
+def test_a_tiny_sweep_measures_every_point() -> None:
+    settings = Settings(
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        accumulations=[1],
+        rounds=1,
+        with_plain=False,
+        optimizer="adamw",
+    )
+    said: list[str] = []
+    found = measure_sweep(SHAPES["tiny"], "vocabulary", 2, settings, said.append)
+    assert [point["value"] for point in found["points"]] == [512, 1024]
+    assert all(point["peak_bytes"] > 0 < point["median_seconds"] for point in found["points"])
+    assert 0 < found["exponents"]["flops"] < 1
+    assert len(said) == 1
