@@ -25,7 +25,7 @@ from benchmarks.speed.rates import Product, product_seconds, shape_sizes, timed
 from benchmarks.speed.shapes import SHAPES, Shape
 from lrc.config import ObjectiveConfig, StartConfig, StudentConfig
 from lrc.export.convert import read_source, write_student
-from lrc.models.compute import choose_dtype
+from lrc.models.compute import choose_dtype, keep_freed_memory
 from lrc.models.pair_model import PairModel
 from lrc.models.start import fill_start
 from lrc.models.teacher import load_model
@@ -146,6 +146,7 @@ def merge_products(sizes: Sizes) -> list[Product]:
 @torch.no_grad()
 def start(job: Job) -> dict[str, Any]:
     """Time the calibrated start beside a teacher forward and a student forward over the same tokens."""
+    keep_freed_memory()  # as `lrc train` does
     shape, dtype = job.sized, choose_dtype(job.dtype, CPU)
     teacher = load_model(str(job.path("teacher")), dtype=dtype, device=CPU)
     objective = ObjectiveConfig()

@@ -16,7 +16,7 @@ from benchmarks.speed.one_shape import Settings, measure_shape, shape_table
 from benchmarks.speed.parts import parts_table
 from benchmarks.speed.shapes import AXES, SHAPES, Shape
 from benchmarks.speed.sweep import measure_sweep, sweep_table
-from lrc.models.compute import choose_device, choose_dtype, dtype_name
+from lrc.models.compute import choose_device, choose_dtype, dtype_name, keep_freed_memory
 
 
 def main(description: str | None) -> None:
@@ -24,6 +24,7 @@ def main(description: str | None) -> None:
     arguments = _parse(description)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as `lrc train` does; the plain formulation and the floor gain by it too
     device = choose_device(arguments.device)
     settings = Settings(
         dtype=choose_dtype(arguments.dtype, device),

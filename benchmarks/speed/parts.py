@@ -19,6 +19,7 @@ import lrc.models.part as part_module
 from benchmarks.speed.ways import Bench
 from lrc.models.pair import PairHead, PairLayer
 from lrc.models.pair_model import PairModel
+from lrc.models.step_weights import StepWeights
 from lrc.training.engine import FullEngine
 
 TEACHER, FORWARD, BACKWARD = "teacher", "student forward", "student backward"
@@ -29,6 +30,8 @@ MARKED: tuple[tuple[Any, str, str], ...] = (
     (part_module.ProjectedPart, "student_tensors", MERGES),
     (part_module, "merge", MERGES),
     (pair_module, "merge", MERGES),
+    (StepWeights, "form", MERGES),
+    (StepWeights, "pull_back", MERGES),
     (PairLayer, "_error", CLONE),
     (PairHead, "forward", HEAD),
     (FullEngine, "backward", BACKWARD),
@@ -101,14 +104,16 @@ def _is_node(event: Any) -> bool:
 
 def _enclosing(event: Any, made_by: dict[int, str]) -> str | None:
     """The part of the innermost mark or backward node around an event, itself included."""
+    is_backward = False
     while event is not None:
         if event.name.startswith(_PREFIX):
             return str(event.name.removeprefix(_PREFIX))
         if made_by and event.name.startswith(_NODE):
-            part = made_by.get(event.sequence_nr, BACKWARD)
-            return BACKWARD if part == FORWARD else part
+            is_backward = True
+            if part := made_by.get(event.sequence_nr):
+                return BACKWARD if part == FORWARD else part
         event = event.cpu_parent
-    return None
+    return BACKWARD if is_backward else None  # a GPU's backward pass runs in a thread without marks
 
 
 def parts_table(shape: str, found: dict[str, dict[str, float]]) -> str:

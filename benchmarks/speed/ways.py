@@ -17,7 +17,8 @@ from benchmarks.speed.shapes import Shape, random_teacher
 from lrc.config import ObjectiveConfig, StartConfig, TrainConfig
 from lrc.models.pair_model import PairModel, StepCounts
 from lrc.models.start import fill_start
-from lrc.training.engine import FullEngine
+from lrc.models.step_weights import StepWeights
+from lrc.training.engine import FullEngine, merges_once
 
 PUBLISHED = ObjectiveConfig(
     temperature=40.0,
@@ -98,7 +99,7 @@ class Bench:
         ).train()
         fill_start(self.pair, self.teacher, StartConfig(method="random"), [], seed=0)
         settings = TrainConfig(max_steps=1, optimizer=optimizer)  # type: ignore[arg-type]  # argparse has checked it
-        self.engine = FullEngine(Accelerator(cpu=device.type == "cpu"), self.pair, settings)
+        self.engine = FullEngine(Accelerator(cpu=device.type == "cpu"), self.pair, settings, accumulation=1)
         self.batches = micro_batches(shape, most_batches, device)
         self.published = PublishedStep(
             self.teacher,
@@ -113,6 +114,8 @@ class Bench:
         batches = self.batches[:accumulation]
         counts = counts_of(batches)
         self.pair.set_activation_checkpointing(checkpointing)
+        once = merges_once(self.engine.settings, accumulation)
+        self.engine.step_weights = StepWeights(self.pair) if once else None
         found = []
         for position, batch in enumerate(batches):
             with self.engine.micro_batch(is_last=position == len(batches) - 1):
@@ -120,6 +123,7 @@ class Bench:
                 self.engine.backward(losses.objective)
             found.append((losses.objective.detach(), losses.lm.sum(), losses.kl, losses.clone.sum()))
         self.update()
+        self.engine.step_weights = None
         objective, lm, kl, clone = (float(torch.stack(values).sum()) for values in zip(*found, strict=True))
         return StepLosses(
             objective=objective, lm=lm / counts.labels, kl=kl / counts.sequences, clone=clone / counts.positions
