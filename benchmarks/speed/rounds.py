@@ -1,0 +1,81 @@
+"""Rounds: every way once a round, in turn, so that a slow minute of the machine hits all of them."""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from benchmarks.speed.memory import kept_for_backward, peak_bytes
+from benchmarks.speed.rates import ProductRates, timed
+from benchmarks.speed.ways import Bench, student_loss
+
+FLOOR, PLAIN, OURS = "floor", "plain", "ours"
+
+
+@dataclass(kw_only=True)
+class Way:
+    """One way to do a step, and what was measured of it."""
+
+    name: str
+    accumulation: int = 1
+    checkpointing: bool = False
+    pieces: dict[str, Callable[[], object]]
+    """What a step is made of, timed one by one and summed."""
+    forward: Callable[[], Tensor] | None = None
+    """Forward half of one micro-batch."""
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    """Of each piece, one a round."""
+    peak_bytes: int = 0
+    kept_bytes: int | None = None
+
+    @property
+    def title(self) -> str:
+        """The name with what sets it apart."""
+        extra = [f"x{self.accumulation}"] if self.accumulation > 1 else []
+        return ", ".join([self.name, *extra, *(["checkpointing"] if self.checkpointing else [])])
+
+    @property
+    def median(self) -> float:
+        """Median seconds of a step."""
+        return statistics.median(map(sum, zip(*self.seconds.values(), strict=True)))
+
+
+def list_ways(bench: Bench, accumulations: list[int], *, with_plain: bool) -> list[Way]:
+    """List the ways of one shape: ours for each accumulation, ours with checkpointing, plain, floor."""
+
+    def ours(accumulation: int, checkpointing: bool) -> Way:
+        return Way(
+            name=OURS,
+            accumulation=accumulation,
+            checkpointing=checkpointing,
+            pieces={"step": lambda: bench.ours(accumulation, checkpointing=checkpointing)},
+            forward=bench.ours_forward(checkpointing=checkpointing),
+        )
+
+    ways = [*(ours(count, False) for count in accumulations), ours(1, True)]
+    if with_plain:
+        ways.append(Way(name=PLAIN, pieces={"step": bench.plain}, forward=bench.plain_forward))
+    floor = Way(
+        name=FLOOR,
+        pieces={"teacher": bench.floor_teacher, "student": bench.floor_student},
+        forward=lambda: student_loss(bench.student, bench.batches[0]),
+    )
+    return [*ways, floor]
+
+
+def run_rounds(bench: Bench, ways: list[Way], rates: ProductRates, count: int, report: Callable[[str], None]) -> None:
+    """Warm each way up, time all of them `count` times in turn, then measure the memory of each once."""
+    for way in ways:
+        for piece in way.pieces.values():
+            piece()
+    for number in range(count):
+        rates.measure()
+        for way in ways:
+            for name, piece in way.pieces.items():
+                way.seconds.setdefault(name, []).append(timed(piece, bench.device))
+        report(f"{bench.shape.name}: round {number + 1} of {count}")
+    for way in ways:
+        way.peak_bytes = max(peak_bytes(piece, bench.device) for piece in way.pieces.values())
+        if way.forward is not None:
+            way.kept_bytes = kept_for_backward(way.forward, bench.weights())

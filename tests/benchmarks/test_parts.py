@@ -1,0 +1,68 @@
+"""Time by part: every part of the step gets some, a backward operation goes to the part that made its node."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from benchmarks.speed.parts import (
+    BACKWARD,
+    CLONE,
+    FORWARD,
+    HEAD,
+    MERGES,
+    STEP_PARTS,
+    TEACHER,
+    marked_parts,
+    parts_table,
+    profile_parts,
+    seconds_by_part,
+)
+from benchmarks.speed.shapes import SHAPES
+from benchmarks.speed.ways import Bench
+from lrc.models.pair import PairHead
+
+CPU = torch.device("cpu")
+
+
+def test_every_part_of_our_step_gets_time_and_the_marks_go_again(tmp_path: Path) -> None:
+    bench = Bench(SHAPES["tiny"], dtype=torch.float32, device=CPU, most_batches=1)
+    before = PairHead.forward
+    found = profile_parts(bench, lambda: bench.ours(1), tmp_path / "trace.json")
+    assert PairHead.forward is before
+    assert "forward" not in vars(bench.pair.layers[0].teacher)
+    assert tuple(found) == STEP_PARTS
+    assert all(seconds > 0 for seconds in found.values()), found
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert f"part: {HEAD}" in {event.get("name") for event in events}
+    assert f"| {MERGES} |" in parts_table("tiny", {"ours": found})
+
+
+def test_backward_time_goes_to_the_part_that_made_the_node() -> None:
+    weight = torch.full((256, 256), 0.01, requires_grad=True)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        with record_function(f"part: {FORWARD}"):
+            small = (weight * 2).sum()
+            with record_function(f"part: {CLONE}"):
+                large = weight
+                for _ in range(40):
+                    large = large @ weight
+            with record_function(f"part: {TEACHER}"), torch.no_grad():
+                weight @ weight
+        with record_function(f"part: {BACKWARD}"):
+            (small + large.sum()).backward()
+    found = seconds_by_part(list(profiler.events()), is_gpu=False)
+    assert found[CLONE] > 10 * found[FORWARD] > 0
+    assert found[CLONE] > 10 * found[TEACHER] > 0
+    forward_only = sum(event.time_range.elapsed_us() for event in profiler.events() if event.name == f"part: {CLONE}")
+    assert found[CLONE] > 2 * forward_only / 1e6  # two products backward for one forward
+    assert found[BACKWARD] < found[CLONE] / 3
+
+
+def test_a_part_that_is_renamed_in_the_package_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(SHAPES["tiny"], dtype=torch.float32, device=CPU, most_batches=1)
+    monkeypatch.setattr("benchmarks.speed.parts.MARKED", ((PairHead, "no_such", HEAD),))
+    with pytest.raises(AttributeError), marked_parts(bench):
+        pass

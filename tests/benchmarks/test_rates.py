@@ -1,0 +1,53 @@
+"""Products of a part are those that its FLOPs are of, and predictions are FLOPs over rates."""
+
+import dataclasses
+import os
+
+import pytest
+import torch
+
+from benchmarks.speed.rates import MERGES, PARTS, ProductRates, part_products, predict, predict_floor, shape_sizes
+from benchmarks.speed.shapes import SHAPES
+from benchmarks.speed.ways import PUBLISHED
+from lrc.plan.flops import step_flops
+
+SHAPE = SHAPES["tiny"]
+
+
+def priced_at(seconds_per_flop: float) -> ProductRates:
+    rates = ProductRates(part_products(shape_sizes(SHAPE), SHAPE), dtype=torch.float32, device=torch.device("cpu"))
+    for product, times in rates.seconds.items():
+        times.append(product.flops * seconds_per_flop)
+    return rates
+
+
+def test_the_products_of_a_layer_have_the_flops_that_the_plan_counts() -> None:
+    sizes = shape_sizes(SHAPE)
+    counted = step_flops(sizes, PUBLISHED, batch=SHAPE.batch, sequence=SHAPE.length, checkpointing=False)
+    products = part_products(sizes, SHAPE)
+    assert set(products) == set(PARTS) == {entry.name for entry in dataclasses.fields(counted)}
+    listed = {part: SHAPE.layers * sum(product.flops for product in products[part]) for part in PARTS}
+    attention = SHAPE.layers * 2 * SHAPE.tokens * SHAPE.length * SHAPE.heads * 2 * SHAPE.head_dim
+    assert listed["teacher"] + attention == counted.teacher
+    assert listed["student_forward"] + attention == counted.student_forward
+    assert listed["student_backward"] + 2.5 * attention == counted.student_backward
+    head = 2 * SHAPE.d_student * SHAPE.hidden * (SHAPE.vocabulary + SHAPE.tokens)
+    assert listed["merge_forward"] + head == counted.merge_forward
+    assert listed["merge_backward"] + head == counted.merge_backward
+    assert listed["head"] / SHAPE.layers == counted.head  # the tiny head is one chunk
+
+
+def test_a_prediction_is_flops_over_rates_with_merges_once_a_step() -> None:
+    rates, sizes = priced_at(1e-9), shape_sizes(SHAPE)
+    one, four = (predict(sizes, SHAPE, PUBLISHED, rates, accumulation=count) for count in (1, 4))
+    for part in PARTS:
+        assert four.flops[part] == (1 if part in MERGES else 4) * one.flops[part]
+    assert one.total_seconds == pytest.approx(one.total_flops * 1e-9)
+    floor = predict_floor(sizes, SHAPE, PUBLISHED, rates)
+    assert floor.total_flops == sum(one.flops[part] for part in floor.flops) < one.total_flops
+
+
+def test_a_product_takes_time_in_both_layouts() -> None:
+    rates = ProductRates(part_products(shape_sizes(SHAPE), SHAPE), dtype=torch.float32, device=torch.device("cpu"))
+    rates.measure()
+    assert all(1e6 < rates.part_rate(part) < 1e12 * (os.cpu_count() or 1) for part in PARTS)

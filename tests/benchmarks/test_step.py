@@ -1,0 +1,47 @@
+"""`benchmarks/step.py` from the command line, at the tiny shape."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TINY = ("--shapes", "tiny", "--dtype", "float32", "--device", "cpu", "--rounds", "2")
+
+
+def run(out: Path, *flags: str) -> str:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "benchmarks/step.py", *TINY, *flags, "--out", str(out)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_tiny_run_prints_every_way_and_writes_its_numbers(tmp_path: Path) -> None:
+    text = run(tmp_path / "step.json", "--accumulation", "1,2", "--profile")
+    found = json.loads((tmp_path / "step.json").read_text())
+    (shape,) = found["shapes"]
+    ways = {way["title"]: way for way in shape["ways"]}
+    assert list(ways) == ["ours", "ours, x2", "ours, checkpointing", "plain", "floor"]
+    assert all(f"| {title} |" in text for title in ways)
+    for way in ways.values():
+        assert all(len(times) == 2 for times in way["seconds"].values())
+        assert way["tokens_per_second"] > 0
+        assert way["peak_bytes"] > 0
+        assert 0 < way["product_rate_share"] < 1
+    assert set(ways["floor"]["seconds"]) == {"teacher", "student"}
+    assert ways["ours, x2"]["tokens"] == 2 * ways["ours"]["tokens"] == 128
+    assert ways["ours"]["time_over_floor"] > 0
+    assert ways["ours"]["speed_over_plain"] > 0
+    assert ways["ours, checkpointing"]["kept_bytes"] < ways["ours"]["kept_bytes"] < ways["plain"]["kept_bytes"]
+    assert ways["ours, checkpointing"]["peak_bytes"] < ways["plain"]["peak_bytes"]
+    assert set(shape["parts"]) == {"ours", "ours, x2", "ours, checkpointing"}
+    assert (tmp_path / "tiny-ours-x2.json").is_file()
