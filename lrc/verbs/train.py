@@ -5,8 +5,9 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -14,8 +15,7 @@ from torch import Tensor, nn
 from lrc.config import Recipe, recipe_to_dict
 from lrc.data.blocks import Blocks, open_blocks, ordered_batches
 from lrc.errors import CheckpointError, ConfigError, DataError
-from lrc.evaluation.agreement import measure_pair
-from lrc.evaluation.effective_rank import pair_stream_ranks
+from lrc.evaluation.held_out import AlsoMeasure, HeldOutText
 from lrc.models.checkpoint import checkpoint_facts, read_facts, variant_of, versions
 from lrc.models.compute import choose_device, choose_dtype, dtype_name
 from lrc.models.discovery import discover
@@ -62,9 +62,17 @@ class _Inputs:
     calibration: list[Tensor]
     """Ids of the start, `[batch, seq]` each; none for a random or resumed one."""
     resume: Path | None
+    also_measure: AlsoMeasure | None = None
 
 
-def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False, dry_run: bool = False) -> Path:
+def train(
+    recipe: Recipe,
+    *,
+    resume: str | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    also_measure: AlsoMeasure | None = None,
+) -> Path:
     """Train a student's projections; see the recipe for everything that can be set.
 
     Args:
@@ -72,6 +80,7 @@ def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False,
         resume: `auto`, or a checkpoint folder to go on from.
         overwrite: Delete an earlier training of this run first.
         dry_run: Check everything, then stop.
+        also_measure: Called whenever held-out text is measured; what it returns goes into that line of the log.
 
     Returns:
         The last checkpoint, `RUN/train/checkpoint-N` (in a dry run: where it will lie).
@@ -86,7 +95,7 @@ def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False,
         say(f"dry run: {recipe.teacher} -> hidden size {size}, {blocks} blocks: good")
         return inputs.folder / f"checkpoint-{recipe.train.max_steps}"
     with preemption_signals() as preemption:
-        return _train(recipe, inputs, preemption, overwrite=overwrite)
+        return _train(recipe, replace(inputs, also_measure=also_measure), preemption, overwrite=overwrite)
 
 
 def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, overwrite: bool) -> Path:
@@ -100,8 +109,9 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, overwrite
     accelerator.wait_for_everyone()
     start_trackers(accelerator, recipe.train)
     log = MetricsLog(inputs.folder / "metrics.jsonl", accelerator, total_steps=recipe.train.max_steps)
+    held_out = HeldOutText(pair, inputs.held_out, inputs.also_measure) if inputs.held_out else None
     if inputs.resume is None and accelerator.is_main_process:
-        _start(pair, teacher, recipe, inputs, log)
+        _start(pair, teacher, recipe, inputs, held_out, log)
     accelerator.wait_for_everyone()
     engine = make_engine(accelerator, pair, recipe.train, strategy=strategy, accumulation=plan.accumulation)
     state = RunState(step=0, tokens=0, seconds=0.0, sequences_per_step=plan.sequences_per_step)
@@ -123,7 +133,7 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, overwrite
             folder=inputs.folder,
             log=log,
             facts=lambda step, tokens: {**lasting, "step": step, "tokens": tokens},
-            held_out=(lambda: measure_pair(pair, inputs.held_out)) if inputs.held_out else None,
+            held_out=None if held_out is None else held_out.measure,
             progress=progress,
             preemption=preemption,
         )
@@ -242,7 +252,14 @@ def _prepare_folder(inputs: _Inputs, recipe: Recipe, *, overwrite: bool) -> None
         raise CheckpointError(f"The run folder {inputs.folder} can't be written: {error}.") from error
 
 
-def _start(pair: PairModel, teacher: nn.Module, recipe: Recipe, inputs: _Inputs, log: MetricsLog) -> None:
+def _start(
+    pair: PairModel,
+    teacher: nn.Module,
+    recipe: Recipe,
+    inputs: _Inputs,
+    held_out: HeldOutText | None,
+    log: MetricsLog,
+) -> None:
     """Fill the start values, measure them, and write `start.json`."""
     with ExitStack() as bars:
         shown: dict[str, Callable[[int, int], None]] = {}
@@ -257,21 +274,16 @@ def _start(pair: PairModel, teacher: nn.Module, recipe: Recipe, inputs: _Inputs,
         report = fill_start(pair, teacher, recipe.start, inputs.calibration, seed=seed, progress=progress)
     for line in report.kept:
         say(f"start: not calibrated, kept at its pca start: {line}")
-    held_out, ranks = None, None
-    if inputs.held_out:
+    measured = None
+    if held_out is not None:
         pair.eval()
-        with pair_stream_ranks(pair) as ranks:
-            agreement = measure_pair(pair, inputs.held_out)
+        measured = held_out.measure(0)
         pair.train()
-        held_out = agreement.summary()
-        log.write("held_out", {"step": 0, "tokens": 0, "seconds": 0.0, **held_out})
-        say(f"effective rank of the student's stream: {min(ranks):.0f} to {max(ranks):.0f} over the layers")
-    _write_start(inputs.folder / "start.json", report, held_out, ranks)
+        log.write("held_out", {"step": 0, "tokens": 0, "seconds": 0.0, **measured})
+    _write_start(inputs.folder / "start.json", report, measured)
 
 
-def _write_start(
-    path: Path, report: StartReport, held_out: dict[str, float | int] | None, ranks: list[float] | None
-) -> None:
+def _write_start(path: Path, report: StartReport, held_out: dict[str, Any] | None) -> None:
     facts = {
         "method": report.method,
         "calibration_tokens": report.tokens,
@@ -279,7 +291,7 @@ def _write_start(
         "layer_errors": report.layer_errors,
         "kept_at_pca": report.kept,
         "held_out": held_out,
-        "effective_rank": ranks,
+        "effective_rank": None if held_out is None else held_out["effective_rank"],
         "versions": versions(),
     }
     try:
