@@ -1,4 +1,4 @@
-"""What is measured of a student at a point of its curve: each text, the stream's effective rank, and benchmark tasks."""
+"""What is measured of a student at a point of its curve: each text, the stream's effective rank, benchmark tasks."""
 
 import math
 import tempfile

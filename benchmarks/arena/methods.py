@@ -1,4 +1,4 @@
-"""What is compared: each method as what it changes in the demo's recipe, and each question about the default as a sweep.
+"""What is compared: each method as what it changes in the demo's recipe, each question about the default as a sweep.
 
 A method is a tuple of `section.key=value`. Keys that the recipe does not know end in its own error, by name.
 """

@@ -1,5 +1,6 @@
 """The cells' JSON files as rows: the table, tokens to reach a KL, mean and spread over seeds."""
 
+import itertools
 import json
 import math
 import statistics
@@ -45,7 +46,7 @@ def tokens_to_reach(points: Sequence[tuple[float, float]], level: float) -> floa
     """
     if points and points[0][1] <= level:
         return points[0][0]
-    for (before, high), (after, low) in zip(points, points[1:]):
+    for (before, high), (after, low) in itertools.pairwise(points):
         if high > level >= low:
             share = (high - level) / (high - low)
             if before == 0:

@@ -1,4 +1,4 @@
-"""The teachers of the arena, the widths of their students, and how much text a cell of each reads and is measured on."""
+"""The teachers of the arena, the widths of their students, how much text a cell of each reads and is measured on."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from lrc.report.number_text import bytes_text, count_text, percent, ratio_text, significant, whole
-from lrc.report.records import Card, RunData
+from lrc.report.records import Card, PerLayer, RunData
 
 Number = float | int | None
 ToText = Callable[[Number], str]
@@ -162,3 +162,22 @@ def summary_text(data: RunData) -> str:
         before, after = significant(first.kl, 3), significant(last.kl, 3)
         sentences.append(f"Training took the held-out KL from {before} to {after} nats per token.")
     return " ".join(sentences)
+
+
+def collapse_text(data: RunData) -> str:
+    """Return the warning of a student whose stream has collapsed, by its last held-out measure; else nothing."""
+    last = data.held_out[-1] if data.held_out else None
+    if last is None or not last.has_collapsed:
+        return ""
+    rank, best = _mean(last.effective_rank), _mean(last.teacher_effective_rank)
+    found = f" (effective rank {significant(rank, 2)}; the teacher's stream has {significant(best, 2)} at this width)"
+    return (
+        f"The student's residual stream has collapsed: it uses few of its directions{found if rank and best else ''}. "
+        "Train longer, or start from start.method=calibrated and train with objective.temperature=1 and relative clone "
+        "errors."
+    )
+
+
+def _mean(values: PerLayer | None) -> float | None:
+    known = [value for value in values or () if value is not None]
+    return sum(known) / len(known) if known else None
