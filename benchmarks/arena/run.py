@@ -24,6 +24,7 @@ from lrc.verbs.sources import locate_teacher
 from lrc.verbs.train import train
 
 from .cells import Cell, Rates, cell_recipe
+from .gemma import gemma_teacher
 from .measures import PointMeasure, Tasks, measured_texts
 from .results import FORMAT
 from .teachers import make_tiny_teacher
@@ -60,19 +61,12 @@ class Arena:
         return prepare_texts(self.root / "texts", data=self.data, train_bytes=entry.train_bytes, is_tiny=is_tiny)
 
     def teacher(self, cell: Cell, texts: Texts) -> str:
-        """Return the folder or name of a cell's teacher; the tiny one is made.
-
-        Raises:
-            ConfigError: The teacher has to be named.
-        """
+        """Return the folder or name of a cell's teacher; Gemma is fetched, the tiny one is made."""
         named = self.teachers.get(cell.teacher) or cell.entry.source
         if named is not None:
             return named
-        if cell.teacher != "tiny":
-            raise ConfigError(
-                f"The arena can't fetch the teacher {cell.teacher}. Name its folder: --teacher {cell.teacher}=FOLDER "
-                "(docs/quality.md)."
-            )
+        if cell.teacher == "gemma3":
+            return str(gemma_teacher())
         folder = self.root / f"tiny-teacher-{self.tiny_teacher_steps}-{texts.sha256['train'][:12]}"
         rows = texts.paths["train"].read_text(encoding="utf-8").splitlines()
         text = "\n\n".join(json.loads(row)["text"] for row in rows)

@@ -17,7 +17,7 @@ class TeacherEntry:
     """One teacher and the size of everything around it."""
 
     source: str | None
-    """What a recipe calls it; None: `--teacher NAME=FOLDER` must, or the arena makes it (`tiny`)."""
+    """What a recipe calls it; None: the arena fetches or makes it."""
     widths: dict[str, int]
     """Name -> hidden size of the student."""
     sequence_length: int = 256

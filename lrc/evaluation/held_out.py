@@ -56,5 +56,5 @@ class HeldOutText:
 
 
 def rank_share(student: list[float], best: list[float]) -> float:
-    """Return the student's effective rank over the best possible one, mean over the layers; a random stream exceeds 1."""
+    """Return the student's effective rank over the best possible one, mean over the layers; noise exceeds 1."""
     return sum(ours / theirs for ours, theirs in zip(student, best, strict=True)) / len(student)

@@ -106,6 +106,7 @@ def _held_out(values: Fields, *, step: int, tokens: int) -> HeldOut:
         positions=values.count("positions"),
         effective_rank=values.optional_numbers("effective_rank"),
         teacher_effective_rank=values.optional_numbers("teacher_effective_rank"),
+        effective_rank_share=values.number("effective_rank_share") if "effective_rank_share" in values.values else None,
         has_collapsed="has_collapsed" in values.values and values.flag("has_collapsed"),
     )
 

@@ -36,6 +36,8 @@ class HeldOut:
     """Effective rank of the student's stream after each layer; None in runs of older versions."""
     teacher_effective_rank: PerLayer | None
     """The teacher's, its stream projected to the student's width as well as can be."""
+    effective_rank_share: float | None
+    """The student's over the teacher's, mean over the layers."""
     has_collapsed: bool
     """Whether the student's stream uses too few directions to follow the teacher."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from lrc.report.number_text import bytes_text, count_text, percent, ratio_text, significant, whole
-from lrc.report.records import Card, PerLayer, RunData
+from lrc.report.records import Card, RunData
 
 Number = float | int | None
 ToText = Callable[[Number], str]
@@ -169,15 +169,9 @@ def collapse_text(data: RunData) -> str:
     last = data.held_out[-1] if data.held_out else None
     if last is None or not last.has_collapsed:
         return ""
-    rank, best = _mean(last.effective_rank), _mean(last.teacher_effective_rank)
-    found = f" (effective rank {significant(rank, 2)}; the teacher's stream has {significant(best, 2)} at this width)"
+    share = percent(last.effective_rank_share)
     return (
-        f"The student's residual stream has collapsed: it uses few of its directions{found if rank and best else ''}. "
-        "Train longer, or start from start.method=calibrated and train with objective.temperature=1 and relative clone "
-        "errors."
+        "The student's residual stream has collapsed: it uses few of its directions (effective rank "
+        f"{share} of what its width allows). Train longer, or start from start.method=calibrated and train with "
+        "objective.temperature=1 and relative clone errors."
     )
-
-
-def _mean(values: PerLayer | None) -> float | None:
-    known = [value for value in values or () if value is not None]
-    return sum(known) / len(known) if known else None

@@ -111,9 +111,9 @@ def test_a_begun_cell_of_other_settings_is_refused(arena: Arena, tmp_path: Path)
         run_cell(other, CELL)
 
 
-def test_a_teacher_that_cannot_be_fetched_has_to_be_named(arena: Arena) -> None:
-    with pytest.raises(ConfigError, match="--teacher gemma3=FOLDER"):
-        arena.teacher(parse_cell("gemma3/half/red/60k/seed0"), arena.texts(CELL))
+def test_a_named_teacher_is_taken_instead_of_the_arenas(arena: Arena) -> None:
+    named = replace(arena, teachers={"gemma3": "somewhere"})
+    assert named.teacher(parse_cell("gemma3/half/red/60k/seed0"), named.texts(CELL)) == "somewhere"
 
 
 def test_seconds_leave_measuring_out_and_count_what_was_done_once() -> None:
