@@ -138,4 +138,4 @@ def test_held_out_lines_of_older_versions_have_no_ranks(run: Path) -> None:
     assert read_run(run).held_out[-1].effective_rank is not None
     write_lines(run / METRICS_FILE, [{key: line[key] for key in line if key not in new} for line in lines])
     last = read_run(run).held_out[-1]
-    assert (last.effective_rank, last.teacher_effective_rank, last.has_collapsed) == (None, None, False)
+    assert (last.effective_rank, last.effective_rank_share, last.has_collapsed) == (None, None, False)

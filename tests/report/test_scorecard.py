@@ -105,11 +105,9 @@ def test_short_name(name: str, short: str) -> None:
 
 def test_a_collapsed_student_is_warned_of_by_its_last_measure(data: RunData) -> None:
     assert collapse_text(data) == collapse_text(replace(data, held_out=())) == ""
-    last = replace(
-        data.held_out[-1], has_collapsed=True, effective_rank=(30.0, 50.0, None), teacher_effective_rank=(120.0,)
-    )
+    last = replace(data.held_out[-1], has_collapsed=True, effective_rank_share=0.361)
     text = collapse_text(replace(data, held_out=(*data.held_out[:-1], last)))
     assert "has collapsed" in text
-    assert "effective rank 40; the teacher's stream has 120 at this width" in text
+    assert "effective rank 36.1 % of what its width allows" in text
     first = replace(data.held_out[0], has_collapsed=True)
     assert collapse_text(replace(data, held_out=(first, *data.held_out[1:]))) == ""
