@@ -14,7 +14,7 @@ from .cells import Cell, parse_cell, quick_cells, rate_cells, table_cells
 from .measures import Tasks
 from .methods import find_method, methods, sweeps
 from .plot import draw_plots
-from .results import fresh_table, reach_table, read_results, sweep_table, table
+from .results import fresh_table, reach_table, read_results, sweep_table, table, teacher_lines
 from .run import TINY_TEACHER_STEPS, Arena, run_cell
 from .teachers import teachers
 
@@ -33,14 +33,14 @@ def run_command(arguments: Sequence[str], *, help_text: str) -> int:
 def _parser(help_text: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=help_text, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("what", nargs="*", help="cells by name; or `sweep NAME...`, `rates METHOD...`, `table`")
+    add("what", nargs="*", help="cells by name; or `sweep NAME...`, `rates METHOD...`, `table` (all of it)")
     add("--list", action="store_true", help="list the table's cells, methods and sweeps, and run nothing")
     add("--table", action="store_true", help="print the table of finished cells")
     add("--points", action="store_true", help="with --table: every point of the curves")
     add("--reach", type=float, metavar="KL", help="with --table: training tokens to this held-out KL")
     add("--fresh", action="store_true", help="with --table: the text that is looked at once")
     add("--plot", action="store_true", help="draw training tokens -> KL of finished cells")
-    add("--only", default="", metavar="TEXT", help="with --table and --plot: cells whose name holds TEXT")
+    add("--only", default="", metavar="TEXT", help="with table, --table, --plot: cells whose name holds TEXT")
     add("--results", type=Path, action="append", metavar="DIR", help="more folders of results to read")
     add("--quick", action="store_true", help="every method on a tiny teacher, from nothing to table and plot")
     add("--methods", metavar="A,B", help="with --quick: these methods alone")
@@ -72,6 +72,8 @@ def _run(options: argparse.Namespace) -> None:
     elif verb == "rates":
         _pick_rates(arena, options, names)
         return
+    elif verb == "table":
+        cells = [cell for cell in table_cells() if options.only in cell.name]
     elif verb:
         cells = [parse_cell(name) for name in options.what]
     elif not options.table and not options.plot:
@@ -158,6 +160,7 @@ def _show(arena: Arena, options: argparse.Namespace, names: set[str]) -> None:
     if not results:
         raise ConfigError(f"No finished cell in {', '.join(map(str, folders))}. `--list` shows what can be run.")
     print(table(results, every_point=options.points))
+    print("".join(f"\n{line}" for line in teacher_lines(results)))
     if options.reach is not None:
         print(f"\n{reach_table(results, options.reach)}")
     if options.fresh:

@@ -133,6 +133,18 @@ def _cells(name: str, points: list[Result], seeds: list[Result]) -> list[str]:
     ]
 
 
+def teacher_lines(results: Sequence[Result]) -> list[str]:
+    """Return a line a teacher: what it scores on the same text."""
+    lines: dict[str, str] = {}
+    for result in results:
+        held_out, development = (result["points"][0][text] for text in ("held_out", "development"))
+        lines[result["teacher"]] = (
+            f"Teacher {result['teacher']}: CE {held_out['teacher_cross_entropy']:.3f}, bits per byte "
+            f"{held_out['teacher_bits_per_byte']:.3f} held out, {development['teacher_bits_per_byte']:.3f} development."
+        )
+    return list(lines.values())
+
+
 def reach_table(results: Sequence[Result], level: float, *, text: str = "held_out") -> str:
     """Return the Markdown table of the training tokens that each cell takes to a KL."""
     lines = [_row(["cell", f"tokens to {text.replace('_', '-')} KL {level:g}"]), _row(["---", "---"])]

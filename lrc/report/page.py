@@ -6,6 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from lrc.report.clone_heat_map import largest_error_text
 from lrc.report.number_text import MISSING, duration_text, significant
 from lrc.report.plots import Plot
 from lrc.report.read_run import METRICS_FILE, PARITY_FILE, RECIPE_FILE, RESULTS_FILE, START_FILE
@@ -72,6 +73,7 @@ def _page_values(data: RunData, plots: dict[str, Plot]) -> dict[str, Any]:
         "title": title_text(data),
         "summary": summary_text(data),
         "warning": collapse_text(data),
+        "largest_clone_error": largest_error_text(data),
         "run_name": data.run.resolve().name,
         "tiles": headline_tiles(data),
         "sections": _sections(data, plots),

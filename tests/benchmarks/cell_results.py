@@ -19,6 +19,7 @@ def made_up_result(
         measures = {
             "kl": kl,
             "cross_entropy": 3.0 + kl,
+            "teacher_cross_entropy": 3.0,
             "top1_agreement": 0.5,
             "top5_agreement": 0.75,
             "bits_per_byte": 1.0 + kl,

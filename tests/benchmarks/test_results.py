@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.arena.results import fresh_table, reach_table, read_results, sweep_table, table, tokens_to_reach
+from benchmarks.arena.results import (
+    fresh_table,
+    reach_table,
+    read_results,
+    sweep_table,
+    table,
+    teacher_lines,
+    tokens_to_reach,
+)
 from lrc.errors import DataError
 from tests.benchmarks.cell_results import made_up_result
 
@@ -68,6 +76,14 @@ def test_the_table_is_the_fixtures_numbers_with_the_spread_over_seeds(tmp_path: 
     single = rows["smollm2/half/default/250k"]
     assert (single[0], single[3], single[11]) == ("1", "0.800", "–")
     assert len(table(read_results([tmp_path]), every_point=True).splitlines()) == 2 + 2 * 5
+
+
+def test_each_teacher_has_a_line_of_its_own() -> None:
+    falls = [3.0, 2.0, 1.0, 0.8, 0.5]
+    results = [made_up_result(f"{name}/half/red/250k/seed0", falls) for name in ("smollm2", "gemma3", "smollm2")]
+    lines = teacher_lines(results)
+    assert lines[0] == "Teacher smollm2: CE 3.000, bits per byte 1.000 held out, 1.000 development."
+    assert len(lines) == 2
 
 
 def test_what_a_cell_does_not_reach_is_said(tmp_path: Path) -> None:
