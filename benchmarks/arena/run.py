@@ -94,12 +94,14 @@ def run_cell(arena: Arena, cell: Cell, *, overwrite: bool = False) -> dict[str, 
     path = arena.results / cell.file_name
     if path.is_file() and not overwrite:
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        _check_same(_identity(recipe, texts.sha256), _identity_of_result(kept), str(path))
+        before = _identity(kept["recipe"], kept["texts"]["sha256"])
+        _check_same(_identity(recipe_to_dict(recipe), texts.sha256), before, str(path))
         say(f"{cell.name}: kept")
         return kept
     begun = run / "train" / "recipe.yaml"
     if begun.is_file() and not overwrite:
-        _check_same(_identity(recipe, {}), _identity(load_recipe(begun), {}), str(begun))
+        before = _identity(recipe_to_dict(load_recipe(begun)), {})
+        _check_same(_identity(recipe_to_dict(recipe), {}), before, str(begun))
     say(f"{cell.name}: {cell.num_steps} steps, learning rate {recipe.train.learning_rate:g}")
     measure = _point_measure(arena, cell, texts, teacher)
     train(recipe, resume=None if overwrite else "auto", overwrite=overwrite, also_measure=measure)
@@ -175,16 +177,12 @@ def points(lines: list[dict[str, Any]], *, start_seconds: float) -> list[dict[st
     return [found[step] for step in sorted(found)]
 
 
-def _identity(recipe: Recipe, sha256: Mapping[str, str]) -> dict[str, Any]:
+def _identity(recipe: dict[str, Any], sha256: Mapping[str, str]) -> dict[str, Any]:
     """Return what makes two runs the same: the recipe without places, and the texts."""
-    values = {key: value for key, value in recipe_to_dict(recipe).items() if key not in PLACES}
-    return _flat({**values, "data": {**values["data"], "train": "", "held_out": ""}, "texts": dict(sha256)})
-
-
-def _identity_of_result(result: dict[str, Any]) -> dict[str, Any]:
-    values = {key: value for key, value in result["recipe"].items() if key not in PLACES}
-    data = {**values["data"], "train": "", "held_out": ""}
-    return _flat({**values, "data": data, "texts": result["texts"]["sha256"]})
+    values = {key: value for key, value in recipe.items() if key not in PLACES}
+    data = {key: value for key, value in values["data"].items() if key not in ("train", "held_out")}
+    plain: dict[str, Any] = json.loads(json.dumps({**values, "data": data, "texts": dict(sha256)}))  # tuples to lists
+    return _flat(plain)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
