@@ -154,9 +154,7 @@ def _pick_rates(arena: Arena, options: argparse.Namespace, names: list[str]) -> 
 
 def _show(arena: Arena, options: argparse.Namespace, names: set[str]) -> None:
     folders = [*(options.results or []), arena.results]
-    results = [result for result in read_results(folders) if options.only in result["cell"]]
-    if names:
-        results = [result for result in results if result["cell"] in names]
+    results = [result for result in read_results(folders) if _is_shown(result["cell"], options.only, names)]
     if not results:
         raise ConfigError(f"No finished cell in {', '.join(map(str, folders))}. `--list` shows what can be run.")
     print(table(results, every_point=options.points))
@@ -166,9 +164,17 @@ def _show(arena: Arena, options: argparse.Namespace, names: set[str]) -> None:
     if options.fresh:
         print(f"\n{fresh_table(results)}")
     if options.plot or options.quick:
+        drawn = results if options.only else [result for result in results if result["method"] in methods()]
         for text in ("held_out", "development"):
-            for path in draw_plots(results, arena.root / "plots", text=text):
+            for path in draw_plots(drawn, arena.root / "plots", text=text):
                 say(f"plot: {path}")
+
+
+def _is_shown(cell: str, only: str, names: set[str]) -> bool:
+    """Tell whether a cell belongs to what was asked for; trials of learning rates do if their name is."""
+    if names:
+        return cell in names
+    return only in cell and ("@" not in cell or "@" in only)
 
 
 def _print_list() -> None:

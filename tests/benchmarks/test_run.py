@@ -19,6 +19,7 @@ from benchmarks.arena.run import Arena, points, run_cell
 from lrc.config import load_recipe
 from lrc.errors import ConfigError
 from lrc.models.pair_model import PairModel
+from tests.benchmarks.cell_results import made_up_result
 
 CELL = parse_cell("tiny/half/red/2k/seed0")
 ROLES = ("development", "held_out")
@@ -206,3 +207,21 @@ def test_a_merged_student_is_the_pairs(arena: Arena, tmp_path: Path) -> None:
     assert [line["seen"] for line in lines if line["kind"] == "held_out"] == [0, 1]
     for factored, merged in found:
         torch.testing.assert_close(factored, merged, rtol=1e-4, atol=1e-4)
+
+
+def test_the_table_leaves_trials_of_rates_out_until_they_are_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results").mkdir()
+    for name in ("red", "red@0.01", "start-pca"):
+        result = made_up_result(f"smollm2/half/{name}/60k/seed0", [3.0, 2.0, 1.0, 0.8, 0.5])
+        (tmp_path / "results" / f"{name}.json").write_text(json.dumps(result))
+
+    def shown(*options: str) -> list[str]:
+        assert run_command(["--table", "--root", str(tmp_path), *options], help_text="") == 0
+        lines = capsys.readouterr().out.splitlines()
+        return [line.split(" | ")[0].split("/")[2] for line in lines if line.startswith("| smollm2")]
+
+    assert shown() == ["red", "start-pca"]
+    assert shown("--only", "@") == ["red@0.01"]
+    assert shown("--only", "pca") == ["start-pca"]
