@@ -78,6 +78,7 @@ def test_a_cell_of_other_settings_is_not_taken_for_this_one(arena: Arena) -> Non
         (arena.root / "rates.json").unlink()
 
 
+@pytest.mark.slow
 def test_a_killed_cell_goes_on_and_ends_as_if_nothing_had_been(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
     other = replace(arena, root=arena.root / "killed")
     whole = json.loads((arena.results / CELL.file_name).read_text())
@@ -154,6 +155,7 @@ def run_quick(folder: Path, chosen: list[str]) -> None:
         assert (folder / "out" / "plots" / f"tiny-half-{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_quick_version_runs_from_nothing_to_table_and_plot(tmp_path: Path) -> None:
     run_quick(tmp_path, ["published", "default"])
 
