@@ -192,6 +192,8 @@ def test_checkpoint_facts_and_held_out_measures_are_listed() -> None:
     facts = checkpoint_facts(recipe, teacher_hash="h", d_teacher=3, step=1, tokens=1)
     assert keys_after(formats, "`lrc_config.json` (`lrc/models/checkpoint.py:checkpoint_facts`)") == set(facts)
     assert keys_after(formats, "### Held-out measures") == set(Agreement().summary())
+    ranks = {"effective_rank", "teacher_effective_rank", "effective_rank_share", "has_collapsed"}
+    assert keys_after(formats, "### Effective rank") == ranks
 
 
 def test_original_names_are_read_as_listed() -> None:

@@ -12,7 +12,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from lrc.models.step_weights import StepWeights
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import lrc.models.pair as pair_module
@@ -20,6 +19,7 @@ import lrc.models.part as part_module
 from benchmarks.speed.ways import Bench
 from lrc.models.pair import PairHead, PairLayer
 from lrc.models.pair_model import PairModel
+from lrc.models.step_weights import StepWeights
 from lrc.training.engine import FullEngine
 
 TEACHER, FORWARD, BACKWARD = "teacher", "student forward", "student backward"

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from lrc.models.step_weights import StepWeights
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -18,6 +17,7 @@ from benchmarks.speed.shapes import Shape, random_teacher
 from lrc.config import ObjectiveConfig, StartConfig, TrainConfig
 from lrc.models.pair_model import PairModel, StepCounts
 from lrc.models.start import fill_start
+from lrc.models.step_weights import StepWeights
 from lrc.training.engine import FullEngine, merges_once
 
 PUBLISHED = ObjectiveConfig(

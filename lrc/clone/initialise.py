@@ -133,16 +133,20 @@ def channel_selection(mean_magnitude: Tensor, size: int) -> Tensor:
     return torch.eye(mean_magnitude.shape[0], dtype=torch.float64, device=chosen.device)[:, chosen]
 
 
-def effective_rank(second_moment: Tensor) -> Tensor:
+def effective_rank(second_moment: Tensor, *, largest: int | None = None) -> Tensor:
     """Effective rank (Roy and Vetterli 2007): exp of the entropy of the states' normalised singular values.
 
     Args:
         second_moment: `X.T X` of the states, `[d, d]`; the singular values are the roots of its eigenvalues.
+        largest: Singular values that count, from the largest on: the rank of the states' best projection to so many
+            dimensions; None: all.
 
     Returns:
         Scalar float64 from 1 to d.
     """
     values = torch.linalg.eigvalsh(second_moment.double()).clamp_min(0).sqrt()
+    if largest is not None:
+        values = values[-largest:]  # eigvalsh sorts upwards
     shares = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny)
     entropy: Tensor = torch.special.entr(shares).sum()
     return entropy.exp()

@@ -12,10 +12,14 @@ from lrc.models.pair_model import PairModel
 
 
 @contextmanager
-def stream_ranks(layers: Iterable[nn.Module]) -> Iterator[list[float]]:
+def stream_ranks(layers: Iterable[nn.Module], *, largest: int | None = None) -> Iterator[list[float]]:
     """Watch layers' outputs while the block runs; its list holds the effective ranks afterwards.
 
     States are divided by their root mean square first, so that a few huge tokens do not decide.
+
+    Args:
+        layers: The layers, in order.
+        largest: Directions that count (`clone/initialise.py:effective_rank`); None: all.
     """
     sums: dict[int, Tensor] = {}
     handles = []
@@ -33,11 +37,19 @@ def stream_ranks(layers: Iterable[nn.Module]) -> Iterator[list[float]]:
     finally:
         for handle in handles:
             handle.remove()
-    ranks.extend(float(effective_rank(sums[index])) for index in sorted(sums))
+    ranks.extend(float(effective_rank(sums[index], largest=largest)) for index in sorted(sums))
 
 
 @contextmanager
 def pair_stream_ranks(pair: PairModel) -> Iterator[list[float]]:
     """Watch the student's stream of a pair."""
     with torch.no_grad(), stream_ranks(pair.layers) as ranks:
+        yield ranks
+
+
+@contextmanager
+def best_stream_ranks(pair: PairModel) -> Iterator[list[float]]:
+    """Watch the teacher's stream of a pair, the student's width of directions: what a student could have at best."""
+    teacher = [layer.teacher for layer in pair.layers]
+    with torch.no_grad(), stream_ranks(teacher, largest=pair.student_config.hidden_size) as ranks:
         yield ranks

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from lrc.report.figure_style import Theme, label_axes, new_figure, style_axes, use_token_ticks
+from lrc.report.number_text import percent
 from lrc.report.records import PerLayer, RunData, TrainPoint
 
 TERM_ORDER = (
@@ -88,6 +89,18 @@ def clone_terms(points: Sequence[TrainPoint]) -> list[str]:
     known = {term: place for place, term in enumerate(TERM_ORDER)}
     logged = {term for point in points for term in point.clone}
     return sorted(logged, key=lambda term: (known.get(term, len(known)), term))
+
+
+def largest_error_text(data: RunData) -> str:
+    """Say which clone term of which layer is the largest at the end, and its share of the sum of all."""
+    last = data.train[-1].clone if data.train else {}
+    errors = {(term, layer): value for term, row in last.items() for layer, value in enumerate(row) if value}
+    total = sum(errors.values())
+    if not total > 0:
+        return ""
+    term, layer = max(errors, key=lambda place: errors[place])
+    share = errors[term, layer] / total
+    return f"At the end the largest is {term} of layer {layer}, {percent(share)} of the sum over all terms and layers."
 
 
 def _spread(points: Sequence[TrainPoint]) -> list[TrainPoint]:

@@ -15,6 +15,7 @@ PLOT_TITLES = {
     "clone_terms": "Clone errors by layer",
     "start_errors": "Error per layer at the start",
     "effective_rank": "Effective rank per layer",
+    "rank_history": "Effective rank over training",
 }
 
 

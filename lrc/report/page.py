@@ -6,11 +6,20 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from lrc.report.clone_heat_map import largest_error_text
 from lrc.report.number_text import MISSING, duration_text, significant
 from lrc.report.plots import Plot
 from lrc.report.read_run import METRICS_FILE, PARITY_FILE, RECIPE_FILE, RESULTS_FILE, START_FILE
 from lrc.report.records import Parity, ParityDifference, Results, RunData, Sample
-from lrc.report.scorecard import Value, headline_tiles, scorecard_rows, short_name, summary_text, title_text
+from lrc.report.scorecard import (
+    Value,
+    collapse_text,
+    headline_tiles,
+    scorecard_rows,
+    short_name,
+    summary_text,
+    title_text,
+)
 from lrc.report.task_records import TABLE_HEADER, task_rows
 
 TEMPLATE = "page.html.j2"
@@ -23,6 +32,7 @@ HEADINGS = {
     "clone_terms": "Clone errors by layer",
     "start_errors": "The start, layer by layer",
     "effective_rank": "Effective rank",
+    "rank_history": "Effective rank over training",
     "parity": "Parity",
     "recipe": "Recipe",
     "versions": "Versions",
@@ -62,6 +72,8 @@ def _page_values(data: RunData, plots: dict[str, Plot]) -> dict[str, Any]:
     return {
         "title": title_text(data),
         "summary": summary_text(data),
+        "warning": collapse_text(data),
+        "largest_clone_error": largest_error_text(data),
         "run_name": data.run.resolve().name,
         "tiles": headline_tiles(data),
         "sections": _sections(data, plots),
@@ -96,6 +108,7 @@ def _sections(data: RunData, plots: dict[str, Plot]) -> dict[str, Section]:
         "clone_terms": no_steps or "Left out: the run logged no clone terms.",
         "start_errors": no_errors,
         "effective_rank": no_results or "Left out: no effective rank was measured.",
+        "rank_history": f"Left out: no held-out measure in {METRICS_FILE} has an effective rank.",
     }
     left_out = {
         "scorecard": no_results,

@@ -55,6 +55,7 @@ def draw_plots(data: RunData) -> dict[str, Plot]:
         "clone_terms": draw_clone_heat_map,
         "start_errors": draw_start_errors,
         "effective_rank": draw_effective_rank,
+        "rank_history": draw_rank_history,
     }
     plots = {}
     for name, draw in drawings.items():
@@ -195,6 +196,31 @@ def draw_effective_rank(data: RunData, theme: Theme) -> Figure | None:
     add_legend(axes, theme)
     title = "Effective rank of the residual stream"
     label_axes(axes, theme, x="layer (0 is the first)", y="dimensions", title=title)
+    return figure
+
+
+def draw_rank_history(data: RunData, theme: Theme) -> Figure | None:
+    """Draw the effective rank over training, mean over the layers and lowest layer, beside the best there could be."""
+    points = [point for point in data.held_out if point.effective_rank]
+    if not points:
+        return None
+    tokens = [point.tokens for point in points]
+    figure = new_figure(theme, height_inches=3.3)
+    axes = figure.subplots()
+    style_axes(axes, theme)
+    ranks = [_with_gaps(point.effective_rank or ()) for point in points]
+    best = _with_gaps(points[-1].teacher_effective_rank or ())
+    if best.size:
+        axes.axhline(float(np.nanmean(best)), color=theme.teacher, linewidth=2, label="teacher, at the student's width")
+    means, lowest = [float(np.nanmean(row)) for row in ranks], [float(np.nanmin(row)) for row in ranks]
+    axes.plot(tokens, means, color=theme.student, linewidth=2, marker="o", markersize=4.5, label="student")
+    axes.plot(tokens, lowest, color=theme.student, linewidth=1.2, linestyle=":", label="its lowest layer")
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.03)
+    use_token_ticks(axes)
+    add_legend(axes, theme)
+    title = "Effective rank of the residual stream, mean over the layers"
+    label_axes(axes, theme, x="training tokens", y="dimensions", title=title)
     return figure
 
 

@@ -104,6 +104,10 @@ def _held_out(values: Fields, *, step: int, tokens: int) -> HeldOut:
         teacher_cross_entropy=values.number("teacher_cross_entropy"),
         top1_agreement=values.number("top1_agreement"),
         positions=values.count("positions"),
+        effective_rank=values.optional_numbers("effective_rank"),
+        teacher_effective_rank=values.optional_numbers("teacher_effective_rank"),
+        effective_rank_share=values.number("effective_rank_share") if "effective_rank_share" in values.values else None,
+        has_collapsed="has_collapsed" in values.values and values.flag("has_collapsed"),
     )
 
 

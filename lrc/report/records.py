@@ -32,6 +32,14 @@ class HeldOut:
     """Share of positions, 0 to 1, where both models rank the same token first."""
     positions: int
     """Positions scored."""
+    effective_rank: PerLayer | None
+    """Effective rank of the student's stream after each layer; None in runs of older versions."""
+    teacher_effective_rank: PerLayer | None
+    """The teacher's, its stream projected to the student's width as well as can be."""
+    effective_rank_share: float | None
+    """The student's over the teacher's, mean over the layers."""
+    has_collapsed: bool
+    """Whether the student's stream uses too few directions to follow the teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -162,3 +162,16 @@ def summary_text(data: RunData) -> str:
         before, after = significant(first.kl, 3), significant(last.kl, 3)
         sentences.append(f"Training took the held-out KL from {before} to {after} nats per token.")
     return " ".join(sentences)
+
+
+def collapse_text(data: RunData) -> str:
+    """Return the warning of a student whose stream has collapsed, by its last held-out measure; else nothing."""
+    last = data.held_out[-1] if data.held_out else None
+    if last is None or not last.has_collapsed:
+        return ""
+    share = percent(last.effective_rank_share)
+    return (
+        "The student's residual stream has collapsed: it uses few of its directions (effective rank "
+        f"{share} of what its width allows). Train longer, or start from start.method=calibrated and train with "
+        "objective.temperature=1 and relative clone errors."
+    )

@@ -17,7 +17,6 @@ from accelerate.utils import broadcast_object_list
 from lrc.config import TrainConfig
 from lrc.data.blocks import Batch, BatchPlan, Blocks, step_batches
 from lrc.errors import CheckpointError, NumericsError
-from lrc.evaluation.agreement import Agreement
 from lrc.models.checkpoint import read_facts
 from lrc.models.dense import Dense, dense_of_facts
 from lrc.models.pair_model import PairModel, StepCounts
@@ -58,7 +57,8 @@ class LoopParts:
     log: MetricsLog
     facts: Callable[[int, int], dict[str, Any]]
     """(step, tokens) -> content of `lrc_config.json`."""
-    held_out: Callable[[], Agreement] | None
+    held_out: Callable[[int], dict[str, Any]] | None
+    """Step -> the held-out measures of `metrics.jsonl`; None: there is no held-out text."""
     progress: Callable[[int, int], None]
     """Called with (steps done, steps of the run) after each step."""
     preemption: Preemption
@@ -279,7 +279,7 @@ def _measure_held_out(parts: LoopParts, state: RunState) -> RunState:
         return state
     if parts.accelerator.is_main_process or parts.engine.is_sharded:
         parts.pair.eval()
-        summary = parts.held_out().summary()
+        summary = parts.held_out(state.step)
         parts.pair.train()
         place = {"step": state.step, "tokens": state.tokens, "seconds": state.seconds}
         parts.log.write("held_out", {**place, **summary})

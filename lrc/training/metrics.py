@@ -101,6 +101,11 @@ class MetricsLog:
         numbers = {f"{kind}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
         self.accelerator.log(numbers, step=values["step"])
         self.say(self._line(kind, values))
+        if values.get("has_collapsed"):
+            self.say(
+                f"warning    step {values['step']:>6}  the student's residual stream has collapsed: effective rank "
+                f"{values['effective_rank_share']:.0%} of what its width allows (docs/quality.md)"
+            )
 
     def say(self, line: str) -> None:
         """Print a line on standard error."""
@@ -109,9 +114,10 @@ class MetricsLog:
     def _line(self, kind: str, values: dict[str, Any]) -> str:
         step = values["step"]
         if kind == "held_out":
+            rank = f"  rank {values['effective_rank_share']:.0%}" if "effective_rank_share" in values else ""
             return (
                 f"held out   step {step:>6}  KL {values['kl']:.4f}  agreement {values['top1_agreement']:.1%}  "
-                f"CE {values['cross_entropy']:.4f} (teacher {values['teacher_cross_entropy']:.4f})"
+                f"CE {values['cross_entropy']:.4f} (teacher {values['teacher_cross_entropy']:.4f}){rank}"
             )
         if self._first_step is None:
             self._first_step = step

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lrc.config import Recipe, recipe_to_dict
 from lrc.data.blocks import Blocks, open_blocks, ordered_batches
 from lrc.errors import CheckpointError, ConfigError
-from lrc.evaluation.agreement import measure_pair
+from lrc.evaluation.held_out import AlsoMeasure, HeldOutText
 from lrc.method_config import method_objective
 from lrc.models.checkpoint import checkpoint_facts, read_facts, variant_of
 from lrc.models.compute import choose_device, choose_dtype, dtype_name, keep_freed_memory
@@ -63,9 +63,17 @@ class _Inputs:
     phase: Dense | None
     """What is free as training begins or goes on."""
     resume: Path | None
+    also_measure: AlsoMeasure | None = None
 
 
-def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False, dry_run: bool = False) -> Path:
+def train(
+    recipe: Recipe,
+    *,
+    resume: str | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    also_measure: AlsoMeasure | None = None,
+) -> Path:
     """Train a student's projections; see the recipe for everything that can be set.
 
     Args:
@@ -73,6 +81,7 @@ def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False,
         resume: `auto`, or a checkpoint folder to go on from.
         overwrite: Delete an earlier training of this run first.
         dry_run: Check everything, then stop.
+        also_measure: Called whenever held-out text is measured; what it returns goes into that line of the log.
 
     Returns:
         The last checkpoint, `RUN/train/checkpoint-N` (in a dry run: where it will lie).
@@ -88,7 +97,7 @@ def train(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False,
         return inputs.folder / f"checkpoint-{recipe.train.max_steps}"
     keep_freed_memory()
     with preemption_signals() as preemption:
-        return _train(recipe, inputs, preemption, overwrite=overwrite)
+        return _train(recipe, replace(inputs, also_measure=also_measure), preemption, overwrite=overwrite)
 
 
 def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, overwrite: bool) -> Path:
@@ -103,8 +112,9 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, overwrite
     accelerator.wait_for_everyone()
     start_trackers(accelerator, recipe.train)
     log = MetricsLog(inputs.folder / "metrics.jsonl", accelerator, total_steps=recipe.train.max_steps)
+    held_out = HeldOutText(pair, inputs.held_out, inputs.also_measure) if inputs.held_out else None
     if inputs.resume is None and accelerator.is_main_process:
-        text = StartText(calibration=inputs.calibration, held_out=inputs.held_out)
+        text = StartText(calibration=inputs.calibration, held_out=held_out)
         fill_and_measure(pair, teacher, recipe, text, log, inputs.folder)
     accelerator.wait_for_everyone()
     if inputs.phase != pair.dense:
@@ -142,7 +152,7 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, overwrite
                 "step": step,
                 "tokens": tokens,
             },
-            held_out=(lambda: measure_pair(pair, inputs.held_out)) if inputs.held_out else None,
+            held_out=None if held_out is None else held_out.measure,
             progress=progress,
             preemption=preemption,
         )

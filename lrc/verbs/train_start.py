@@ -5,14 +5,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from lrc.config import Recipe
 from lrc.data.blocks import Blocks, ordered_batches
 from lrc.errors import CheckpointError, DataError
-from lrc.evaluation.agreement import measure_pair
-from lrc.evaluation.effective_rank import pair_stream_ranks
+from lrc.evaluation.held_out import HeldOutText
 from lrc.models.checkpoint import versions
 from lrc.models.pair_model import PairModel
 from lrc.models.scratch import fill_scratch
@@ -31,7 +31,7 @@ class StartText:
 
     calibration: list[Tensor]
     """Ids, `[batch, seq]` each; none for a random start."""
-    held_out: list[tuple[Tensor, Tensor]]
+    held_out: HeldOutText | None
 
 
 def fill_and_measure(
@@ -57,21 +57,16 @@ def fill_and_measure(
         say(f"start: not calibrated, kept at its pca start: {line}")
     if report.unrotated is not None:
         say(f"start: channels not rotated: {report.unrotated}")
-    held_out, ranks = None, None
-    if text.held_out:
+    measured = None
+    if text.held_out is not None:
         pair.eval()
-        with pair_stream_ranks(pair) as ranks:
-            agreement = measure_pair(pair, text.held_out)
+        measured = text.held_out.measure(0)
         pair.train()
-        held_out = agreement.summary()
-        log.write("held_out", {"step": 0, "tokens": 0, "seconds": 0.0, **held_out})
-        say(f"effective rank of the student's stream: {min(ranks):.0f} to {max(ranks):.0f} over the layers")
-    _write_start(folder / "start.json", report, held_out, ranks)
+        log.write("held_out", {"step": 0, "tokens": 0, "seconds": 0.0, **measured})
+    _write_start(folder / "start.json", report, measured)
 
 
-def _write_start(
-    path: Path, report: StartReport, held_out: dict[str, float | int] | None, ranks: list[float] | None
-) -> None:
+def _write_start(path: Path, report: StartReport, held_out: dict[str, Any] | None) -> None:
     facts = {
         "method": report.method,
         "calibration_tokens": report.tokens,
@@ -80,7 +75,7 @@ def _write_start(
         "kept_at_pca": report.kept,
         "unrotated": report.unrotated,
         "held_out": held_out,
-        "effective_rank": ranks,
+        "effective_rank": None if held_out is None else held_out["effective_rank"],
         "versions": versions(),
     }
     try:

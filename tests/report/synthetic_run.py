@@ -87,7 +87,7 @@ def write_recipe(run: Path) -> None:
     (run / "train/recipe.yaml").write_text(text, encoding="utf-8")
 
 
-def held_out_values(progress: float) -> dict[str, Any]:
+def held_out_values(progress: float, num_layers: int = NUM_LAYERS) -> dict[str, Any]:
     """Return held-out measures after this share (0 to 1) of the training."""
     fall = math.exp(-3 * progress)
     return {
@@ -96,6 +96,10 @@ def held_out_values(progress: float) -> dict[str, Any]:
         "teacher_cross_entropy": 3.7907,
         "top1_agreement": 0.5137 - 0.0861 * fall,
         "positions": 8176,
+        "effective_rank": rank_values(num_layers, 100.0 + 12 * progress),
+        "teacher_effective_rank": rank_values(num_layers, 140.0),
+        "effective_rank_share": (100.0 + 12 * progress) / 140,
+        "has_collapsed": False,
     }
 
 
@@ -107,7 +111,7 @@ def start_values(num_layers: int, noise: random.Random) -> dict[str, Any]:
         "calibration_tokens": 65536,
         "seconds": 141.7,
         "layer_errors": errors,
-        "held_out": held_out_values(0),
+        "held_out": held_out_values(0, num_layers),
         "effective_rank": [rank * 0.93 for rank in rank_values(num_layers, 118.0)],
         "versions": VERSIONS,
     }
@@ -150,7 +154,8 @@ def metrics_lines(
     *, num_steps: int, log_steps: int, terms: tuple[str, ...], num_layers: int, noise: random.Random
 ) -> list[dict[str, Any]]:
     """Return metrics.jsonl: a training line each `log_steps`, a held-out line at each quarter."""
-    lines: list[dict[str, Any]] = [{"kind": "held_out", "step": 0, "tokens": 0, "seconds": 150.0, **held_out_values(0)}]
+    start = {"kind": "held_out", "step": 0, "tokens": 0, "seconds": 150.0}
+    lines: list[dict[str, Any]] = [{**start, **held_out_values(0, num_layers)}]
     quarters = {round(num_steps * quarter / 4) for quarter in (1, 2, 3, 4)} - {0}
     for step in range(1, num_steps + 1):
         progress = step / num_steps
@@ -158,7 +163,7 @@ def metrics_lines(
             lines.append(train_line(step, progress, terms, num_layers, noise))
         if step in quarters:
             place = {"kind": "held_out", "step": step, "tokens": step * TOKENS_PER_STEP, "seconds": 150.0 + 3 * step}
-            lines.append({**place, **held_out_values(progress)})
+            lines.append({**place, **held_out_values(progress, num_layers)})
     return lines
 
 

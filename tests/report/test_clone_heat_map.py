@@ -1,5 +1,6 @@
 """The heat map shows every clone term's own numbers, for whichever terms the run has."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 
-from lrc.report.clone_heat_map import MAX_COLUMNS, clone_terms, clone_unit, draw_clone_heat_map
+from lrc.report.clone_heat_map import MAX_COLUMNS, clone_terms, clone_unit, draw_clone_heat_map, largest_error_text
 from lrc.report.figure_style import LIGHT, png_bytes
 from lrc.report.read_run import read_run
 from lrc.report.records import RunData
@@ -77,3 +78,12 @@ def test_equal_values_still_draw(tmp_path: Path) -> None:
 
 def test_unit_follows_the_recipe(tmp_path: Path) -> None:
     assert clone_unit(read_run(write_run(tmp_path, num_steps=1, num_layers=1))) == "relative squared error"
+
+
+def test_the_largest_error_at_the_end_is_named_with_its_share(tmp_path: Path) -> None:
+    data = read_run(write_run(tmp_path, num_steps=2, num_layers=3))
+    last = replace(data.train[-1], clone={"attn-q": (1.0, None, 2.0), "mlp-out": (0.0, 6.0, 1.0)})
+    text = largest_error_text(replace(data, train=(*data.train[:-1], last)))
+    assert text.startswith("At the end the largest is mlp-out of layer 1, 60.0 % of the sum")
+    nothing = replace(last, clone={})
+    assert largest_error_text(replace(data, train=(nothing,))) == largest_error_text(replace(data, train=())) == ""

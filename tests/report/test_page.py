@@ -14,7 +14,7 @@ from lrc.report.read_run import METRICS_FILE, PARITY_FILE, RECIPE_FILE, RESULTS_
 from lrc.report.records import RunData
 from tests.report.synthetic_run import parity_values, write_json, write_run
 
-PLOT_NAMES = ("held_out", "losses", "clone_terms", "start_errors", "effective_rank")
+PLOT_NAMES = ("held_out", "losses", "clone_terms", "start_errors", "effective_rank", "rank_history")
 PLOTS = {name: Plot(light_png=f"light {name}".encode(), dark_png=f"dark {name}".encode()) for name in PLOT_NAMES}
 LOADING_ATTRIBUTES = {"src", "srcset", "href", "data", "poster", "action", "background", "xlink:href"}
 
@@ -172,3 +172,11 @@ def test_benchmarks_have_a_row_a_task(data: RunData) -> None:
 
 def test_a_run_without_benchmarks_says_what_writes_them(data: RunData) -> None:
     assert "lrc evaluate --tasks writes them" in Page(page_html(replace(data, tasks=None), PLOTS)).text
+
+
+def test_a_collapsed_student_is_warned_of_at_the_top(data: RunData) -> None:
+    assert 'role="alert"' not in page_html(data, PLOTS)
+    last = replace(data.held_out[-1], has_collapsed=True)
+    page = page_html(replace(data, held_out=(*data.held_out[:-1], last)), PLOTS)
+    assert page.index('role="alert"') < page.index("<nav")
+    assert "has collapsed" in Page(page).text

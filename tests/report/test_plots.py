@@ -18,6 +18,7 @@ from lrc.report.plots import (
     draw_held_out,
     draw_losses,
     draw_plots,
+    draw_rank_history,
     draw_start_errors,
 )
 from lrc.report.read_run import read_run
@@ -40,7 +41,7 @@ def has_labels(axes: Axes) -> bool:
 
 def test_png_files_are_valid_and_show_something(data: RunData) -> None:
     plots = draw_plots(data)
-    assert set(plots) == {"held_out", "losses", "clone_terms", "start_errors", "effective_rank"}
+    assert set(plots) == {"held_out", "losses", "clone_terms", "start_errors", "effective_rank", "rank_history"}
     for name, plot in plots.items():
         for png, theme in ((plot.light_png, LIGHT), (plot.dark_png, DARK)):
             check_png(png, theme, has_student_color=name != "clone_terms")
@@ -133,3 +134,16 @@ def test_effective_ranks_are_drawn_for_whoever_has_them(data: RunData) -> None:
     assert only_start is not None
     assert len(only_start.axes[0].lines) == 1
     assert draw_effective_rank(replace(data, results=None, start=None), LIGHT) is None
+
+
+def test_the_rank_over_training_stands_beside_the_best_there_could_be(data: RunData) -> None:
+    figure = draw_rank_history(data, LIGHT)
+    assert figure is not None
+    assert has_labels(figure.axes[0])
+    best, mean, lowest = (line_heights(figure.axes[0], place) for place in range(3))
+    ranks = [point.effective_rank or () for point in data.held_out]
+    assert best == [pytest.approx(np.mean(data.held_out[-1].teacher_effective_rank or ()))] * 2
+    assert mean == [pytest.approx(np.mean(row)) for row in ranks]
+    assert lowest == [pytest.approx(min(value for value in row if value is not None)) for row in ranks]
+    older = tuple(replace(point, effective_rank=None) for point in data.held_out)
+    assert draw_rank_history(replace(data, held_out=older), LIGHT) is None

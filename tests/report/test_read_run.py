@@ -130,3 +130,12 @@ def test_sources_are_those_of_the_training_data_where_it_still_is(run: Path, tmp
     values["sources"].pop()
     write_json(tmp_path / "data/manifest.json", values)
     assert [source.kept for source in read_run(run).sources] == [640]
+
+
+def test_held_out_lines_of_older_versions_have_no_ranks(run: Path) -> None:
+    new = ("effective_rank", "teacher_effective_rank", "effective_rank_share", "has_collapsed")
+    lines = [json.loads(line) for line in (run / METRICS_FILE).read_text("utf-8").splitlines()]
+    assert read_run(run).held_out[-1].effective_rank is not None
+    write_lines(run / METRICS_FILE, [{key: line[key] for key in line if key not in new} for line in lines])
+    last = read_run(run).held_out[-1]
+    assert (last.effective_rank, last.effective_rank_share, last.has_collapsed) == (None, None, False)

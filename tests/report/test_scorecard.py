@@ -8,7 +8,15 @@ import pytest
 
 from lrc.report.read_run import RESULTS_FILE, read_run
 from lrc.report.records import RunData
-from lrc.report.scorecard import headline_tiles, scorecard_rows, short_name, summary_text, title_text, training_tokens
+from lrc.report.scorecard import (
+    collapse_text,
+    headline_tiles,
+    scorecard_rows,
+    short_name,
+    summary_text,
+    title_text,
+    training_tokens,
+)
 from tests.report.synthetic_run import write_run
 
 
@@ -93,3 +101,13 @@ def test_training_tokens_are_those_of_the_newest_line(data: RunData) -> None:
 )
 def test_short_name(name: str, short: str) -> None:
     assert short_name(name) == short
+
+
+def test_a_collapsed_student_is_warned_of_by_its_last_measure(data: RunData) -> None:
+    assert collapse_text(data) == collapse_text(replace(data, held_out=())) == ""
+    last = replace(data.held_out[-1], has_collapsed=True, effective_rank_share=0.361)
+    text = collapse_text(replace(data, held_out=(*data.held_out[:-1], last)))
+    assert "has collapsed" in text
+    assert "effective rank 36.1 % of what its width allows" in text
+    first = replace(data.held_out[0], has_collapsed=True)
+    assert collapse_text(replace(data, held_out=(first, *data.held_out[1:]))) == ""

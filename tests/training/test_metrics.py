@@ -162,6 +162,21 @@ def test_the_console_shows_losses_speed_and_the_time_left(
     ]
 
 
+@pytest.mark.parametrize("has_collapsed", [False, True])
+def test_a_collapsed_student_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], has_collapsed: bool
+) -> None:
+    log_at(tmp_path, Tracker()).write(
+        "held_out", {**HELD_OUT, "effective_rank_share": 0.361, "has_collapsed": has_collapsed}
+    )
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first.endswith("(teacher 3.7900)  rank 36%")
+    assert len(rest) == int(has_collapsed)
+    for line in rest:
+        assert line.startswith("warning    step     50  the student's residual stream has collapsed")
+        assert "36% of what its width allows" in line
+
+
 def test_other_processes_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tracker = Tracker(is_main_process=False)
     log = log_at(tmp_path, tracker)

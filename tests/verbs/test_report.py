@@ -31,11 +31,12 @@ def test_whole_run_gives_page_facts_and_plots(tmp_path: Path) -> None:
         "effective_rank.png",
         "held_out.png",
         "losses.png",
+        "rank_history.png",
         "start_errors.png",
     }
     html = page.read_text("utf-8")
     assert html.startswith("<!DOCTYPE html>")
-    assert html.count("data:image/png;base64,") == 10
+    assert html.count("data:image/png;base64,") == 12
     for path in page.parent.glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
         assert f"({path.name})" in (page.parent / "README.md").read_text("utf-8")

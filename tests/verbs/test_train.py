@@ -18,6 +18,7 @@ from lrc.verbs.train import train
 from tests.tiny import tiny_recipe, write_rows
 
 MEASURES = {"kl", "cross_entropy", "teacher_cross_entropy", "top1_agreement", "top5_agreement", "positions"}
+RANKS = {"effective_rank", "teacher_effective_rank", "effective_rank_share", "has_collapsed"}
 
 
 def read_lines(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -73,7 +74,7 @@ def test_a_calibrated_start_is_written_down(root: Path) -> None:
 def test_the_first_held_out_line_is_the_starts(root: Path) -> None:
     lines = read_lines(root / "run", "held_out")
     start = read_start(root / "run")["held_out"]
-    assert set(start) == MEASURES
+    assert set(start) == MEASURES | RANKS
     assert lines[0] == {"kind": "held_out", "step": 0, "tokens": 0, "seconds": 0.0, **start}
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
 
@@ -115,8 +116,8 @@ def test_what_is_going_on_is_said_on_standard_error(tmp_path: Path, capsys: pyte
     assert captured.out == ""
     lines = captured.err.splitlines()
     assert lines[0] == f"teacher {tmp_path / 'teacher'} on cpu in float32"
-    ranks = read_start(tmp_path / "run")["effective_rank"]
-    assert f"effective rank of the student's stream: {min(ranks):.0f} to {max(ranks):.0f} over the layers" in lines
+    share = read_start(tmp_path / "run")["held_out"]["effective_rank_share"]
+    assert any(line.startswith("held out   step      0") and line.endswith(f"rank {share:.0%}") for line in lines)
     for part in ("start: basis 4/4 batches", "start: calibrate 2/2 layers"):
         assert any(line.startswith(part) for line in lines)
     assert lines[-1] == f"trained: {last}"

@@ -1,0 +1,1 @@
+"""The quality arena: students of many methods at equal tokens (`benchmarks/quality.py`)."""

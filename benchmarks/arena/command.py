@@ -1,0 +1,189 @@
+"""The command line of the arena; `benchmarks/quality.py` has its help."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lrc.errors import ConfigError, LrcError, nearest_name
+from lrc.training.beside import write_beside
+from lrc.verbs.progress import say
+
+from .cells import Cell, parse_cell, quick_cells, rate_cells, table_cells
+from .measures import Tasks
+from .methods import find_method, methods, sweeps
+from .plot import draw_plots
+from .results import fresh_table, reach_table, read_results, sweep_table, table, teacher_lines
+from .run import TINY_TEACHER_STEPS, Arena, run_cell
+from .teachers import teachers
+
+
+def run_command(arguments: Sequence[str], *, help_text: str) -> int:
+    """Run the arena; returns the exit code."""
+    options = _parser(help_text).parse_args(arguments)
+    try:
+        _run(options)
+    except LrcError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _parser(help_text: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=help_text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("what", nargs="*", help="cells by name; or `sweep NAME...`, `rates METHOD...`, `table` (all of it)")
+    add("--list", action="store_true", help="list the table's cells, methods and sweeps, and run nothing")
+    add("--table", action="store_true", help="print the table of finished cells")
+    add("--points", action="store_true", help="with --table: every point of the curves")
+    add("--reach", type=float, metavar="KL", help="with --table: training tokens to this held-out KL")
+    add("--fresh", action="store_true", help="with --table: the text that is looked at once")
+    add("--plot", action="store_true", help="draw training tokens -> KL of finished cells")
+    add("--only", default="", metavar="TEXT", help="with table, --table, --plot: cells whose name holds TEXT")
+    add("--results", type=Path, action="append", metavar="DIR", help="more folders of results to read")
+    add("--quick", action="store_true", help="every method on a tiny teacher, from nothing to table and plot")
+    add("--methods", metavar="A,B", help="with --quick: these methods alone")
+    add("--tokens", metavar="16k", help="with --quick, sweep: another token budget")
+    add("--teacher-steps", type=int, default=TINY_TEACHER_STEPS, help="with --quick: steps of the tiny teacher")
+    add("--on", default="smollm2/half", metavar="TEACHER/WIDTH", help="where sweeps and rates run")
+    add("--data", type=Path, metavar="DIR", help="folder of corpora (docs/quality.md); default: the demo's text")
+    add("--evaluation-data", metavar="DIR", help="folder of benchmark rows, or embedded:benchmarks; default: no tasks")
+    add("--evaluation-items", type=int, metavar="N", help="items of each task; default: all")
+    add("--evaluation-points", choices=("ends", "all"), default="ends", help="where tasks are scored")
+    add("--teacher", action="append", default=[], metavar="NAME=FOLDER", help="where a teacher lies")
+    add("--root", type=Path, default=Path("runs/quality"), help="where cells run and results lie")
+    add("--keep", action="store_true", help="keep each cell's last checkpoint")
+    add("--overwrite", action="store_true", help="make the cells anew")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    arena = _arena(options)
+    if options.list:
+        _print_list()
+        return
+    verb, names = (options.what[0], options.what[1:]) if options.what else ("", [])
+    cells: list[Cell] = []
+    if options.quick:
+        cells = quick_cells(options.tokens, options.methods.split(",") if options.methods else None)
+    elif verb == "sweep":
+        cells = _sweep_cells(options, names)
+    elif verb == "rates":
+        _pick_rates(arena, options, names)
+        return
+    elif verb == "table":
+        cells = [cell for cell in table_cells() if options.only in cell.name]
+    elif verb:
+        cells = [parse_cell(name) for name in options.what]
+    elif not options.table and not options.plot:
+        raise ConfigError("Name a cell, `sweep NAME`, `rates METHOD`, or use --list, --table, --plot or --quick.")
+    done = [run_cell(arena, cell, overwrite=options.overwrite) for cell in cells]
+    if verb == "sweep":
+        print(sweep_table(done))
+        return
+    if options.table or options.plot or done:
+        _show(arena, options, {cell.name for cell in cells})
+
+
+def _arena(options: argparse.Namespace) -> Arena:
+    tasks = None
+    if options.evaluation_data is not None:
+        tasks = Tasks(data=options.evaluation_data, limit=options.evaluation_items)
+    named = {}
+    for text in options.teacher:
+        name, equals, folder = text.partition("=")
+        if not equals or name not in teachers():
+            raise ConfigError(f"--teacher must be NAME=FOLDER with one of {', '.join(teachers())}, found {text!r}.")
+        named[name] = folder
+    return Arena(
+        root=options.root,
+        data=options.data,
+        teachers=named,
+        tasks=tasks,
+        all_points=options.evaluation_points == "all",
+        keep=options.keep,
+        tiny_teacher_steps=options.teacher_steps,
+    )
+
+
+def _sweep_cells(options: argparse.Namespace, names: list[str]) -> list[Cell]:
+    known = sweeps()
+    cells = []
+    for name in names or [""]:
+        if name not in known:
+            near = nearest_name(name, known)
+            hint = f"Did you mean {near!r}?" if near else f"There are {', '.join(known)}."
+            raise ConfigError(f"There is no sweep {name!r}. {hint}")
+        short = teachers()[_teacher_of(options)].short
+        cells += [parse_cell(f"{options.on}/{variant}/{options.tokens or short}/seed0") for variant in known[name]]
+    return cells
+
+
+def _teacher_of(options: argparse.Namespace) -> str:
+    teacher, _, width = options.on.partition("/")
+    if teacher not in teachers() or width not in teachers()[teacher].widths:
+        raise ConfigError(f"--on must be TEACHER/WIDTH, for example smollm2/half, found {options.on!r}.")
+    return str(teacher)
+
+
+def _pick_rates(arena: Arena, options: argparse.Namespace, names: list[str]) -> None:
+    """Run each method's short cells and write the rate with the lowest development KL into `rates.json`."""
+    teacher = _teacher_of(options)
+    path = arena.root / "rates.json"
+    lines = ["| method | learning rate | development KL |", "|---|---|---|"]
+    for name in names or list(methods()):
+        find_method(name)
+        results = [
+            run_cell(arena, cell, overwrite=options.overwrite)
+            for cell in rate_cells(teacher, options.on.partition("/")[2], name)
+        ]
+        grid = {
+            result["recipe"]["train"]["learning_rate"]: result["points"][-1]["development"]["kl"] for result in results
+        }
+        best = min(grid, key=lambda rate: grid[rate])
+        if best in (min(grid), max(grid)):
+            say(f"{name}: the best learning rate, {best:g}, lies at the end of its grid")
+        picked = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        entry = {"rate": best, "on": options.on, "development_kl": {f"{rate:g}": kl for rate, kl in grid.items()}}
+        picked.setdefault(teacher, {})[name] = entry
+        write_beside(path, json.dumps(picked, indent=1) + "\n")
+        lines += [f"| {name}{' (picked)' if rate == best else ''} | {rate:g} | {kl:.3f} |" for rate, kl in grid.items()]
+    print("\n".join(lines))
+
+
+def _show(arena: Arena, options: argparse.Namespace, names: set[str]) -> None:
+    folders = [*(options.results or []), arena.results]
+    results = [result for result in read_results(folders) if _is_shown(result["cell"], options.only, names)]
+    if not results:
+        raise ConfigError(f"No finished cell in {', '.join(map(str, folders))}. `--list` shows what can be run.")
+    print(table(results, every_point=options.points))
+    print("".join(f"\n{line}" for line in teacher_lines(results)))
+    if options.reach is not None:
+        print(f"\n{reach_table(results, options.reach)}")
+    if options.fresh:
+        print(f"\n{fresh_table(results)}")
+    if options.plot or options.quick:
+        drawn = results if options.only else [result for result in results if result["method"] in methods()]
+        for text in ("held_out", "development"):
+            for path in draw_plots(drawn, arena.root / "plots", text=text):
+                say(f"plot: {path}")
+
+
+def _is_shown(cell: str, only: str, names: set[str]) -> bool:
+    """Tell whether a cell belongs to what was asked for; trials of learning rates do if their name is."""
+    if names:
+        return cell in names
+    return only in cell and ("@" not in cell or "@" in only)
+
+
+def _print_list() -> None:
+    print("cells of the table:")
+    for cell in table_cells():
+        print(f"  {cell.name}")
+    print("methods:")
+    for name, method in methods().items():
+        print(f"  {name:<16} {method.about}")
+    print("sweeps:")
+    for name, variants in sweeps().items():
+        print(f"  {name:<22} {', '.join(variants)}")

@@ -1,0 +1,197 @@
+"""What is compared: each method as what it changes in the demo's recipe, each question about the default as a sweep.
+
+A method is a tuple of `section.key=value`. Keys that the recipe does not know end in its own error, by name.
+"""
+
+from dataclasses import dataclass
+
+from lrc.errors import ConfigError, nearest_name
+
+ADAMW_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+MUON_RATES = (5e-4, 1.5e-3, 4e-3)
+
+ADAMW = ("train.optimizer=adamw", "train.schedule=linear", "train.warmup_ratio=0.05")
+LOGITS_ALONE = ("objective.lm_weight=0", "objective.clone_weight=0", "objective.without=[all]")
+DENSE_FROM_THE_FIRST_STEP = ("phases.dense_share=1", "phases.dense_tensors=all")
+PUBLISHED = (
+    "start.method=random",
+    "objective.temperature=40",
+    "objective.kl_reduction=published",
+    "objective.lm_weight=1",
+    "objective.kl_weight=1",
+    "objective.clone_weight=0.2",
+    "objective.clone_error=raw",
+    "objective.clone_reduction=sum",
+    "objective.attention_output_space=teacher",
+    *ADAMW,
+    "train.warmup_ratio=0.005",
+)
+KL_AT_2048 = 1.28
+"""The published KL term at sequences of 2,048, in token means times `T^2`: 2,048 / 40^2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way to a student."""
+
+    about: str
+    """One line."""
+    changes: tuple[str, ...] = ()
+    """Overrides of the demo's recipe; later ones win."""
+    rate: float = 1.5e-3
+    """Learning rate where none was picked on the development text."""
+    rates: tuple[float, ...] = MUON_RATES
+    """Rates to pick from."""
+    base: str | None = None
+    """Method whose picked rate a sweep's variant takes."""
+
+
+def _adamw(about: str, *changes: str, rate: float = 1e-3) -> Method:
+    return Method(about=about, changes=(*ADAMW, *changes), rate=rate, rates=ADAMW_RATES)
+
+
+def methods() -> dict[str, Method]:
+    """Return the methods of the main table, in its order."""
+    return {
+        "published": Method(
+            about="the paper and its code: random start, T 40, raw clone errors summed, AdamW",
+            changes=PUBLISHED,
+            rate=1e-3,
+            rates=ADAMW_RATES,
+        ),
+        "published-long": Method(
+            about="published, its KL term weighted as it is at sequences of 2,048",
+            changes=(*PUBLISHED, "objective.kl_reduction=token_mean", f"objective.kl_weight={KL_AT_2048}"),
+            rate=1e-3,
+            rates=ADAMW_RATES,
+        ),
+        "red": _adamw(
+            "RED: one channel selection for all projections, T 1, otherwise as published",
+            "start.method=channel",
+            "objective.temperature=1",
+            "objective.lm_weight=1",
+            "objective.clone_error=raw",
+            "objective.clone_reduction=sum",
+            "objective.attention_output_space=teacher",
+        ),
+        "red-relative": _adamw("RED's start with the default's objective, AdamW", "start.method=channel"),
+        "default": Method(about="the demo's recipe: calibrated start, T 1, relative clone errors, Muon"),
+        "dense": Method(
+            about="default, then merged MLP weights for the second half",
+            changes=("phases.dense_share=0.5", "phases.dense_tensors=mlp"),
+        ),
+        "origin": _adamw("no teacher: the same shape from scratch on text", "method=origin"),
+        "only-kd": _adamw("plain distillation of the same shape from scratch", "method=only_kd", *LOGITS_ALONE),
+        "tiny-bert": _adamw("TinyBERT-style: hidden states and attention maps through alignment", "method=tiny_bert"),
+        "minitron": _adamw(
+            "Minitron-style: width pruned by activation, then all weights by distillation",
+            "start.method=channel",
+            *LOGITS_ALONE,
+            *DENSE_FROM_THE_FIRST_STEP,
+            rate=3e-4,
+        ),
+        "slicegpt": _adamw(
+            "SliceGPT-style: width sliced by principal directions, then all weights by distillation",
+            "start.method=pca",
+            *LOGITS_ALONE,
+            *DENSE_FROM_THE_FIRST_STEP,
+            rate=3e-4,
+        ),
+    }
+
+
+def _per_value(prefix: str, key: str, values: tuple[object, ...], *more: str) -> dict[str, tuple[str, ...]]:
+    return {f"{prefix}-{value}": (f"{key}={value}", *more) for value in values}
+
+
+TERMS = ("attn-q", "attn-k", "attn-v", "attn-out", "mlp-gate", "mlp-up", "mlp-out")
+
+
+def default_sweeps() -> dict[str, dict[str, tuple[str, ...]]]:
+    """Return each question about the default: sweep name -> variant name -> what it changes."""
+    return {
+        # T^2 times the token mean keeps the gradient of the KL term, and so its weight, the same at every T
+        "temperature": _per_value("temperature", "objective.temperature", (1, 2, 4, 10, 40)),
+        "lm-weight": _per_value("lm-weight", "objective.lm_weight", (0, 0.1, 0.3, 1)),
+        "kl-weight": _per_value("kl-weight", "objective.kl_weight", (0, 0.3, 1, 3)),
+        "clone-weight": _per_value("clone-weight", "objective.clone_weight", (0, 0.05, 0.2, 0.8, 3)),
+        "clone-error": {
+            "clone-error-relative": (),
+            "clone-error-raw": (
+                "objective.clone_error=raw",
+                "objective.clone_reduction=sum",
+                "objective.attention_output_space=teacher",
+            ),
+        },
+        "clone-terms": _per_value("without", "objective.without", ("[]", *(f"[{term}]" for term in TERMS), "[all]")),
+        "schedule": _per_value("schedule", "train.schedule", ("linear", "cosine", "wsd", "constant")),
+        "optimizer": {
+            **{f"muon-{rate:g}": ("train.optimizer=muon", f"train.learning_rate={rate}") for rate in MUON_RATES},
+            **{f"adamw-{rate:g}": (*ADAMW, f"train.learning_rate={rate}") for rate in ADAMW_RATES},
+        },
+        "kl-direction": _per_value("kl", "objective.kl_direction", ("forward", "reverse", "skewed")),
+        "start": _per_value("start", "start.method", ("random", "channel", "pca", "calibrated")),
+        "calibration": _per_value("calibration", "start.tokens", (4096, 16384, 32768, 65536, 131072)),
+        "outliers": _per_value("outliers", "start.outlier_channels", (0, 8, 16, 48)),
+        "variants": {
+            "untied": (),
+            "tied": ("student.tie_embedding_projection=true",),
+            "io": ("student.attention_projections=io", "student.ffn_projections=io"),
+        },
+        "dense-share": _per_value("dense-mlp", "phases.dense_share", (0.25, 0.5, 0.75, 1), "phases.dense_tensors=mlp"),
+        "dense-all": _per_value("dense-all", "phases.dense_share", (0.25, 0.5, 0.75, 1), "phases.dense_tensors=all"),
+        "dense-form": _per_value("dense", "phases.dense_form", ("replace", "complement"), "phases.dense_share=0.5"),
+        "dense-rate": _per_value(
+            "dense-rate", "phases.dense_learning_rate", (1e-4, 3e-4, 1e-3), "phases.dense_share=0.5"
+        ),
+    }
+
+
+def published_sweeps() -> dict[str, dict[str, tuple[str, ...]]]:
+    """Return the questions about the published recipe: T alone, its KL weight held where 2,048 positions put it."""
+    weight = ("objective.kl_reduction=token_mean", f"objective.kl_weight={KL_AT_2048}")
+    return {
+        "published-temperature": _per_value(
+            "published-temperature", "objective.temperature", (1, 2, 4, 10, 40), *weight
+        )
+    }
+
+
+def sweeps() -> dict[str, dict[str, Method]]:
+    """Return every sweep: name -> its variants, ready to run; a variant takes its base's picked learning rate."""
+    known = methods()
+    found = {}
+    for base, questions in (("default", default_sweeps()), ("published", published_sweeps())):
+        for name, variants in questions.items():
+            found[name] = {
+                variant: Method(
+                    about=f"{base} with {', '.join(changes) or 'nothing changed'}",
+                    changes=(*known[base].changes, *changes),
+                    rate=known[base].rate,
+                    rates=known[base].rates,
+                    base=base,
+                )
+                for variant, changes in ((_plain(variant), changes) for variant, changes in variants.items())
+            }
+    return found
+
+
+def _plain(name: str) -> str:
+    """Take list brackets out of a variant's name: `without-[attn-q]` -> `without-attn-q`."""
+    return name.replace("[]", "none").replace("[", "").replace("]", "")
+
+
+def find_method(name: str) -> Method:
+    """Return a method or a sweep's variant by name.
+
+    Raises:
+        ConfigError: There is none, with the nearest name.
+    """
+    known = methods()
+    for variants in sweeps().values():
+        known |= {variant: method for variant, method in variants.items() if variant not in known}
+    if name not in known:
+        near = nearest_name(name, known)
+        hint = f"Did you mean {near!r}?" if near else "`--list` shows all."
+        raise ConfigError(f"There is no method {name!r}. {hint}")
+    return known[name]

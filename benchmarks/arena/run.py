@@ -1,0 +1,202 @@
+"""Runs a cell: everything is checked, the training loop trains and measures, one JSON file holds the result.
+
+A finished cell is kept, a killed one goes on from its last checkpoint.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lrc.config import Recipe, load_recipe, recipe_to_dict
+from lrc.errors import ConfigError
+from lrc.models.checkpoint import versions
+from lrc.models.compute import choose_device, choose_dtype, dtype_name, products_flops_per_second
+from lrc.models.folder import resolve_folder
+from lrc.models.teacher import load_config, load_tokenizer
+from lrc.training.beside import write_beside
+from lrc.verbs.progress import say
+from lrc.verbs.sources import locate_teacher
+from lrc.verbs.train import train
+
+from .cells import Cell, Rates, cell_recipe
+from .gemma import gemma_teacher
+from .measures import PointMeasure, Tasks, measured_texts
+from .results import FORMAT
+from .teachers import make_tiny_teacher
+from .texts import Texts, prepare_texts
+
+TINY_TEACHER_STEPS = 400
+PLACES = ("run", "teacher")
+"""Parts of a recipe that say where, not what."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arena:
+    """Where cells run and what they read."""
+
+    root: Path = Path("runs/quality")
+    data: Path | None = None
+    """Folder of corpora; None: what the demo embeds."""
+    teachers: Mapping[str, str] = field(default_factory=dict)
+    """Teacher -> folder or hub id, instead of its own."""
+    tasks: Tasks | None = None
+    all_points: bool = False
+    """Score tasks at every point, not at the first and the last alone."""
+    keep: bool = False
+    """Keep the last checkpoint."""
+    tiny_teacher_steps: int = TINY_TEACHER_STEPS
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+    def texts(self, cell: Cell) -> Texts:
+        entry = cell.entry
+        is_tiny = cell.teacher == "tiny"
+        return prepare_texts(self.root / "texts", data=self.data, train_bytes=entry.train_bytes, is_tiny=is_tiny)
+
+    def teacher(self, cell: Cell, texts: Texts) -> str:
+        """Return the folder or name of a cell's teacher; Gemma is fetched, the tiny one is made."""
+        named = self.teachers.get(cell.teacher) or cell.entry.source
+        if named is not None:
+            return named
+        if cell.teacher == "gemma3":
+            return str(gemma_teacher())
+        folder = self.root / f"tiny-teacher-{self.tiny_teacher_steps}-{texts.sha256['train'][:12]}"
+        rows = texts.paths["train"].read_text(encoding="utf-8").splitlines()
+        text = "\n\n".join(json.loads(row)["text"] for row in rows)
+        return str(make_tiny_teacher(folder, text=text, steps=self.tiny_teacher_steps))
+
+    def rates(self) -> Rates:
+        path = self.root / "rates.json"
+        if not path.is_file():
+            return {}
+        picked = json.loads(path.read_text(encoding="utf-8"))
+        return {teacher: {name: entry["rate"] for name, entry in found.items()} for teacher, found in picked.items()}
+
+
+def run_cell(arena: Arena, cell: Cell, *, overwrite: bool = False) -> dict[str, Any]:
+    """Train and measure a cell, unless its result is there; returns the result.
+
+    Raises:
+        ConfigError: The recipe does not know a key of the method; or a result or a begun run of that name was made
+            with another recipe or other texts.
+    """
+    texts = arena.texts(cell)
+    run = arena.root / "runs" / cell.name
+    teacher = arena.teacher(cell, texts)
+    recipe = cell_recipe(cell, run=run, teacher=teacher, texts=texts.paths, rates=arena.rates())
+    path = arena.results / cell.file_name
+    if path.is_file() and not overwrite:
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        before = _identity(kept["recipe"], kept["texts"]["sha256"])
+        _check_same(_identity(recipe_to_dict(recipe), texts.sha256), before, str(path))
+        say(f"{cell.name}: kept")
+        return kept
+    begun = run / "train" / "recipe.yaml"
+    if begun.is_file() and not overwrite:
+        before = _identity(recipe_to_dict(load_recipe(begun)), {})
+        _check_same(_identity(recipe_to_dict(recipe), {}), before, str(begun))
+    say(f"{cell.name}: {cell.num_steps} steps, learning rate {recipe.train.learning_rate:g}")
+    measure = _point_measure(arena, cell, texts, teacher)
+    train(recipe, resume=None if overwrite else "auto", overwrite=overwrite, also_measure=measure)
+    result = _result(cell, recipe, texts)
+    arena.results.mkdir(parents=True, exist_ok=True)
+    write_beside(path, json.dumps(result, indent=1) + "\n")
+    if not arena.keep:
+        for checkpoint in (run / "train").glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+    return result
+
+
+def _point_measure(arena: Arena, cell: Cell, texts: Texts, teacher: str) -> PointMeasure:
+    folder = resolve_folder(locate_teacher(teacher))
+    entry, steps = cell.entry, cell.measured_steps
+    read = measured_texts(texts.paths, folder, sequence_length=entry.sequence_length, tokens=entry.measured_tokens)
+    task_steps = steps if arena.all_points else {0, cell.num_steps}
+    if arena.tasks is not None:
+        arena.tasks.names()
+    return PointMeasure(read, steps=steps, tokenizer=load_tokenizer(folder), tasks=arena.tasks, task_steps=task_steps)
+
+
+def _result(cell: Cell, recipe: Recipe, texts: Texts) -> dict[str, Any]:
+    folder = Path(recipe.run) / "train"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    start = json.loads((folder / "start.json").read_text(encoding="utf-8"))
+    device = choose_device(recipe.train.device)
+    dtype = choose_dtype(recipe.train.compute_dtype, device)
+    config = load_config(str(resolve_folder(locate_teacher(recipe.teacher))))
+    return {
+        "format": FORMAT,
+        "cell": cell.name,
+        "teacher": cell.teacher,
+        "width": cell.width,
+        "method": cell.method,
+        "tokens": cell.tokens,
+        "seed": cell.seed,
+        "hidden_size": {"teacher": config.hidden_size, "student": recipe.student.hidden_size},
+        "calibration_tokens": start["calibration_tokens"],
+        "points": points(lines, start_seconds=start["seconds"]),
+        "texts": {"origin": texts.origin, "sha256": texts.sha256},
+        "machine": {
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+            "dtype": dtype_name(dtype),
+            "threads": torch.get_num_threads(),
+            "products_flops_per_second": products_flops_per_second(dtype) if device.type == "cpu" else None,
+        },
+        "versions": versions(),
+        "recipe": recipe_to_dict(recipe),
+        "command": f"python benchmarks/quality.py {cell.name}",
+    }
+
+
+def points(lines: list[dict[str, Any]], *, start_seconds: float) -> list[dict[str, Any]]:
+    """Collect the curve from a run's log.
+
+    Seconds are the start's and those of the steps, from their rates: what measuring took is left out, and what a
+    killed run did twice counts once.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    seconds, tokens = start_seconds, 0
+    for line in lines:
+        if line["kind"] == "train":
+            seconds += (line["tokens"] - tokens) / max(1e-9, line["tokens_per_second"])
+            tokens = line["tokens"]
+        elif "arena" in line:
+            found[line["step"]] = {
+                "step": line["step"],
+                "tokens": line["tokens"],
+                "seconds": seconds,
+                **line["arena"],
+            }
+    return [found[step] for step in sorted(found)]
+
+
+def _identity(recipe: dict[str, Any], sha256: Mapping[str, str]) -> dict[str, Any]:
+    """Return what makes two runs the same: the recipe without places, and the texts."""
+    values = {key: value for key, value in recipe.items() if key not in PLACES}
+    data = {key: value for key, value in values["data"].items() if key not in ("train", "held_out")}
+    plain: dict[str, Any] = json.loads(json.dumps({**values, "data": data, "texts": dict(sha256)}))  # tuples to lists
+    return _flat(plain)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def _check_same(wanted: dict[str, Any], found: dict[str, Any], where: str) -> None:
+    differ = sorted(key for key in wanted.keys() & found.keys() if wanted[key] != found[key])
+    if differ:
+        shown = ", ".join(f"{key} ({found[key]!r} there, {wanted[key]!r} now)" for key in differ[:4])
+        raise ConfigError(
+            f"{where} was made with other settings: {shown}. Keep it by asking for the same ones, or make the cell "
+            "anew with --overwrite."
+        )

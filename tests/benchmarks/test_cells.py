@@ -1,0 +1,155 @@
+"""Cells by name, and the recipe that each stands for: sizes, order of the data, learning rate."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.arena.cells import Rates, cell_rate, cell_recipe, parse_cell, quick_cells, rate_cells, table_cells
+from benchmarks.arena.methods import default_sweeps, find_method, methods, sweeps
+from lrc.config import Recipe, TrainConfig
+from lrc.errors import ConfigError
+
+TEXTS = {role: Path(f"{role}.jsonl") for role in ("train", "development", "held_out", "fresh")}
+
+
+def recipe_of(name: str, rates: Rates | None = None) -> Recipe:
+    return cell_recipe(parse_cell(name), run=Path("run"), teacher="teacher", texts=TEXTS, rates=rates or {})
+
+
+@pytest.mark.parametrize(
+    "name", ["smollm2/half/default/250k/seed0", "gemma3/third/published@0.001/1m/seed2", "tiny/half/red/2k/seed0"]
+)
+def test_a_name_is_read_and_written_back(name: str) -> None:
+    cell = parse_cell(name)
+    assert cell.name == name
+    assert "/" not in cell.file_name
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("smollm2/half/default", "TEACHER/WIDTH/METHOD/TOKENS/SEED"),
+        ("smollm2/half/default/250000/seed0", "TEACHER/WIDTH/METHOD/TOKENS/SEED"),
+        ("smolm2/half/default/250k/seed0", "Did you mean 'smollm2'"),
+        ("smollm2/halve/default/250k/seed0", "Did you mean 'half'"),
+        ("smollm2/half/publisched/250k/seed0", "Did you mean 'published'"),
+        ("smollm2/half/red@fast/250k/seed0", "must be a number, found 'fast'"),
+    ],
+)
+def test_a_wrong_name_says_what_would_be_right(name: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=hint):
+        parse_cell(name)
+
+
+def test_steps_are_whole_eighths_near_the_tokens() -> None:
+    for tokens in ("250k", "1m", "60k"):
+        cell = parse_cell(f"smollm2/half/default/{tokens}/seed0")
+        wanted = {"250k": 250_000, "1m": 1_000_000, "60k": 60_000}[tokens]
+        assert cell.num_steps % 8 == 0
+        assert abs(cell.num_steps * 1024 - wanted) <= 4 * 1024
+        assert cell.measured_steps == {0, *(cell.num_steps * part // 8 for part in (1, 2, 4, 8))}
+
+
+def test_the_table_has_three_seeds_for_the_headline_and_a_million_tokens_for_three() -> None:
+    cells = table_cells()
+    assert len({cell.name for cell in cells}) == len(cells)
+    headline = [cell for cell in cells if (cell.teacher, cell.width, cell.tokens) == ("smollm2", "half", "250k")]
+    assert {(cell.method, cell.seed) for cell in headline} == {(name, seed) for name in methods() for seed in range(3)}
+    assert {cell.method for cell in cells if cell.tokens == "1m"} == {"published", "red", "default"}
+    sides = {(cell.teacher, cell.width) for cell in cells}
+    assert sides == {
+        (teacher, width) for teacher in ("smollm2", "gemma3") for width in ("three-quarters", "half", "third")
+    }
+    assert [cell.method for cell in quick_cells("4k", None)] == list(methods())
+
+
+def test_methods_of_one_seed_differ_in_nothing_that_decides_the_data() -> None:
+    recipes = [
+        recipe_of(f"smollm2/half/{method}/250k/seed1") for method in ("published", "red", "red-relative", "default")
+    ]
+    for recipe in recipes:
+        assert (recipe.data, recipe.student) == (recipes[0].data, recipes[0].student)
+        assert recipe.train.seed == 1
+        for key in ("max_steps", "batch_size", "gradient_accumulation_steps", "evaluate_steps"):
+            assert getattr(recipe.train, key) == getattr(recipes[0].train, key)
+    assert recipe_of("smollm2/half/red/250k/seed0").train.seed == 0
+
+
+def test_methods_are_what_their_names_say() -> None:
+    published, red, default = (recipe_of(f"smollm2/half/{name}/250k/seed0") for name in ("published", "red", "default"))
+    assert (published.start.method, published.objective.temperature) == ("random", 40)
+    assert (published.objective.clone_error, published.objective.kl_reduction) == ("raw", "published")
+    assert (published.train.optimizer, published.train.warmup_ratio) == ("adamw", 0.005)
+    assert (red.start.method, red.objective.temperature, red.train.optimizer) == ("channel", 1, "adamw")
+    assert (default.start.method, default.objective.clone_error, default.train.optimizer) == (
+        "calibrated",
+        "relative",
+        "muon",
+    )
+
+
+def test_a_cell_takes_its_own_rate_then_the_picked_one_then_the_methods() -> None:
+    rates = {"smollm2": {"default": 3e-3}, "gemma3": {"default": 9e-3}}
+    for name, rate in {
+        "default": 3e-3,
+        "default@0.01": 1e-2,
+        "temperature-4": 3e-3,
+        "muon-0.0005": 5e-4,
+        "published": find_method("published").rate,
+    }.items():
+        cell = parse_cell(f"smollm2/half/{name}/60k/seed0")
+        recipe = cell_recipe(cell, run=Path("run"), teacher="teacher", texts=TEXTS, rates=rates)
+        assert recipe.train.learning_rate == rate, name
+        if name != "muon-0.0005":
+            assert cell_rate(cell, rates) == rate
+    assert cell_rate(parse_cell("smollm2/half/default/60k/seed0"), {}) == find_method("default").rate
+
+
+def test_rates_are_picked_from_short_cells_of_one_seed() -> None:
+    cells = rate_cells("smollm2", "half", "published")
+    assert [cell.rate for cell in cells] == list(find_method("published").rates)
+    assert {(cell.tokens, cell.seed) for cell in cells} == {("60k", 0)}
+    assert len({cell.name for cell in cells}) == len(cells)
+
+
+def test_a_temperature_keeps_its_kl_weight() -> None:
+    for base, weight in (("temperature", 1.0), ("published-temperature", 1.28)):
+        for temperature in (1, 40):
+            objective = recipe_of(f"smollm2/half/{base}-{temperature}/60k/seed0").objective
+            assert objective.temperature == temperature
+            assert (objective.kl_reduction, objective.kl_weight) == ("token_mean", weight)  # times T^2
+
+
+def test_a_variant_changes_what_its_sweep_asks_about_and_nothing_else() -> None:
+    default = recipe_of("smollm2/half/default/60k/seed0")
+    known = {
+        entry for section in ("objective", "start", "student", "train") for entry in vars(getattr(default, section))
+    }
+    for name, variants in default_sweeps().items():
+        for variant, method in list(sweeps()[name].items())[-1:]:
+            changes = [change for change in method.changes if change.split("=")[0].rpartition(".")[2] not in known]
+            if changes:  # a key that the recipe does not know
+                with pytest.raises(ConfigError, match="unknown key"):
+                    recipe_of(f"smollm2/half/{variant}/60k/seed0")
+                continue
+            recipe = recipe_of(f"smollm2/half/{variant}/60k/seed0")
+            if name != "optimizer":
+                assert replace(recipe.train, schedule=default.train.schedule) == default.train, variant
+            assert recipe.data == default.data
+        assert len(variants) == len(sweeps()[name])
+
+
+def test_a_method_whose_keys_the_recipe_does_not_know_says_so_by_name() -> None:
+    method = find_method("only-kd")
+    assert "method=only_kd" in method.changes
+    if "method" in vars(recipe_of("smollm2/half/default/60k/seed0")):
+        pytest.skip("the recipe knows every key")
+    with pytest.raises(ConfigError, match="unknown key 'method'"):
+        recipe_of("smollm2/half/only-kd/60k/seed0")
+
+
+def test_the_schedule_is_as_long_as_the_run() -> None:
+    settings: TrainConfig = recipe_of("smollm2/half/default/250k/seed0").train
+    assert settings.max_steps == 8 * settings.evaluate_steps  # type: ignore[operator]
+    assert settings.max_steps // 8 >= settings.save_steps

@@ -1,0 +1,229 @@
+"""Cells that run: kept when finished, gone on with when killed, refused when they were made otherwise."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import benchmarks.arena.run as module
+from benchmarks.arena.cells import cell_recipe, parse_cell
+from benchmarks.arena.command import run_command
+from benchmarks.arena.measures import merged_student
+from benchmarks.arena.methods import methods
+from benchmarks.arena.run import Arena, points, run_cell
+from lrc.config import load_recipe
+from lrc.errors import ConfigError
+from lrc.models.pair_model import PairModel
+from tests.benchmarks.cell_results import made_up_result
+
+CELL = parse_cell("tiny/half/red/2k/seed0")
+ROLES = ("development", "held_out")
+TEXTS = {role: Path(f"{role}.jsonl") for role in ("train", "development", "held_out", "fresh")}
+
+
+@pytest.fixture(scope="module")
+def arena(tmp_path_factory: pytest.TempPathFactory) -> Arena:
+    """An arena whose tiny teacher has hardly learnt, with one finished cell."""
+    arena = Arena(root=tmp_path_factory.mktemp("arena"), tiny_teacher_steps=3)
+    run_cell(arena, CELL)
+    return arena
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("the cell was run again"))
+
+
+def test_a_result_is_a_curve_with_all_that_made_it(arena: Arena) -> None:
+    result = json.loads((arena.results / CELL.file_name).read_text())
+    assert [point["step"] for point in result["points"]] == [0, 1, 2, 4, 8]
+    assert [point["tokens"] for point in result["points"]] == [0, 256, 512, 1_024, 2_048]
+    for point in result["points"]:
+        for role in ROLES:
+            assert point[role]["kl"] > 0
+            assert 8 * 60 < point[role]["positions"] <= 8 * 63  # of 8 windows; special tokens are left out
+            assert point[role]["bits_per_byte"] > point[role]["teacher_bits_per_byte"] / 2
+        assert len(point["effective_rank"]) == len(point["teacher_effective_rank"]) == 4
+    assert ["fresh" in point for point in result["points"]] == [False] * 4 + [True]
+    seconds = [point["seconds"] for point in result["points"]]
+    assert seconds == sorted(seconds)
+    assert set(result["texts"]["sha256"]) == {"train", "development", "held_out", "fresh"}
+    assert result["recipe"]["start"]["method"] == "channel"
+    assert {"torch", "transformers", "lrc"} <= set(result["versions"])
+    assert result["machine"]["products_flops_per_second"] > 0
+    assert result["command"] == "python benchmarks/quality.py tiny/half/red/2k/seed0"
+    assert not list((arena.root / "runs" / CELL.name / "train").glob("checkpoint-*"))
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_finished_cell_is_kept(arena: Arena) -> None:
+    path = arena.results / CELL.file_name
+    before = path.read_bytes()
+    assert run_cell(arena, CELL) == json.loads(before)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_cell_of_other_settings_is_not_taken_for_this_one(arena: Arena) -> None:
+    (arena.root / "rates.json").write_text(json.dumps({"tiny": {"red": {"rate": 0.5}}}))
+    try:
+        with pytest.raises(ConfigError, match=r"train\.learning_rate \(0\.001 there, 0\.5 now\).*--overwrite"):
+            run_cell(arena, CELL)
+    finally:
+        (arena.root / "rates.json").unlink()
+
+
+@pytest.mark.slow
+def test_a_killed_cell_goes_on_and_ends_as_if_nothing_had_been(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = replace(arena, root=arena.root / "killed")
+    whole = json.loads((arena.results / CELL.file_name).read_text())
+    measure = module._point_measure
+
+    def dying(*arguments: Any) -> Callable[[PairModel, int], dict[str, Any]]:
+        observe = measure(*arguments)
+
+        def also_measure(pair: PairModel, step: int) -> dict[str, Any]:
+            if step == 4:
+                raise KeyboardInterrupt
+            return observe(pair, step)
+
+        return also_measure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_point_measure", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run_cell(other, CELL)
+    assert not (other.results / CELL.file_name).exists()
+    result = run_cell(other, CELL)
+    for ours, theirs in zip(result["points"], whole["points"], strict=True):
+        for role in ROLES:
+            assert ours[role]["kl"] == pytest.approx(theirs[role]["kl"], rel=1e-5)
+
+
+def test_a_begun_cell_of_other_settings_is_refused(arena: Arena, tmp_path: Path) -> None:
+    other = replace(arena, root=tmp_path)
+    run = tmp_path / "runs" / CELL.name / "train"
+    run.mkdir(parents=True)
+    recipe = (arena.root / "runs" / CELL.name / "train" / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace("method: channel", "method: pca"))
+    assert load_recipe(run / "recipe.yaml").start.method == "pca"
+    with pytest.raises(ConfigError, match=r"start\.method \('pca' there, 'channel' now\)"):
+        run_cell(other, CELL)
+
+
+def test_a_named_teacher_is_taken_instead_of_the_arenas(arena: Arena) -> None:
+    named = replace(arena, teachers={"gemma3": "somewhere"})
+    assert named.teacher(parse_cell("gemma3/half/red/60k/seed0"), named.texts(CELL)) == "somewhere"
+
+
+def test_seconds_leave_measuring_out_and_count_what_was_done_once() -> None:
+    def train(step: int, speed: float) -> dict[str, Any]:
+        return {"kind": "train", "step": step, "tokens": 100 * step, "tokens_per_second": speed}
+
+    def held_out(step: int, **more: Any) -> dict[str, Any]:
+        return {"kind": "held_out", "step": step, "tokens": 100 * step, "seconds": 1e9, **more}
+
+    measured = {"arena": {"held_out": {"kl": 1.0}, "measure_seconds": 50.0}}
+    lines = [held_out(0, **measured), train(1, 100), held_out(1), train(2, 50), held_out(2, **measured)]
+    found = points(lines, start_seconds=10.0)
+    assert [(point["step"], point["seconds"]) for point in found] == [(0, 10.0), (2, 13.0)]
+
+
+def is_known(method: str) -> bool:
+    """Tell whether the recipe has every key of a method."""
+    try:
+        cell_recipe(parse_cell(f"tiny/half/{method}/2k/seed0"), run=Path("r"), teacher="t", texts=TEXTS, rates={})
+    except ConfigError:
+        return False
+    return True
+
+
+def run_quick(folder: Path, chosen: list[str]) -> None:
+    """Run the quick version of some methods from nothing, and look at its table and plots."""
+    command = [sys.executable, str(Path.cwd() / "benchmarks/quality.py"), "--quick", "--tokens", "2k"]
+    command += ["--methods", ",".join(chosen), "--teacher-steps", "3", "--root", "out"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=folder, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [line.split(" | ")[0] for line in done.stdout.splitlines() if line.startswith("| tiny")]
+    assert rows == [f"| tiny/half/{name}/2k" for name in sorted(chosen)]
+    for name in ("held-out", "development"):
+        assert (folder / "out" / "plots" / f"tiny-half-{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_quick_version_runs_from_nothing_to_table_and_plot(tmp_path: Path) -> None:
+    run_quick(tmp_path, ["published", "default"])
+
+
+@pytest.mark.slow
+def test_the_quick_version_runs_every_method_that_the_recipe_knows(tmp_path: Path) -> None:
+    chosen = [name for name in methods() if name not in ("published", "default") and is_known(name)]
+    assert {"red", "red-relative"} <= set(chosen)
+    run_quick(tmp_path, chosen)
+
+
+def test_what_there_is_not_ends_with_a_hint_and_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, hint in (
+        (["sweep", "temprature"], "There is no sweep 'temprature'. Did you mean 'temperature'?"),
+        (["sweep", "schedule", "--on", "smollm2"], "--on must be TEACHER/WIDTH"),
+        (["--table"], "No finished cell"),
+        (["--teacher", "x=y", "--list"], "--teacher must be NAME=FOLDER"),
+        ([], "Name a cell"),
+    ):
+        assert run_command([*arguments, "--root", str(tmp_path)], help_text="") == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert hint in captured.err
+
+
+def test_the_list_names_cells_methods_and_sweeps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--list"], help_text="") == 0
+    shown = capsys.readouterr().out
+    for name in ("  smollm2/half/default/250k/seed2", "  published-long", "  published-temperature"):
+        assert f"\n{name}" in shown
+
+
+def test_a_merged_student_is_the_pairs(arena: Arena, tmp_path: Path) -> None:
+    import torch
+
+    from lrc.verbs.train import train
+
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def compare(pair: PairModel, step: int) -> dict[str, Any]:
+        ids = torch.arange(24).view(2, 12)
+        with torch.no_grad():
+            found.append((pair.logits(ids)[0], merged_student(pair)(input_ids=ids).logits))
+        return {"seen": step}
+
+    recipe = load_recipe(
+        arena.root / "runs" / CELL.name / "train" / "recipe.yaml", (f"run={tmp_path}", "train.max_steps=1")
+    )
+    train(recipe, also_measure=compare)
+    lines = [json.loads(line) for line in (tmp_path / "train" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["seen"] for line in lines if line["kind"] == "held_out"] == [0, 1]
+    for factored, merged in found:
+        torch.testing.assert_close(factored, merged, rtol=1e-4, atol=1e-4)
+
+
+def test_the_table_leaves_trials_of_rates_out_until_they_are_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results").mkdir()
+    for name in ("red", "red@0.01", "start-pca"):
+        result = made_up_result(f"smollm2/half/{name}/60k/seed0", [3.0, 2.0, 1.0, 0.8, 0.5])
+        (tmp_path / "results" / f"{name}.json").write_text(json.dumps(result))
+
+    def shown(*options: str) -> list[str]:
+        assert run_command(["--table", "--root", str(tmp_path), *options], help_text="") == 0
+        lines = capsys.readouterr().out.splitlines()
+        return [line.split(" | ")[0].split("/")[2] for line in lines if line.startswith("| smollm2")]
+
+    assert shown() == ["red", "start-pca"]
+    assert shown("--only", "@") == ["red@0.01"]
+    assert shown("--only", "pca") == ["start-pca"]
