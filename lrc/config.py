@@ -12,16 +12,12 @@ from typing import Any, Literal
 
 import yaml
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import (
-    ConfigKeyError,
-    MissingMandatoryValue,
-    OmegaConfBaseException,
-    ValidationError,
-)
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from lrc.data_config import DataConfig, PrepareConfig, prepare_problems
 from lrc.errors import ConfigError, did_you_mean
 from lrc.sft_config import SftConfig, sft_problems
+from lrc.teacher_config import TeacherWeightsConfig
 
 ProjectionSharing = Literal["all", "io"]
 StartMethod = Literal["random", "channel", "pca", "calibrated"]
@@ -172,6 +168,7 @@ class Recipe:
     """Folder or hub id of the teacher; `embedded:smollm2-135m-instruct` is the one that `lrc demo` fetches."""
     trust_remote_code: bool = False
     """Let transformers run code that comes with the teacher."""
+    teacher_weights: TeacherWeightsConfig = field(default_factory=TeacherWeightsConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     start: StartConfig = field(default_factory=StartConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

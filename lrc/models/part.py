@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lrc.clone.merge import merge
 from lrc.clone.sites import Stage, Variant, projection_of, site_of
 from lrc.models.discovery import Architecture
+from lrc.models.held_teacher import HeldWeight, held_weights, merge_held
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +55,10 @@ class ProjectedPart(nn.Module):
         # listed once, since FSDP frees gathered weights whenever a state dict is made
         stored = pieces.teacher.state_dict(keep_vars=True)
         self._stored_buffers = {name for name, _ in pieces.teacher.named_buffers() if name in stored}
+        self._held = held_weights(pieces.teacher)
         # a norm without a gain has nothing to train
-        device = next((parameter.device for parameter in pieces.teacher.parameters()), None)
+        tensors: list[Tensor | HeldWeight] = [*pieces.teacher.parameters(), *self._held.values()]
+        device = next((tensor.device for tensor in tensors), None)
         self.projections = nn.ParameterDict(
             {
                 _key(name): nn.Parameter(torch.zeros(plan.d_teacher, plan.d_student, device=device))
@@ -90,14 +93,18 @@ class ProjectedPart(nn.Module):
     def student_tensors(self) -> dict[str, Tensor]:
         """Evaluate every tensor of the twin: merged, trained or inherited; names relative to the part."""
         teacher = dict(self.teacher.named_parameters())
-        dtype = next((tensor.dtype for tensor in teacher.values()), torch.float32)
+        own: list[Tensor | HeldWeight] = [*teacher.values(), *self._held.values()]
+        dtype = next((tensor.dtype for tensor in own), torch.float32)
         projections = {name: self.projection(name, dtype) for name in self.plan.projections}
         theirs = {name: value for name, value in self.teacher.named_buffers() if name in self._stored_buffers}
         tensors: dict[str, Tensor] = dict(self.twin.named_buffers()) | theirs
         for name, _ in self.twin.named_parameters():
             if name in self.plan.merges:
                 projection, axis = self.plan.merges[name]
-                tensors[name] = merge(teacher[name], projections[projection], axis)
+                if name in self._held:
+                    tensors[name] = merge_held(self._held[name], projections[projection], axis)
+                else:
+                    tensors[name] = merge(teacher[name], projections[projection], axis)
             elif name in self.plan.gains:
                 tensors[name] = self.gains[_key(name)].to(dtype)
             else:
