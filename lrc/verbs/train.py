@@ -17,7 +17,7 @@ from lrc.errors import CheckpointError, ConfigError, DataError
 from lrc.evaluation.agreement import measure_pair
 from lrc.evaluation.effective_rank import pair_stream_ranks
 from lrc.models.checkpoint import checkpoint_facts, read_facts, variant_of, versions
-from lrc.models.compute import choose_device, choose_dtype, dtype_name
+from lrc.models.compute import choose_device
 from lrc.models.discovery import discover
 from lrc.models.folder import resolve_folder, weights_hash
 from lrc.models.isolation import check_isolation
@@ -25,7 +25,7 @@ from lrc.models.oracles import require_family
 from lrc.models.pair_model import PairModel, measured_terms
 from lrc.models.start import StartReport, fill_start
 from lrc.models.student import student_config
-from lrc.models.teacher import load_config, load_model, load_tokenizer
+from lrc.models.teacher import load_config, load_tokenizer
 from lrc.training.beside import write_beside
 from lrc.training.checkpoint import write_failure
 from lrc.training.checkpoint_list import checkpoints, find_resume
@@ -46,6 +46,7 @@ from lrc.training.run_state import RunState
 from lrc.training.strategy import choose_strategy
 from lrc.verbs.progress import bar_on_terminal, progress_lines, say
 from lrc.verbs.sources import locate_data, locate_teacher
+from lrc.verbs.teacher_weights import check_teacher_weights, load_teacher
 
 CALIBRATION_BATCH = 2
 
@@ -135,15 +136,8 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, overwrite
 
 
 def _load_pair(recipe: Recipe, inputs: _Inputs, accelerator: Accelerator) -> tuple[nn.Module, PairModel]:
-    dtype = choose_dtype(recipe.train.compute_dtype, accelerator.device)
-    if accelerator.is_main_process:
-        say(f"teacher {recipe.teacher} on {accelerator.device} in {dtype_name(dtype)}")
-    teacher = load_model(
-        str(inputs.teacher_folder),
-        dtype=dtype,
-        device=accelerator.device,
-        trust_remote_code=recipe.trust_remote_code,
-    )
+    tell = say if accelerator.is_main_process else lambda line: None
+    teacher = load_teacher(recipe, inputs.teacher_folder, accelerator.device, tell)
     pair = PairModel(
         teacher,
         hidden_size=recipe.student.hidden_size,
@@ -176,6 +170,7 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
         )
     student_config(config, recipe.student.hidden_size, tied=False)
     require_family(config)
+    check_teacher_weights(recipe, config, architecture)
     if recipe.data.document_masking:
         check_isolation(config)
     measured_terms(architecture, variant_of(recipe.student), recipe.objective)
@@ -188,12 +183,8 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
     )
     held_out = []
     if recipe.data.held_out is not None:
-        source = open_blocks(
-            locate_data(recipe.data.held_out),
-            tokenizer,
-            sequence_length=recipe.data.sequence_length,
-            vocab_size=config.vocab_size,
-        )
+        length, words = recipe.data.sequence_length, config.vocab_size
+        source = open_blocks(locate_data(recipe.data.held_out), tokenizer, sequence_length=length, vocab_size=words)
         batches = ordered_batches(source, tokens=recipe.data.held_out_tokens, batch_size=1)
         held_out = [(batch.input_ids, batch.labels) for batch in batches]
     teacher_hash = weights_hash(teacher_folder)
