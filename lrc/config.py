@@ -12,12 +12,7 @@ from typing import Any, Literal
 
 import yaml
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import (
-    ConfigKeyError,
-    MissingMandatoryValue,
-    OmegaConfBaseException,
-    ValidationError,
-)
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from lrc.data_config import DataConfig, PrepareConfig, prepare_problems
 from lrc.errors import ConfigError, did_you_mean
@@ -25,6 +20,7 @@ from lrc.method_config import Method, PhasesConfig, method_problems
 from lrc.method_config import ObjectiveConfig as ObjectiveConfig
 from lrc.sft_config import SftConfig, sft_problems
 from lrc.start_config import StartConfig
+from lrc.teacher_config import TeacherWeightsConfig
 
 ProjectionSharing = Literal["all", "io"]
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
@@ -142,6 +138,7 @@ class Recipe:
     """Let transformers run code that comes with the teacher."""
     method: Method = "clone"
     """`clone`, or a baseline from scratch: `origin`, `only_kd`, `tiny_bert` (docs/methods.md)."""
+    teacher_weights: TeacherWeightsConfig = field(default_factory=TeacherWeightsConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     start: StartConfig = field(default_factory=StartConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

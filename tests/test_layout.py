@@ -20,7 +20,15 @@ LEVELS = [
 """A room imports only from levels before its own."""
 EXCEPTIONS = {("training", "lrc.evaluation.agreement")}
 """Training measures held-out text with the very function that the scorecard uses."""
-SHARED = {"lrc.errors", "lrc.config", "lrc.data_config", "lrc.method_config", "lrc.sft_config", "lrc.start_config"}
+SHARED = {
+    "lrc.errors",
+    "lrc.config",
+    "lrc.data_config",
+    "lrc.method_config",
+    "lrc.sft_config",
+    "lrc.start_config",
+    "lrc.teacher_config",
+}
 """Modules beside the rooms that a room may import."""
 OWN_MODULES = {"clone": set(), "embedded": {"lrc.errors"}}
 """Rooms that may import less of SHARED."""

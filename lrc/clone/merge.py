@@ -25,6 +25,22 @@ def merge(weight: Tensor, projection: Tensor, axis: int) -> Tensor:
     return contracted.movedim(-1, axis)
 
 
+def projection_gradient(weight: Tensor, gradient: Tensor, axis: int) -> Tensor:
+    """Pull a merged tensor's gradient back to the projection: of a reader `W.T @ G`, of a writer `W @ G.T`.
+
+    Args:
+        weight: Teacher tensor whose size along `axis` is `d_T`.
+        gradient: Of `merge(weight, projection, axis)`, with `d_S` along `axis`.
+        axis: The hidden axis of both.
+
+    Returns:
+        `[d_T, d_S]`.
+    """
+    others = [other for other in range(weight.dim()) if other != axis]
+    pulled: Tensor = torch.tensordot(weight, gradient, dims=(others, others))
+    return pulled
+
+
 def lift(student: Tensor, projection: Tensor) -> Tensor:
     """Bring student activations `[..., d_S]` into the teacher's space `[..., d_T]`: `x_S @ P.T`."""
     return student @ projection.T

@@ -104,6 +104,7 @@ def read_source(
     dense = dense_of_facts(facts or {})
     plan = merge_plan(architecture, variant, dense)
     trained, notes = _read_trained(weights, variant)
+    notes += _held_teacher_note(facts)
     check_trained(plan, trained, architecture.hidden_size, chosen.hidden_size)
     tied = architecture.is_tied and variant.tie_embedding_projection
     config = student_config(teacher_config, chosen.hidden_size, tied=tied)
@@ -152,6 +153,17 @@ def _read_trained(weights: Path, variant: Variant) -> tuple[dict[str, Tensor], t
     if not ignored:
         return tensors, ()
     return tensors, (f"{len(ignored)} training-only tensors of the original code were ignored ({ignored[0]}, ...).",)
+
+
+def _held_teacher_note(facts: dict[str, Any] | None) -> tuple[str, ...]:
+    """Say so if training saw another teacher than the one that is merged."""
+    held = ((facts or {}).get("recipe") or {}).get("teacher_weights") or {}
+    if held.get("format", "native") == "native":
+        return ()
+    return (
+        f"training held the teacher's matrices in {held['format']}; the student is made of the teacher's own weights, "
+        "so its measures differ a little from training's (docs/scale.md). lrc evaluate tells them.",
+    )
 
 
 def _contradiction(given: StudentConfig, stored: StudentConfig, folder: Path) -> str:

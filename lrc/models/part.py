@@ -10,6 +10,7 @@ from lrc.clone.merge import merge
 from lrc.clone.sites import Stage, Variant, projection_of, site_of
 from lrc.models.dense import Dense, dense_names
 from lrc.models.discovery import Architecture
+from lrc.models.held_teacher import HeldWeight, held_weights, merge_held
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +64,10 @@ class ProjectedPart(nn.Module):
         # listed once, since FSDP frees gathered weights whenever a state dict is made
         stored = pieces.teacher.state_dict(keep_vars=True)
         self._stored_buffers = {name for name, _ in pieces.teacher.named_buffers() if name in stored}
+        self._held = held_weights(pieces.teacher)
         # a norm without a gain has nothing to train
-        device = next((parameter.device for parameter in pieces.teacher.parameters()), None)
+        tensors: list[Tensor | HeldWeight] = [*pieces.teacher.parameters(), *self._held.values()]
+        device = next((tensor.device for tensor in tensors), None)
         self.projections = nn.ParameterDict(
             {
                 _key(name): nn.Parameter(torch.zeros(plan.d_teacher, plan.d_student, device=device))
@@ -100,7 +103,7 @@ class ProjectedPart(nn.Module):
     def student_tensors(self) -> dict[str, Tensor]:
         """Evaluate every tensor of the twin: merged, trained or inherited; names relative to the part."""
         teacher = dict(self.teacher.named_parameters())
-        dtype = next((tensor.dtype for tensor in teacher.values()), torch.float32)
+        dtype = self._dtype()
         merged = self.merged_tensors() if self.formed is None else self.formed
         theirs = {name: value for name, value in self.teacher.named_buffers() if name in self._stored_buffers}
         tensors: dict[str, Tensor] = dict(self.twin.named_buffers()) | theirs
@@ -120,14 +123,21 @@ class ProjectedPart(nn.Module):
     def merged_tensors(self) -> dict[str, Tensor]:
         """Merge every tensor of the twin that is merged; names relative to the part."""
         teacher = dict(self.teacher.named_parameters())
-        dtype = next((tensor.dtype for tensor in teacher.values()), torch.float32)
+        dtype = self._dtype()
         projections = {name: self.projection(name, dtype) for name in self.plan.projections}
         wanted = {name for name, _ in self.twin.named_parameters()} & self.plan.merges.keys()
         return {
-            name: merge(teacher[name], projections[projection], axis)
+            name: merge_held(self._held[name], projections[projection], axis)
+            if name in self._held
+            else merge(teacher[name], projections[projection], axis)
             for name, (projection, axis) in self.plan.merges.items()
             if name in wanted
         }
+
+    def _dtype(self) -> torch.dtype:
+        """The compute dtype: the teacher's."""
+        own: list[Tensor | HeldWeight] = [*self.teacher.parameters(), *self._held.values()]
+        return next((tensor.dtype for tensor in own), torch.float32)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """List the trained tensors by their checkpoint names."""
@@ -185,6 +195,7 @@ class ProjectedPart(nn.Module):
         for name in (name for name in plan.dense if _key(name) not in self.dense):
             self.dense[_key(name)] = nn.Parameter(start[name])
         self.plan = plan
+        self.formed = None
 
 
 def part_plan(

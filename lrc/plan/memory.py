@@ -7,9 +7,12 @@ from math import prod
 import torch
 
 from lrc.config import ObjectiveConfig
+from lrc.models.held_teacher import held_matrices_of
+from lrc.models.weight_formats import packed_bytes
 from lrc.plan.sizes import Sizes
 from lrc.plan.step_trace import StepTrace, layer_kinds, trace_step
 from lrc.plan.timeline import GRADIENT_BYTES, Moment, at_batch, lay_out, layer_bytes
+from lrc.teacher_config import NATIVE, TeacherWeightsConfig
 
 ADAM_BYTES = 8
 """Two float32 moments a trained value."""
@@ -39,9 +42,11 @@ STRATEGIES = (
 )
 
 
-def strategies_for(devices: int) -> tuple[Strategy, ...]:
-    """List the strategies that so many devices can use."""
-    return (ONE_DEVICE,) if devices == 1 else STRATEGIES
+def strategies_for(devices: int, *, is_held: bool = False) -> tuple[Strategy, ...]:
+    """List the strategies that so many devices can use; a held teacher is whole on each."""
+    if devices == 1:
+        return (ONE_DEVICE,)
+    return STRATEGIES[:1] if is_held else STRATEGIES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +93,7 @@ class StepMemory:
         dtype: torch.dtype,
         masked: bool,
         accumulates: bool,
+        teacher_weights: TeacherWeightsConfig = NATIVE,
     ) -> None:
         """Trace nothing yet.
 
@@ -95,9 +101,10 @@ class StepMemory:
             sizes: Teacher and student.
             objective: Losses.
             sequence: Positions of a row.
-            dtype: Compute dtype; the teacher's weights are held in it.
+            dtype: Compute dtype; the teacher's weights are held in it, if `teacher_weights` says nothing else.
             masked: Attention stays inside documents, by a mask.
             accumulates: Several micro-batches make a step, so gradients are there from the second one's begin.
+            teacher_weights: How the matrices of the teacher's layers are held; on a CPU without offload.
         """
         self.sizes = sizes
         self.objective = objective
@@ -105,6 +112,7 @@ class StepMemory:
         self.dtype = dtype
         self.masked = masked
         self.accumulates = accumulates
+        self.teacher_weights = teacher_weights
         self._kinds = layer_kinds(sizes)
         self._layers = {
             checkpointing: layer_bytes(sizes, itemsize=dtype.itemsize, checkpointing=checkpointing)
@@ -125,6 +133,7 @@ class StepMemory:
                 dtype=self.dtype,
                 checkpointing=checkpointing,
                 masked=self.masked,
+                teacher_weights=self.teacher_weights,
             )
         return self._traces[key]
 
@@ -164,10 +173,23 @@ class StepMemory:
             communication=self._communication(strategy, devices),
         )
 
-    @property
+    @cached_property
     def teacher_bytes(self) -> int:
-        """The teacher's weights in the compute dtype."""
-        return self.sizes.teacher_parameters * self.dtype.itemsize
+        """The teacher's weights on a device: in the compute dtype, or its layers' matrices as they are held.
+
+        Offloaded, two layers of them are there at a time: the one at work and the next.
+        """
+        native = self.sizes.teacher_parameters * self.dtype.itemsize
+        if not self.teacher_weights.is_held:
+            return native
+        shapes = [
+            [self.sizes.teacher_shape(name) for name in names]
+            for names in held_matrices_of(self.sizes.config, self.sizes.architecture)
+        ]
+        packed = [sum(packed_bytes(s, self.dtype, self.teacher_weights.format) for s in layer) for layer in shapes]
+        if self.teacher_weights.offload == "cpu":
+            packed = sorted(packed)[-2:]
+        return native - self.dtype.itemsize * sum(prod(s) for layer in shapes for s in layer) + sum(packed)
 
     def head_copies(self) -> float:
         """Bytes of the head's float32 matrices: both heads, where they are not float32 already, and the gradient."""

@@ -10,6 +10,7 @@ from lrc.plan.devices import Machine
 from lrc.plan.flops import step_flops
 from lrc.plan.memory import Peak, StepMemory, Strategy, strategies_for
 from lrc.plan.sizes import Sizes
+from lrc.teacher_config import NATIVE, TeacherWeightsConfig
 
 PUBLISHED_MFU = 0.25
 """What the published 84,000 tokens a second of LRC-1.5B on 8 H800 come to by the count of `lrc/plan/flops.py`."""
@@ -32,6 +33,7 @@ class RunShape:
     checkpoints: int
     """Checkpoints that stay on the disk."""
     mfu: float
+    teacher_weights: TeacherWeightsConfig = NATIVE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,7 @@ def ways(machine: Machine, memory: StepMemory) -> list[Fit]:
                 strategy, devices=machine.count, limit=machine.usable_bytes, checkpointing=checkpointing
             ),
         )
-        for strategy in strategies_for(machine.count)
+        for strategy in strategies_for(machine.count, is_held=memory.teacher_weights.is_held)
         for checkpointing in (False, True)
     ]
 

@@ -19,9 +19,12 @@ from transformers.masking_utils import sdpa_mask
 
 from lrc.config import ObjectiveConfig
 from lrc.models.discovery import Architecture
+from lrc.models.held_teacher import fill_store
+from lrc.models.layer_store import LayerStore
 from lrc.models.pair_model import PairModel, StepCounts
 from lrc.plan.live_bytes import LiveBytes
 from lrc.plan.sizes import Sizes
+from lrc.teacher_config import NATIVE, TeacherWeightsConfig
 
 UNMASKED = "sdpa_without_mask"
 """Attention as the class runs it where rows are whole documents: causal by a flag; under fake tensors transformers
@@ -84,6 +87,7 @@ def trace_step(
     dtype: torch.dtype,
     checkpointing: bool,
     masked: bool,
+    teacher_weights: TeacherWeightsConfig = NATIVE,
 ) -> StepTrace:
     """Run one step on fake tensors.
 
@@ -96,19 +100,31 @@ def trace_step(
         dtype: Compute dtype.
         checkpointing: Activation checkpointing.
         masked: Attention stays inside documents, by a mask.
+        teacher_weights: How the matrices of the teacher's layers are held.
 
     Raises:
         Exception: A layer's way depends on values (routing in a loop); the caller says so.
     """
     depth = _depth(kinds)
     with FakeTensorMode(allow_non_fake_inputs=True):  # classes make small constants of their own
-        pair = _short_pair(sizes, objective, depth=depth, dtype=dtype, masked=masked)
+        teacher = _short_teacher(sizes, depth=depth, dtype=dtype, masked=masked)
+        architecture = _shortened(sizes.architecture, depth)
+        store = LayerStore(torch.device("cpu"))
+        if teacher_weights.is_held:
+            fill_store(store, teacher, architecture, teacher_weights)
+        pair = PairModel(
+            teacher,
+            hidden_size=sizes.d_student,
+            variant=sizes.variant,
+            objective=objective,
+            architecture=architecture,
+        )
         pair.set_activation_checkpointing(checkpointing)
         pair.train()
         ids = torch.zeros(batch, sequence, dtype=torch.long)
         valid = torch.ones(batch, sequence, dtype=torch.bool)
         positions = torch.arange(sequence)[None].expand(batch, -1).contiguous() if masked else None
-        with LiveBytes([*pair.parameters(), *pair.buffers(), ids, valid]) as live:
+        with LiveBytes([*pair.parameters(), *pair.buffers(), *store.pieces(), ids, valid]) as live:
             marks = _run(pair, live, (ids, valid, positions))
     return _stretches(marks, kinds[:depth])
 
@@ -119,11 +135,10 @@ def _depth(kinds: list[int]) -> int:
     return 1 + max(again, *map(kinds.index, set(kinds)))
 
 
-def _short_pair(sizes: Sizes, objective: ObjectiveConfig, *, depth: int, dtype: torch.dtype, masked: bool) -> PairModel:
-    architecture = sizes.architecture
+def _short_teacher(sizes: Sizes, *, depth: int, dtype: torch.dtype, masked: bool) -> nn.Module:
     config = copy.deepcopy(sizes.config)
     for name, value in vars(config).items():
-        if isinstance(value, list) and len(value) == architecture.num_layers:
+        if isinstance(value, list) and len(value) == sizes.architecture.num_layers:
             setattr(config, name, value[:depth])
     config.num_hidden_layers = depth
     teacher = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -132,14 +147,8 @@ def _short_pair(sizes: Sizes, objective: ObjectiveConfig, *, depth: int, dtype: 
         AttentionMaskInterface.register(UNMASKED, _mask_where_needed)
         config._attn_implementation = UNMASKED
         teacher = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    teacher.eval().requires_grad_(False)
-    return PairModel(
-        teacher,
-        hidden_size=sizes.d_student,
-        variant=sizes.variant,
-        objective=objective,
-        architecture=_shortened(architecture, depth),
-    )
+    frozen: nn.Module = teacher.eval().requires_grad_(False)
+    return frozen
 
 
 def _mask_where_needed(*args: Any, **kwargs: Any) -> Tensor | None:

@@ -1,6 +1,6 @@
 """The whole plan: everything that `lrc plan` prints, as data."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from lrc.plan.flops import StepFlops, step_flops
 from lrc.plan.memory import Peak, StepMemory
 from lrc.plan.run_costs import Disk, Fit, Pace, RunShape, best_way, compute_dtype, disk, pace, peak_of, ways
 from lrc.plan.sizes import Sizes
+from lrc.teacher_config import TeacherWeightsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,21 +65,24 @@ class Planner:
         self.sizes = sizes
         self.shape = shape
         self.wanted_dtype = wanted_dtype
-        self._memories: dict[torch.dtype, StepMemory] = {}
+        self._memories: dict[tuple[torch.dtype, TeacherWeightsConfig], StepMemory] = {}
 
     def memory(self, machine: Machine) -> StepMemory:
-        """The step's memory in the dtype that a machine computes in."""
-        dtype = compute_dtype(self.wanted_dtype, machine)
-        if dtype not in self._memories:
-            self._memories[dtype] = StepMemory(
+        """The step's memory in the dtype that a machine computes in; a CPU has nowhere to offload to."""
+        dtype, held = compute_dtype(self.wanted_dtype, machine), self.shape.teacher_weights
+        if machine.device.is_cpu:
+            held = replace(held, offload="none")
+        if (dtype, held) not in self._memories:
+            self._memories[dtype, held] = StepMemory(
                 self.sizes,
                 self.shape.objective,
                 sequence=self.shape.sequence,
                 dtype=dtype,
                 masked=self.shape.masked,
                 accumulates=self.shape.accumulation > 1,
+                teacher_weights=held,
             )
-        return self._memories[dtype]
+        return self._memories[dtype, held]
 
     def plan(self, machine: Machine, others: tuple[Machine, ...]) -> Plan:
         """Plan the run for a machine, and look at other ones beside it."""
@@ -124,6 +128,7 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
             "parameters": plan.sizes.teacher_parameters,
         },
         "student": {"hidden_size": plan.sizes.d_student, "parameters": plan.sizes.student_parameters},
+        "teacher_weights": vars(plan.shape.teacher_weights),
         "trained_parameters": plan.sizes.trained_parameters,
         "batch_size": plan.shape.batch,
         "sequence_length": plan.shape.sequence,

@@ -14,6 +14,7 @@ from lrc.method_config import first_dense_step
 from lrc.models.checkpoint import variant_of
 from lrc.models.dense import Dense
 from lrc.models.discovery import Architecture, discover
+from lrc.models.held_teacher import held_matrices_of
 from lrc.models.merge_plan import merge_plan
 from lrc.models.oracles import require_family
 from lrc.models.teacher import load_config
@@ -70,6 +71,8 @@ def plan_costs(source: str, overrides: tuple[str, ...], question: Question, *, t
     config = load_config(locate_teacher(recipe.teacher), trust_remote_code=recipe.trust_remote_code)
     architecture = discover(config)
     measured_terms(architecture, variant_of(recipe.student), recipe.objective)
+    if recipe.teacher_weights.is_held:
+        held_matrices_of(config, architecture)
     shape = _shape(recipe, question, machine, is_recipe=is_recipe)
     console = _console()
     size, answers = _hidden_size(recipe, question, machine, shape, config, architecture)
@@ -154,6 +157,7 @@ def _shape(recipe: Recipe, question: Question, machine: Machine, *, is_recipe: b
         tokens=tokens,
         checkpoints=train.save_total_limit or -(-train.max_steps // train.save_steps),
         mfu=mfu,
+        teacher_weights=recipe.teacher_weights,
     )
 
 
@@ -173,7 +177,7 @@ def _hidden_size(
     one_row = replace(shape, batch=1)
     planners: dict[int, Planner] = {}
 
-    for strategy in strategies_for(machine.count):
+    for strategy in strategies_for(machine.count, is_held=recipe.teacher_weights.is_held):
         for checkpointing in (False, True):
 
             def fits(size: int, strategy: Any = strategy, checkpointing: bool = checkpointing) -> bool:

@@ -43,10 +43,12 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 
 def _parameter_lines(plan: Plan) -> list[str]:
-    sizes = plan.sizes
+    sizes, held = plan.sizes, plan.shape.teacher_weights
+    where = ", offloaded beside a GPU" if held.offload == "cpu" else ""
     return [
         f"teacher    {sizes.architecture.model_type}, hidden size {sizes.d_teacher}, "
-        f"{sizes.teacher_parameters:,} parameters",
+        f"{sizes.teacher_parameters:,} parameters"
+        + (f"; its layers' matrices in {held.format}{where}" if held.is_held else ""),
         f"student    hidden size {sizes.d_student}, {sizes.student_parameters:,} parameters "
         f"({percent(sizes.student_parameters / sizes.teacher_parameters)} of the teacher)",
         f"trained    {sizes.trained_parameters:,} parameters",

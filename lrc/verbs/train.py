@@ -15,7 +15,7 @@ from lrc.errors import CheckpointError, ConfigError
 from lrc.evaluation.held_out import AlsoMeasure, HeldOutText
 from lrc.method_config import method_objective
 from lrc.models.checkpoint import checkpoint_facts, read_facts, variant_of
-from lrc.models.compute import choose_device, choose_dtype, dtype_name, keep_freed_memory
+from lrc.models.compute import choose_device, keep_freed_memory
 from lrc.models.dense import FROM_SCRATCH, Dense, dense_of_facts, dense_to_facts
 from lrc.models.discovery import Architecture, discover
 from lrc.models.folder import resolve_folder, weights_hash
@@ -24,7 +24,7 @@ from lrc.models.oracles import require_family
 from lrc.models.pair_model import PairModel
 from lrc.models.scratch import check_scratch
 from lrc.models.student import student_config
-from lrc.models.teacher import load_config, load_model, load_tokenizer
+from lrc.models.teacher import load_config, load_tokenizer
 from lrc.models.terms import measured_terms
 from lrc.models.tiny_bert import MAP, check_attention_maps
 from lrc.training.checkpoint_list import checkpoints, find_resume
@@ -46,6 +46,7 @@ from lrc.training.run_state import RunState
 from lrc.training.strategy import choose_strategy
 from lrc.verbs.progress import bar_on_terminal, say
 from lrc.verbs.sources import locate_data, locate_teacher
+from lrc.verbs.teacher_weights import check_teacher_weights, load_teacher
 from lrc.verbs.train_start import StartText, calibration_batches, fill_and_measure
 
 
@@ -164,15 +165,8 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, overwrite
 
 
 def _load_pair(recipe: Recipe, inputs: _Inputs, accelerator: Accelerator) -> tuple[nn.Module, PairModel]:
-    dtype = choose_dtype(recipe.train.compute_dtype, accelerator.device)
-    if accelerator.is_main_process:
-        say(f"teacher {recipe.teacher} on {accelerator.device} in {dtype_name(dtype)}")
-    teacher = load_model(
-        str(inputs.teacher_folder),
-        dtype=dtype,
-        device=accelerator.device,
-        trust_remote_code=recipe.trust_remote_code,
-    )
+    tell = say if accelerator.is_main_process else lambda line: None
+    teacher = load_teacher(recipe, inputs.teacher_folder, accelerator.device, tell)
     pair = PairModel(
         teacher,
         hidden_size=recipe.student.hidden_size,
@@ -217,12 +211,8 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
     )
     held_out = []
     if recipe.data.held_out is not None:
-        source = open_blocks(
-            locate_data(recipe.data.held_out),
-            tokenizer,
-            sequence_length=recipe.data.sequence_length,
-            vocab_size=config.vocab_size,
-        )
+        length, words = recipe.data.sequence_length, config.vocab_size
+        source = open_blocks(locate_data(recipe.data.held_out), tokenizer, sequence_length=length, vocab_size=words)
         batches = ordered_batches(source, tokens=recipe.data.held_out_tokens, batch_size=1)
         held_out = [(batch.input_ids, batch.labels) for batch in batches]
     teacher_hash = weights_hash(teacher_folder)
@@ -250,6 +240,7 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
 def _check_method(recipe: Recipe, config: Any, architecture: Architecture) -> None:
     """Check that this architecture can be cloned and has what the method compares and trains."""
     require_family(config)
+    check_teacher_weights(recipe, config, architecture)
     if recipe.data.document_masking:
         check_isolation(config)
     variant, objective = variant_of(recipe.student), method_objective(recipe.method, recipe.objective)

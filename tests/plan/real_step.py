@@ -47,6 +47,11 @@ def real_pair(config: Any, variant: Variant, objective: ObjectiveConfig, archite
     """Build the pair with random weights, ready to train."""
     torch.manual_seed(0)
     teacher = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+    return pair_of(teacher, variant, objective, architecture)
+
+
+def pair_of(teacher: Any, variant: Variant, objective: ObjectiveConfig, architecture: Architecture) -> PairModel:
+    """Build the pair of a teacher with random projections."""
     pair = PairModel(
         teacher, hidden_size=STUDENT, variant=variant, objective=objective, architecture=architecture
     ).train()

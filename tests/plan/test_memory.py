@@ -1,21 +1,33 @@
 """Planned memory is what torch's profiler sees in a real training step; splitting it divides what it should."""
 
+import dataclasses
+from typing import Any
+
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from lrc.clone.sites import Variant
 from lrc.config import ObjectiveConfig
 from lrc.models.discovery import discover
+from lrc.models.held_teacher import hold_teacher
 from lrc.plan.memory import ONE_DEVICE, STRATEGIES, MemoryUse, StepMemory, strategies_for
 from lrc.plan.sizes import Sizes, measure_sizes
+from lrc.teacher_config import NATIVE, TeacherWeightsConfig
 from tests.plan.published import llama_3_2_3b
-from tests.plan.real_step import LENGTH, ROWS, STUDENT, allocated_peak, real_pair, small_config
+from tests.plan.real_step import LENGTH, ROWS, STUDENT, allocated_peak, pair_of, real_pair, small_config
 
 IO_TIED = Variant(attention_projections="io", ffn_projections="io", tie_embedding_projection=True)
 GB = 1e9
 
 
-def step_memory(sizes: Sizes, *, masked: bool = False, accumulates: bool = False) -> StepMemory:
+def step_memory(
+    sizes: Sizes,
+    *,
+    masked: bool = False,
+    accumulates: bool = False,
+    teacher_weights: TeacherWeightsConfig = NATIVE,
+) -> StepMemory:
     return StepMemory(
         sizes,
         ObjectiveConfig(),
@@ -23,6 +35,7 @@ def step_memory(sizes: Sizes, *, masked: bool = False, accumulates: bool = False
         dtype=torch.float32,
         masked=masked,
         accumulates=accumulates,
+        teacher_weights=teacher_weights,
     )
 
 
@@ -45,6 +58,66 @@ def test_the_peak_is_the_one_that_the_profiler_sees(
     memory = step_memory(measure_sizes(config, architecture, variant, STUDENT), masked=masked)
     peak = memory.peak(ONE_DEVICE, devices=1, batch=ROWS, checkpointing=checkpointing)
     assert beyond_weights(peak.use) == pytest.approx(allocated_peak(pair, masked=masked), rel=0.02)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointing"])
+@pytest.mark.parametrize(
+    "held", [{"format": "int8"}, {"format": "nf4"}, {"offload": "cpu"}], ids=["int8", "nf4", "cpu"]
+)
+def test_a_held_teacher_has_the_bytes_and_the_peak_of_its_plan(held: dict[str, Any], checkpointing: bool) -> None:
+    """On a CPU nothing is offloaded, so the plan for one has `offload=none`; the step is the same one."""
+    settings = TeacherWeightsConfig(**held)
+    config = small_config("qwen2", vocab_size=50, intermediate_size=1024)
+    architecture = discover(config)
+    teacher = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+    store = hold_teacher(teacher, architecture, settings, torch.device("cpu"))
+    pair = pair_of(teacher, Variant(), ObjectiveConfig(), architecture)
+    pair.set_activation_checkpointing(checkpointing)
+    memory = step_memory(
+        measure_sizes(config, architecture, Variant(), STUDENT),
+        teacher_weights=dataclasses.replace(settings, offload="none"),
+    )
+    own = sum(parameter.nbytes for parameter in teacher.parameters())
+    assert memory.teacher_bytes == own + store.num_bytes
+    peak = memory.peak(ONE_DEVICE, devices=1, batch=ROWS, checkpointing=checkpointing)
+    assert beyond_weights(peak.use) == pytest.approx(allocated_peak(pair, words=50), rel=0.02)
+
+
+def test_offloaded_layers_are_counted_twice_and_no_more() -> None:
+    config = llama_3_2_3b()
+    sizes = measure_sizes(config, discover(config), Variant(), 1536)
+    layer, rest = 3072 * (2 * 3072 + 2 * 1024 + 3 * 8192), 128256 * 3072 + 57 * 3072
+    rows = 3 * 3072 + 2 * 1024 + 2 * 8192  # an int8 row has a scale
+    found = {
+        (held.format, held.offload): StepMemory(
+            sizes,
+            ObjectiveConfig(),
+            sequence=512,
+            dtype=torch.bfloat16,
+            masked=False,
+            accumulates=True,
+            teacher_weights=held,
+        ).teacher_bytes
+        for held in (
+            NATIVE,
+            TeacherWeightsConfig(format="int8"),
+            TeacherWeightsConfig(format="nf4"),
+            TeacherWeightsConfig(offload="cpu"),
+            TeacherWeightsConfig(format="int8", offload="cpu"),
+        )
+    }
+    assert found == {
+        ("native", "none"): 2 * (28 * layer + rest),
+        ("int8", "none"): 28 * (layer + 2 * rows) + 2 * rest,
+        ("nf4", "none"): 28 * layer * 34 // 64 + 2 * rest,
+        ("native", "cpu"): 2 * (2 * layer + rest),
+        ("int8", "cpu"): 2 * (layer + 2 * rows) + 2 * rest,
+    }
+
+
+def test_a_held_teacher_is_planned_whole_on_every_device() -> None:
+    assert [strategy.name for strategy in strategies_for(8, is_held=True)] == ["DDP"]
+    assert strategies_for(1, is_held=True) == (ONE_DEVICE,)
 
 
 def test_a_peak_in_the_backward_pass_is_found_too() -> None:

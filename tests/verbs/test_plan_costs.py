@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from lrc.cli import main
+from tests.models.family_configs import FAMILY_CONFIGS
 from tests.models.tiny_configs import tiny_config
 
 
@@ -84,6 +85,27 @@ def test_a_size_of_memory_is_answered_with_the_largest_hidden_size(
     assert plan["student"]["hidden_size"] == 28
     assert main(["plan", str(tmp_path / "teacher"), "--fits", "0.001GB"]) == 0
     assert "no student" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_held_teacher_is_planned_whole_on_every_device(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = planned([str(recipe), "teacher_weights={format: nf4, offload: cpu}"], tmp_path / "plan.json")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("teacher    llama, hidden size 32")
+    assert said[0].endswith("; its layers' matrices in nf4, offloaded beside a GPU")
+    assert plan["teacher_weights"] == {"format": "nf4", "offload": "cpu"}
+    assert [way["strategy"] for way in plan["memory_per_device"]] == ["DDP", "DDP"]
+    assert plan["memory_problem"] is None
+
+
+def test_stacked_experts_that_are_to_be_held_end_with_exit_code_2(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FAMILY_CONFIGS["qwen3_moe"]().save_pretrained(tmp_path / "teacher")
+    assert main(["plan", str(recipe), "teacher_weights.format=int8"]) == 2
+    assert "stacked experts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
