@@ -11,14 +11,12 @@ and summed; the student's optimiser is not counted in it. docs/performance.md sa
 table a shape and writes JSON.
 """
 
-import os
 import sys
 from pathlib import Path
 
 
 def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # beside an installed lrc, `benchmarks` is not on it
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler announces itself, a line a measurement
     from benchmarks.speed.command import main as measure
 
     measure(__doc__)
