@@ -6,6 +6,7 @@ from math import prod
 
 import torch
 
+from lrc.clone.sites import projection_of
 from lrc.config import ObjectiveConfig
 from lrc.models.held_teacher import held_matrices_of
 from lrc.models.weight_formats import packed_bytes
@@ -14,6 +15,8 @@ from lrc.plan.step_trace import StepTrace, layer_kinds, trace_step
 from lrc.plan.timeline import GRADIENT_BYTES, Moment, at_batch, lay_out, layer_bytes
 from lrc.teacher_config import NATIVE, TeacherWeightsConfig
 
+MERGE_ONCE = ("1 device", "DDP")
+"""Strategies whose micro-batches share a step's merged weights (`lrc/models/step_weights.py`)."""
 ADAM_BYTES = 8
 """Two float32 moments a trained value."""
 DEEPSPEED_BUCKET = 500_000_000
@@ -59,7 +62,7 @@ class MemoryUse:
     gradients: float
     adam: float
     merged: float
-    """The layers' merged weights that wait for the backward pass."""
+    """The layers' merged weights that wait for the backward pass; all of the student's where a step merges once."""
     activations: float
     """What the backward pass will need of the layers done."""
     working: float
@@ -162,16 +165,46 @@ class StepMemory:
         trained, teacher = self.sizes.trained_parameters, self.teacher_bytes
         shares = {True: 1 / devices, False: 1.0}
         gradients = float(GRADIENT_BYTES * trained) if self.accumulates else moment.gradients
+        merged = moment.merged
+        if self.accumulates and strategy.name in MERGE_ONCE:
+            # all merged weights from the first micro-batch on, and in the next ones their float32 gradients
+            merged = float(self.dtype.itemsize * self._merged_values)
+            gradients = float(GRADIENT_BYTES * (self._merged_values + self._direct_values))
         return MemoryUse(
             teacher=teacher * shares[strategy.weights],
             projections=GRADIENT_BYTES * trained * shares[strategy.weights],
             gradients=gradients * shares[strategy.gradients],
             adam=ADAM_BYTES * trained * shares[strategy.adam],
-            merged=moment.merged,
+            merged=merged,
             activations=moment.kept - moment.merged,
             working=moment.working,
             communication=self._communication(strategy, devices),
         )
+
+    @cached_property
+    def _merged_values(self) -> int:
+        """Values of the student's tensors that a step merges once: those of the layers and the head."""
+        embedding = self.sizes.architecture.embedding
+        names = [name for name in self.sizes.plan.merges if name != embedding]
+        return sum(self.sizes.merged_size(name) for name in names)
+
+    @cached_property
+    def _direct_values(self) -> int:
+        """Trained values whose gradient comes without a merge: gains, the embedding's, those in clone terms."""
+        plan, architecture = self.sizes.plan, self.sizes.architecture
+        direct = set(plan.gains.values()) | {plan.merges[architecture.embedding][0]}
+        for index, stages in enumerate(architecture.stages):
+            for stage in stages:
+                lifts = stage.readers[:1] if self.sizes.variant.shares_input(stage.kind) else ()
+                compared = () if stage.kind == "attn" and self._compares_in_teacher_space else stage.writers
+                for site in (*lifts, *compared):
+                    name = projection_of(site, stage, self.sizes.variant)
+                    direct.add(f"projections.{self.sizes.layer(index)}{name}")
+        return sum(self.sizes.trained_size(name) for name in direct & plan.trained)
+
+    @property
+    def _compares_in_teacher_space(self) -> bool:
+        return self.objective.attention_output_space == "teacher"
 
     @cached_property
     def teacher_bytes(self) -> int:

@@ -19,6 +19,7 @@ from lrc.clone.sites import Variant
 from lrc.config import ObjectiveConfig
 from lrc.models.discovery import Architecture
 from lrc.models.pair_model import PairModel, StepCounts
+from lrc.models.step_weights import StepWeights
 from tests.models.tiny_configs import FAMILIES
 
 SMALL = {
@@ -94,11 +95,18 @@ def counted_flops(pair: PairModel) -> int:
     return int(counter.get_total_flops())
 
 
-def allocated_peak(pair: PairModel, *, masked: bool = False, words: int = 1000) -> int:
-    """Measure the most bytes that one step holds at once beyond what is there before, by the CPU allocator's events."""
+def allocated_peak(pair: PairModel, *, masked: bool = False, words: int = 1000, micro_batches: int = 1) -> int:
+    """Measure the most bytes that a step of so many micro-batches adds, by the events of the CPU allocator."""
     gc.collect()  # an earlier pair that dies meanwhile would count below zero
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        take_step(pair, masked=masked, words=words)
+        if micro_batches == 1:
+            take_step(pair, masked=masked, words=words)
+        else:
+            weights = StepWeights(pair)
+            for _ in range(micro_batches):
+                weights.form()
+                take_step(pair, masked=masked, words=words)
+            weights.pull_back()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))

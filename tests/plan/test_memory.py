@@ -61,6 +61,19 @@ def test_the_peak_is_the_one_that_the_profiler_sees(
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointing"])
+@pytest.mark.parametrize("variant", [Variant(), IO_TIED], ids=["all", "io-tied"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_several_micro_batches_share_merged_weights(family: str, variant: Variant, checkpointing: bool) -> None:
+    config = small_config(family, tie_word_embeddings=variant.tie_embedding_projection)
+    architecture = discover(config)
+    pair = real_pair(config, variant, ObjectiveConfig(), architecture)
+    pair.set_activation_checkpointing(checkpointing)
+    memory = step_memory(measure_sizes(config, architecture, variant, STUDENT), accumulates=True)
+    peak = memory.peak(ONE_DEVICE, devices=1, batch=ROWS, checkpointing=checkpointing)
+    assert beyond_weights(peak.use) == pytest.approx(allocated_peak(pair, micro_batches=3), rel=0.1)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointing"])
 @pytest.mark.parametrize(
     "held", [{"format": "int8"}, {"format": "nf4"}, {"offload": "cpu"}], ids=["int8", "nf4", "cpu"]
 )
@@ -146,8 +159,9 @@ def test_a_larger_batch_is_extrapolated_from_one_and_two_rows(checkpointing: boo
 def test_with_accumulation_all_gradients_are_there_when_the_head_runs() -> None:
     config = small_config("llama")
     sizes = measure_sizes(config, discover(config), Variant(), STUDENT)
+    sharded = next(strategy for strategy in STRATEGIES if strategy.name == "ZeRO-1")
     once, several = (
-        step_memory(sizes, accumulates=accumulates).peak(ONE_DEVICE, devices=1, batch=ROWS, checkpointing=False)
+        step_memory(sizes, accumulates=accumulates).peak(sharded, devices=1, batch=ROWS, checkpointing=False)
         for accumulates in (False, True)
     )
     assert once.moment == several.moment == "head"
