@@ -147,12 +147,7 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, overwrite
             phases=phases,
             folder=inputs.folder,
             log=log,
-            facts=lambda step, tokens: {
-                **lasting,
-                "phase": dense_to_facts(pair.dense),
-                "step": step,
-                "tokens": tokens,
-            },
+            facts=lambda step, tokens: lasting | {"phase": dense_to_facts(pair.dense), "step": step, "tokens": tokens},
             held_out=None if held_out is None else held_out.measure,
             progress=progress,
             preemption=preemption,

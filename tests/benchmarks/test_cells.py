@@ -123,30 +123,13 @@ def test_a_temperature_keeps_its_kl_weight() -> None:
 
 def test_a_variant_changes_what_its_sweep_asks_about_and_nothing_else() -> None:
     default = recipe_of("smollm2/half/default/60k/seed0")
-    known = {
-        entry for section in ("objective", "start", "student", "train") for entry in vars(getattr(default, section))
-    }
     for name, variants in default_sweeps().items():
-        for variant, method in list(sweeps()[name].items())[-1:]:
-            changes = [change for change in method.changes if change.split("=")[0].rpartition(".")[2] not in known]
-            if changes:  # a key that the recipe does not know
-                with pytest.raises(ConfigError, match="unknown key"):
-                    recipe_of(f"smollm2/half/{variant}/60k/seed0")
-                continue
+        for variant in list(sweeps()[name])[-1:]:
             recipe = recipe_of(f"smollm2/half/{variant}/60k/seed0")
             if name != "optimizer":
                 assert replace(recipe.train, schedule=default.train.schedule) == default.train, variant
             assert recipe.data == default.data
         assert len(variants) == len(sweeps()[name])
-
-
-def test_a_method_whose_keys_the_recipe_does_not_know_says_so_by_name() -> None:
-    method = find_method("only-kd")
-    assert "method=only_kd" in method.changes
-    if "method" in vars(recipe_of("smollm2/half/default/60k/seed0")):
-        pytest.skip("the recipe knows every key")
-    with pytest.raises(ConfigError, match="unknown key 'method'"):
-        recipe_of("smollm2/half/only-kd/60k/seed0")
 
 
 def test_the_schedule_is_as_long_as_the_run() -> None:
