@@ -184,9 +184,9 @@ class StepMemory:
     @cached_property
     def _merged_values(self) -> int:
         """Values of the student's tensors that a step merges once: those of the layers and the head."""
-        embedding = self.sizes.architecture.embedding
-        names = [name for name in self.sizes.plan.merges if name != embedding]
-        return sum(self.sizes.merged_size(name) for name in names)
+        layers = f"{self.sizes.architecture.layers}."
+        names = [name for name in self.sizes.plan.merges if name.startswith(layers)]
+        return sum(map(self.sizes.merged_size, names)) + self.sizes.vocabulary * self.sizes.d_student
 
     @cached_property
     def _direct_values(self) -> int:

@@ -193,8 +193,12 @@ def test_a_strategy_divides_what_it_shards_and_nothing_else() -> None:
         name: (use.teacher / teacher, use.projections / trained, use.gradients / trained, use.adam / trained)
         for name, use in uses.items()
     }
+    # under DDP micro-batches share the merged weights: their gradients, the writers', the embedding's and the gains'
+    merged = 28 * 1536 * (2 * 3072 + 2 * 1024 + 3 * 8192) + 128256 * 1536
+    direct = (2 * 28 + 1) * 3072 * 1536 + (2 * 28 + 1) * 1536
+    assert uses["DDP"].merged == 2 * merged
     assert static == {
-        "DDP": (1, 1, 1, 2),
+        "DDP": (1, 1, 4 * (merged + direct) / trained, 2),
         "ZeRO-1": (1, 1, 1, 1 / 4),
         "ZeRO-2": (1, 1, 1 / 8, 1 / 4),
         "ZeRO-3": (1 / 8, 1 / 8, 1 / 8, 1 / 4),
