@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ranks import start_ranks, wait_for
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lrc.training.checkpoint as checkpoint_module
 import lrc.verbs.train as train_module
-from benchmarks.ranks import start_ranks, wait_for
 from lrc.config import Recipe, recipe_from_dict
 from lrc.data.folder_hash import find_damage
 from lrc.training.checkpoint_list import checkpoints
