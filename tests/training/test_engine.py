@@ -6,15 +6,13 @@ from typing import Any, Literal
 import pytest
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from lrc.config import TrainConfig
 from lrc.training.checkpoint import Saved
 from lrc.training.engine import FullEngine
 from lrc.training.optimizer import MOMENTS
 from lrc.training.run_state import RunState
-from lrc.training.sharded import ShardedEngine
-from lrc.training.zero import ZeroEngine
 
 SHAPES = {"projection": (6, 4), "gain": (4,)}
 
@@ -45,25 +43,3 @@ def test_a_step_count_lies_where_the_optimiser_counts(optimizer: Literal["adamw"
     states = {name: engine.optimizer.state[value] for name, value in trained.items()}
     assert states["gain"]["step"].device.type == step
     assert {value.device.type for state in states.values() for key, value in state.items() if key != "step"} == {"meta"}
-
-
-def test_sharded_step_counts_lie_beside_the_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = ShardedEngine.__new__(ShardedEngine)
-    engine.trained = engine.stored = trained_on_meta()
-    engine.optimizer = torch.optim.AdamW(engine.trained.values(), fused=True)
-    monkeypatch.setattr(engine, "_sharded", lambda whole, like: whole.to(like.device))
-    engine.load(saved_moments(ADAMW_SHAPES))
-    states = [engine.optimizer.state[value] for value in engine.trained.values()]
-    assert {value.device.type for state in states for value in state.values()} == {"meta"}
-
-
-def test_zero_counts_beside_its_flat_partitions() -> None:
-    flat = torch.empty(28, device="meta")
-    optimizer = torch.optim.AdamW([flat], fused=True)
-    engine = ZeroEngine.__new__(ZeroEngine)
-    engine.is_sharded = True
-    engine.engine = SimpleNamespace(optimizer=SimpleNamespace(optimizer=optimizer, fp32_partitioned_groups_flat=[flat]))
-    count = torch.ones(())
-    engine._make_states({"step/gain": count})
-    state: dict[str, Tensor] = optimizer.state[flat]
-    assert {value.device.type for value in state.values()} == {"meta"}
