@@ -3,6 +3,7 @@
 Everything here is plain data. `models/discovery.py` fills it in for an architecture; `models/pair.py` trains it.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -133,6 +134,32 @@ def layer_terms(stages: tuple[Stage, ...], variant: Variant) -> dict[str, tuple[
             name = term if term not in terms else f"{term}-{site.rpartition('.')[0].rpartition('.')[2]}"
             terms[name] = (site, stage)
     return terms
+
+
+def compared_projections(
+    stages: tuple[Stage, ...],
+    variant: Variant,
+    term_names: Collection[str],
+    *,
+    attention_output_space: Literal["student", "teacher"],
+) -> frozenset[str]:
+    """List a layer's projections that its clone terms use as they are, relative to the layer.
+
+    Those are the projections of shared inputs, which are lifted, and of outputs that are compared in student space.
+
+    Args:
+        stages: The layer's.
+        variant: Which readers share a projection.
+        term_names: Terms that are measured.
+        attention_output_space: Where attention outputs are compared.
+    """
+    found = set()
+    for term, (site, stage) in layer_terms(stages, variant).items():
+        lifts = site in stage.readers and variant.shares_input(stage.kind)
+        projects = site in stage.writers and not (stage.kind == "attn" and attention_output_space == "teacher")
+        if term in term_names and (lifts or projects):
+            found.add(projection_of(site, stage, variant))
+    return frozenset(found)
 
 
 def short_name(module: str) -> str:

@@ -21,7 +21,8 @@ from lrc.config import ObjectiveConfig
 from lrc.errors import ConfigError
 from lrc.models.merge_plan import merge_plan, student_tensor
 from lrc.models.pair_model import PairModel, StepCounts
-from lrc.models.start import fill_start, is_bias
+from lrc.models.part import is_bias
+from lrc.models.start import fill_start
 from lrc.models.student import is_tied_config, student_config
 from lrc.models.tiny import random_model, tiny_config
 from lrc.start_config import StartConfig

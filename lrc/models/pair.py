@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lrc.clone.losses import clone_error
 from lrc.clone.merge import lift, merge, project
-from lrc.clone.sites import Stage, Variant, layer_terms, projection_of
+from lrc.clone.sites import Stage, Variant, compared_projections, layer_terms, projection_of
 from lrc.config import ObjectiveConfig
 from lrc.models.part import Pieces, ProjectedPart
 from lrc.models.tiny_bert import HIDDEN, MAP, map_rows
@@ -199,15 +199,13 @@ class PairLayer(ProjectedPart):
         return student, teacher, torch.stack([terms.get(name, zero) for name in self.cloning.term_names])
 
     def compared_projections(self) -> frozenset[str]:
-        """List the projections that clone terms need: of shared inputs, and of outputs compared in student space."""
-        variant, space = self.cloning.variant, self.cloning.objective.attention_output_space
-        found = set()
-        for term, (site, stage) in layer_terms(self.cloning.stages, variant).items():
-            lifts = site in stage.readers and variant.shares_input(stage.kind)
-            projects = site in stage.writers and not (stage.kind == "attn" and space == "teacher")
-            if term in self.cloning.term_names and (lifts or projects):
-                found.add(projection_of(site, stage, variant))
-        return frozenset(found)
+        """List the projections that clone terms use as they are; they stay when their tensors are freed."""
+        return compared_projections(
+            self.cloning.stages,
+            self.cloning.variant,
+            self.cloning.term_names,
+            attention_output_space=self.cloning.objective.attention_output_space,
+        )
 
     def _attach(self, term: str, site: str, stage: Stage) -> None:
         """Hook the teacher's module to hand its clone point over, and the twin's to be measured against it."""

@@ -66,8 +66,7 @@ class ProjectedPart(nn.Module):
         self._stored_buffers = {name for name, _ in pieces.teacher.named_buffers() if name in stored}
         self._held = held_weights(pieces.teacher)
         # a norm without a gain has nothing to train
-        tensors: list[Tensor | HeldWeight] = [*pieces.teacher.parameters(), *self._held.values()]
-        device = next((tensor.device for tensor in tensors), None)
+        device = self._device()
         self.projections = nn.ParameterDict(
             {
                 _key(name): nn.Parameter(torch.zeros(plan.d_teacher, plan.d_student, device=device))
@@ -134,10 +133,16 @@ class ProjectedPart(nn.Module):
             if name in wanted
         }
 
+    def _teacher_tensors(self) -> list[Tensor | HeldWeight]:
+        """The teacher's weights, parameters and held ones; none for a norm without a gain."""
+        return [*self.teacher.parameters(), *self._held.values()]
+
     def _dtype(self) -> torch.dtype:
         """The compute dtype: the teacher's."""
-        own: list[Tensor | HeldWeight] = [*self.teacher.parameters(), *self._held.values()]
-        return next((tensor.dtype for tensor in own), torch.float32)
+        return next((tensor.dtype for tensor in self._teacher_tensors()), torch.float32)
+
+    def _device(self) -> torch.device | None:
+        return next((tensor.device for tensor in self._teacher_tensors()), None)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """List the trained tensors by their checkpoint names."""
@@ -166,7 +171,7 @@ class ProjectedPart(nn.Module):
     def dense_start(self, plan: PartPlan) -> dict[str, Tensor]:
         """Return the values that `plan`'s free tensors start at: merged where they replace a merge, else zero."""
         shapes = {name: value.shape for name, value in self.twin.named_parameters()}
-        device = next((parameter.device for parameter in self.teacher.parameters()), None)
+        device = self._device()
         return {
             name: self.merged(name)
             if name in self.plan.merges and name not in plan.merges
@@ -186,7 +191,7 @@ class ProjectedPart(nn.Module):
         for key in [key for key in self.projections if _name(key) not in wanted]:
             del self.projections[key]
         for name in (name for name in plan.projections if _key(name) not in self.projections):
-            zeros = torch.zeros(plan.d_teacher, plan.d_student, device=next(self.teacher.parameters()).device)
+            zeros = torch.zeros(plan.d_teacher, plan.d_student, device=self._device())
             self.projections[_key(name)] = nn.Parameter(zeros)
         for key, projection in self.projections.items():
             projection.requires_grad_(_name(key) in plan.projections)
@@ -222,6 +227,11 @@ def part_plan(
         if dense.form == "replace":
             merges = {name: source for name, source in merges.items() if name not in free}
     return PartPlan(d_teacher=architecture.hidden_size, d_student=d_student, merges=merges, gains=gains, dense=free)
+
+
+def is_bias(vector: str) -> bool:
+    """Whether a trained vector is the bias of a norm, not its gain."""
+    return vector.rpartition(".")[2] == "bias"
 
 
 def _stages_below(architecture: Architecture, prefix: str) -> tuple[Stage, ...]:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from lrc.models.pair_model import PairModel
+from lrc.models.part import is_bias
 
 PROBE_TOKENS = 64
-LARGEST_CHANGE = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""Of the logits, as a share of their largest; coarser dtypes round by more."""
-LARGEST_CHANGE_OF_COARSE = 5e-2
+LARGEST_CHANGE, LARGEST_CHANGE_OF_HALF = 1e-3, 5e-2
+"""Of the logits, as a share of their largest; the second in dtypes of two bytes, which round by more."""
 
 
 def random_rotation(size: int, seed: int) -> Tensor:
@@ -39,7 +39,7 @@ def rotate_student(pair: PairModel, ids: Tensor, *, seed: int) -> str | None:
     """
     unit = pair.architecture.scales.unit_gain
     for name, value in pair.trained().items():
-        if name.startswith("gains.") and not bool((value == (0.0 if name.endswith(".bias") else unit)).all()):
+        if name.startswith("gains.") and not bool((value == (0.0 if is_bias(name) else unit)).all()):
             return f"{name.removeprefix('gains.')} multiplies channels one by one"
     probe = ids[:1, :PROBE_TOKENS].to(next(pair.parameters()).device)
     was_training = pair.training
@@ -49,7 +49,7 @@ def rotate_student(pair: PairModel, ids: Tensor, *, seed: int) -> str | None:
     _turn(pair, rotation)
     change = float((pair.logits(probe)[0] - before).abs().max() / before.abs().max())
     reason = None
-    if not change <= LARGEST_CHANGE.get(before.dtype, LARGEST_CHANGE_OF_COARSE):
+    if not change <= (LARGEST_CHANGE if before.dtype.itemsize > 2 else LARGEST_CHANGE_OF_HALF):
         _turn(pair, rotation.T)
         reason = f"its norms do more than divide (a rotation changes its logits by {change:.1e} of the largest)"
     pair.train(was_training)

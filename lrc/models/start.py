@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lrc.clone.initialise import channel_selection, principal_basis, random_projection
 from lrc.models.calibrate import calibrate
 from lrc.models.pair_model import PairModel
+from lrc.models.part import is_bias
 from lrc.models.rotate import rotate_student
 from lrc.models.stream import StreamMoments, stream_moments
 from lrc.start_config import StartConfig
@@ -88,11 +89,6 @@ def fill_start(
     return StartReport(
         method=settings.method, tokens=tokens, seconds=seconds, layer_errors=errors, kept=kept, unrotated=reason
     )
-
-
-def is_bias(vector: str) -> bool:
-    """Whether a trained vector is the bias of a norm, not its gain."""
-    return vector.rpartition(".")[2] == "bias"
 
 
 def _fill_channels(pair: PairModel, teacher: nn.Module, moments: StreamMoments) -> None:

@@ -6,9 +6,10 @@ from math import prod
 
 import torch
 
-from lrc.clone.sites import projection_of
+from lrc.clone.sites import compared_projections
 from lrc.config import ObjectiveConfig
 from lrc.models.held_teacher import held_matrices_of
+from lrc.models.terms import measured_terms
 from lrc.models.weight_formats import packed_bytes
 from lrc.plan.sizes import Sizes
 from lrc.plan.step_trace import StepTrace, layer_kinds, trace_step
@@ -191,20 +192,13 @@ class StepMemory:
     @cached_property
     def _direct_values(self) -> int:
         """Trained values whose gradient comes without a merge: gains, the embedding's, those in clone terms."""
-        plan, architecture = self.sizes.plan, self.sizes.architecture
+        plan, architecture, variant = self.sizes.plan, self.sizes.architecture, self.sizes.variant
+        terms, space = measured_terms(architecture, variant, self.objective), self.objective.attention_output_space
         direct = set(plan.gains.values()) | {plan.merges[architecture.embedding][0]}
         for index, stages in enumerate(architecture.stages):
-            for stage in stages:
-                lifts = stage.readers[:1] if self.sizes.variant.shares_input(stage.kind) else ()
-                compared = () if stage.kind == "attn" and self._compares_in_teacher_space else stage.writers
-                for site in (*lifts, *compared):
-                    name = projection_of(site, stage, self.sizes.variant)
-                    direct.add(f"projections.{self.sizes.layer(index)}{name}")
+            names = compared_projections(stages, variant, terms, attention_output_space=space)
+            direct |= {f"projections.{self.sizes.layer(index)}{name}" for name in names}
         return sum(self.sizes.trained_size(name) for name in direct & plan.trained)
-
-    @property
-    def _compares_in_teacher_space(self) -> bool:
-        return self.objective.attention_output_space == "teacher"
 
     @cached_property
     def teacher_bytes(self) -> int:
