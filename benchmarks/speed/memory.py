@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._profiler import _EventType
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
@@ -29,18 +30,31 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device) - before)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
+    living: dict[int, int] = {}  # bytes by address: a release of what was there before has no entry
     now = peak = 0
-    for size in _allocations(profiler):
-        now += size
+    for address, size in _allocations(profiler):
+        now += size if size > 0 else -living.pop(address, 0)
+        if size > 0:
+            living[address] = size
         peak = max(peak, now)
     return peak
 
 
-def _allocations(profiler: Any) -> list[int]:
-    """Bytes of each allocation, negative for a release, in the order of time."""
-    events = profiler.profiler.kineto_results.events()
-    found = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
-    return [size for _, size in sorted(found, key=lambda pair: pair[0])]
+def _allocations(profiler: Any) -> list[tuple[int, int]]:
+    """Address and bytes of each allocation, negative for a release, in the order of time.
+
+    The bytes of a release come from torch's table of addresses, which keeps what was allocated under an earlier profile
+    and released after it: they say nothing of a block that was there before this profile.
+    """
+    found: list[tuple[int, int, int]] = []
+    events = list(profiler.profiler.kineto_results.experimental_event_tree())
+    while events:
+        event = events.pop()
+        events.extend(event.children)
+        if event.tag == _EventType.Allocation:
+            fields = event.extra_fields
+            found.append((event.start_time_ns, fields.ptr, fields.alloc_size))
+    return [(address, size) for _, address, size in sorted(found, key=lambda entry: entry[0])]
 
 
 def kept_for_backward(forward: Callable[[], Tensor], weights: Iterable[Tensor]) -> int:
