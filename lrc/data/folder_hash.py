@@ -5,6 +5,7 @@ be damaged as well.
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from lrc.data.file_hash import file_sha256
@@ -13,10 +14,18 @@ SUMS = "SHA256SUMS"
 HEADER = "# sha256 of the lines below: "
 
 
-def write_sums(folder: Path) -> None:
-    """Record the SHA-256 of every file of a folder that holds files only."""
-    names = sorted(path.name for path in folder.iterdir() if path.name != SUMS)
-    lines = "".join(f"{file_sha256(folder / name)}  {name}\n" for name in names)
+def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
+    """Record the SHA-256 of every file of a folder that holds files only.
+
+    Args:
+        folder: Where the record is written too.
+        known: Sums that were taken already, by file name.
+    """
+    sums = dict(known or {})
+    for path in folder.iterdir():
+        if path.name != SUMS and path.name not in sums:
+            sums[path.name] = file_sha256(path)
+    lines = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
     (folder / SUMS).write_text(f"{HEADER}{hashlib.sha256(lines.encode()).hexdigest()}\n{lines}")
 
 

@@ -1,14 +1,12 @@
 """Convert: a checkpoint and its teacher become a plain Hugging Face folder, tensor by tensor, shard by shard."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from lrc.clone.sites import Variant
@@ -22,6 +20,7 @@ from lrc.models.dense import Dense, dense_of_facts
 from lrc.models.discovery import discover
 from lrc.models.folder import ModelTensors, resolve_folder, weights_hash
 from lrc.models.merge_plan import MergePlan, check_free, check_trained, merge_plan, student_tensor
+from lrc.models.stored_tensors import StoredTensors, is_piece_file, stored_files
 from lrc.models.student import empty_student, student_config
 from lrc.models.teacher import load_config
 
@@ -41,7 +40,8 @@ class Source:
     """What of the student is free (docs/methods.md)."""
     embedding: str
     """Name of the embedding's tensor."""
-    trained: dict[str, Tensor]
+    trained: Mapping[str, Tensor]
+    """By checkpoint name; most checkpoints' are read when asked for."""
     notes: tuple[str, ...]
     trust_remote_code: bool
     renamed: bool
@@ -73,7 +73,7 @@ def read_source(
     """Read a checkpoint and everything that it needs, and check that all of it fits together.
 
     Args:
-        checkpoint: Checkpoint folder or safetensors file.
+        checkpoint: Checkpoint folder, whole or in pieces, or safetensors file.
         teacher: Teacher to use; None: the one that `lrc_config.json` names.
         student: Sizes and variant; None: those of `lrc_config.json`.
         locate: Turns a teacher's name into a folder or hub id (the embedded teacher).
@@ -83,33 +83,31 @@ def read_source(
         ConfigError: `teacher` or `student` contradicts the checkpoint, or is missing where the checkpoint does not say.
         CheckpointError: The checkpoint is damaged, or belongs to another teacher.
     """
-    weights = checkpoint / TRAINED_TENSORS if checkpoint.is_dir() else checkpoint
-    if not weights.is_file():
-        raise CheckpointError(
-            f"A checkpoint must be a folder with {TRAINED_TENSORS} or that file; {weights} is not there."
-        )
-    damage = find_damage(weights.parent, (weights.name, LRC_CONFIG)) if (weights.parent / SUMS).is_file() else None
+    weights = _weight_files(checkpoint)
+    folder = weights[0].parent
+    names = (*(path.name for path in weights), LRC_CONFIG)
+    damage = find_damage(folder, names) if (folder / SUMS).is_file() else None
     if damage is not None:
-        raise CheckpointError(f"The checkpoint {weights.parent} is damaged: {damage}. Convert another one.")
-    facts = read_facts(weights.parent)
-    teacher_name, chosen = _choose(facts, teacher, student, weights.parent)
+        raise CheckpointError(f"The checkpoint {folder} is damaged: {damage}. Convert another one.")
+    facts = read_facts(folder)
+    teacher_name, chosen = _choose(facts, teacher, student, folder)
     teacher_folder = resolve_folder(locate(teacher_name))
     if facts is not None and weights_hash(teacher_folder) != facts["teacher_hash"]:
         raise CheckpointError(
-            f"The checkpoint {weights.parent} was trained with the teacher {facts['teacher']}, whose weights are not "
+            f"The checkpoint {folder} was trained with the teacher {facts['teacher']}, whose weights are not "
             f"those in {teacher_folder}. Name the teacher that it was trained with."
         )
     teacher_config = load_config(str(teacher_folder), trust_remote_code=trust_remote_code)
     architecture, variant = discover(teacher_config), variant_of(chosen)
     dense = dense_of_facts(facts or {})
     plan = merge_plan(architecture, variant, dense)
-    trained, notes = _read_trained(weights, variant)
+    trained, stand_ins, notes = _read_trained(weights, variant)
     notes += _held_teacher_note(facts)
-    check_trained(plan, trained, architecture.hidden_size, chosen.hidden_size)
+    check_trained(plan, stand_ins, architecture.hidden_size, chosen.hidden_size)
     tied = architecture.is_tied and variant.tie_embedding_projection
     config = student_config(teacher_config, chosen.hidden_size, tied=tied)
     if plan.free:
-        check_free(plan, trained, empty_student(config))
+        check_free(plan, stand_ins, empty_student(config))
     return Source(
         teacher_folder=teacher_folder,
         student=chosen,
@@ -122,6 +120,18 @@ def read_source(
         trust_remote_code=trust_remote_code,
         renamed=is_renamed(teacher_folder, plan.names, architecture.embedding, architecture.head),
     )
+
+
+def _weight_files(checkpoint: Path) -> list[Path]:
+    """List the files of a checkpoint's trained tensors; a rank's file stands for those of all."""
+    folder = checkpoint.parent if is_piece_file(checkpoint) else checkpoint
+    found = stored_files(folder, TRAINED_TENSORS) if folder.is_dir() else [folder] if folder.is_file() else []
+    if not found:
+        raise CheckpointError(
+            f"A checkpoint must be a folder with {TRAINED_TENSORS}, whole or in the pieces of each process, or that "
+            f"file; {folder / TRAINED_TENSORS if folder.is_dir() else checkpoint} is not there."
+        )
+    return found
 
 
 def _choose(
@@ -141,18 +151,19 @@ def _choose(
     return teacher or str(facts["teacher"]), stored
 
 
-def _read_trained(weights: Path, variant: Variant) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Trained tensors under our names, and notes for the user."""
-    try:
-        tensors = load_file(weights)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{weights} can't be read as safetensors: {error}. Convert another one.") from error
-    if not is_original(set(tensors)):
-        return {name: tensor for name, tensor in tensors.items() if not name.startswith("alignment.")}, ()
-    tensors, ignored = from_original(tensors, variant)
+def _read_trained(
+    weights: list[Path], variant: Variant
+) -> tuple[Mapping[str, Tensor], dict[str, Tensor], tuple[str, ...]]:
+    """Trained tensors under our names, the student's among them as stand-ins without values, and notes for the user."""
+    stored = StoredTensors(weights)
+    if not is_original(set(stored)):
+        shapes = {name: shape for name, shape in stored.shapes.items() if not name.startswith("alignment.")}
+        return stored, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, ()
+    tensors, ignored = from_original(dict(stored), variant)
     if not ignored:
-        return tensors, ()
-    return tensors, (f"{len(ignored)} training-only tensors of the original code were ignored ({ignored[0]}, ...).",)
+        return tensors, tensors, ()
+    note = f"{len(ignored)} training-only tensors of the original code were ignored ({ignored[0]}, ...)."
+    return tensors, tensors, (note,)
 
 
 def _held_teacher_note(facts: dict[str, Any] | None) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The merge plan: for every tensor of the stock student, where it comes from. Export reads it; training agrees."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -103,7 +104,7 @@ def check_free(plan: MergePlan, trained: dict[str, Tensor], student: nn.Module) 
             )
 
 
-def student_tensor(plan: MergePlan, name: str, teacher: Tensor, trained: dict[str, Tensor]) -> Tensor:
+def student_tensor(plan: MergePlan, name: str, teacher: Tensor, trained: Mapping[str, Tensor]) -> Tensor:
     """Evaluate one student tensor: merged, gains and free ones in float32, inherited ones as the teacher stores them.
 
     Args:

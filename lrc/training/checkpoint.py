@@ -1,76 +1,145 @@
 """Checkpoints of a training run: trained tensors, optimiser state and position, written whole or not at all.
 
-One format whatever trained (one process, DDP, FSDP2, DeepSpeed) and on how many ranks: every tensor whole, so that any
-number of ranks reads it and `lrc convert` needs to know nothing.
+One process, DDP and ZeRO-1 and 2 write every tensor whole, into one file. Where the strategy shards the weights (FSDP2,
+ZeRO-3) each rank writes what it holds into files of its own (`lrc/models/stored_tensors.py`). Either is read by any
+strategy on any number of ranks, and by `lrc convert`.
 """
 
 import errno
 import json
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
-from lrc.data.folder_hash import find_damage, write_sums
+from lrc.data.file_hash import file_sha256
+from lrc.data.folder_hash import write_sums
 from lrc.errors import CheckpointError
 from lrc.models.checkpoint import LRC_CONFIG, TRAINED_TENSORS
+from lrc.models.stored_tensors import PIECES, Piece, StoredTensors, piece_name, stored_files
 from lrc.training.run_state import RunState
+from lrc.training.together import by_first, together
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Saved:
-    """What a checkpoint holds, on the CPU."""
+class Held:
+    """What a rank writes of a checkpoint, on the CPU."""
 
-    weights: dict[str, Tensor]
+    weights: Mapping[str, Piece]
     """Trained tensors by checkpoint name, float32."""
-    moments: dict[str, Tensor]
+    moments: Mapping[str, Piece]
     """The optimiser's state as `KEY/NAME`: what `lrc/training/optimizer.py:moment_shapes` lists."""
+    is_sharded: bool
+    """Every rank writes; otherwise the first one does, and all tensors are whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What a checkpoint holds; tensors are read when asked for."""
+
+    weights: StoredTensors
+    moments: StoredTensors
     state: RunState
 
 
-def save_checkpoint(folder: Path, saved: Saved, facts: dict[str, Any]) -> Path:
-    """Write `folder/checkpoint-STEP` beside and rename it into place.
+def save_checkpoint(folder: Path, held: Held, state: RunState, facts: dict[str, Any], accelerator: Accelerator) -> Path:
+    """Write `folder/checkpoint-STEP` beside and rename it into place; all ranks must call it, and wait for all.
 
     Args:
-        folder: The verb's folder.
-        saved: Tensors and position.
+        folder: The verb's folder; all ranks see it.
+        held: This rank's tensors.
+        state: Where the run stands.
         facts: Content of `lrc_config.json`.
+        accelerator: Knows the ranks.
 
     Raises:
-        CheckpointError: The disk is full or not writable; nothing that existed is touched.
+        CheckpointError: On every rank. The disk is full or not writable; nothing that existed is touched.
     """
-    target = folder / f"checkpoint-{saved.state.step}"
+    target = folder / f"checkpoint-{state.step}"
     draft = folder / f".{target.name}.partial"
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+
+    def write() -> dict[str, str]:
+        if held.is_sharded:
+            names = [piece_name(name, rank, ranks) for name in (TRAINED_TENSORS, OPTIMIZER)]
+        elif accelerator.is_main_process:
+            names = [TRAINED_TENSORS, OPTIMIZER]
+        else:
+            return {}
+        return _write_tensors(draft, dict(zip(names, (held.weights, held.moments), strict=True)))
+
+    what = f"The checkpoint {target}"
     try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        save_file(saved.weights, draft / TRAINED_TENSORS, metadata={"format": "pt"})
-        save_file(saved.moments, draft / OPTIMIZER)
-        (draft / LRC_CONFIG).write_text(json.dumps(facts, indent=2) + "\n")
-        (draft / STATE).write_text(saved.state.to_json())
-        write_sums(draft)
-        for name in (TRAINED_TENSORS, OPTIMIZER):
-            (draft / name).chmod(0o644)  # safetensors lets nobody but the owner read
-        for path in (*draft.iterdir(), draft):
-            _flush(path)
-        doomed = _set_aside(target) if target.exists() else None
-        draft.rename(target)
-        _flush(folder)
-        if doomed is not None:
-            shutil.rmtree(doomed)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise CheckpointError(write_failure(f"The checkpoint {target}", error)) from error
+        by_first(accelerator, explained(what, lambda: _make_draft(draft)))
+        sums = together(accelerator, explained(what, write))
+        known = {name: digest for part in sums for name, digest in part.items()}
+        by_first(accelerator, explained(what, lambda: _publish(draft, target, state, facts, known)))
+    except CheckpointError:
+        if accelerator.is_main_process:
+            shutil.rmtree(draft, ignore_errors=True)
+        raise
     return target
+
+
+def explained(what: str, action: Callable[[], Any]) -> Callable[[], Any]:
+    """Make an action's errors of the file system a CheckpointError about `what`."""
+
+    def act() -> Any:
+        try:
+            return action()
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(write_failure(what, error)) from error
+
+    return act
+
+
+def _make_draft(draft: Path) -> None:
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+
+
+def _write_tensors(draft: Path, files: dict[str, Mapping[str, Piece]]) -> dict[str, str]:
+    """Write files of tensors down to the disk; returns the SHA-256 of each."""
+    if not draft.is_dir():
+        raise CheckpointError(
+            f"This process finds no {draft}, which the first one has made: where the weights are sharded, run must "
+            "name a folder that all machines share."
+        )
+    sums = {}
+    for name, pieces in files.items():
+        path = draft / name
+        places = {key: (piece.start, list(piece.shape)) for key, piece in pieces.items() if not piece.is_whole}
+        metadata = {"format": "pt"} | ({PIECES: json.dumps(places)} if places else {})
+        save_file({key: piece.values for key, piece in pieces.items()}, path, metadata=metadata)
+        path.chmod(0o644)  # safetensors lets nobody but the owner read
+        _flush(path)
+        sums[name] = file_sha256(path)
+    return sums
+
+
+def _publish(draft: Path, target: Path, state: RunState, facts: dict[str, Any], known: dict[str, str]) -> None:
+    """Write what is beside the tensors, whose sums are known, and give the draft its name."""
+    small = {LRC_CONFIG: json.dumps(facts, indent=2) + "\n", STATE: state.to_json()}
+    for name, text in small.items():
+        (draft / name).write_text(text)
+    write_sums(draft, known)
+    for path in (*(path for path in draft.iterdir() if path.name not in known), draft):
+        _flush(path)
+    doomed = _set_aside(target) if target.exists() else None
+    draft.rename(target)
+    _flush(target.parent)
+    if doomed is not None:
+        shutil.rmtree(doomed)
 
 
 def remove_checkpoint(path: Path) -> None:
@@ -111,7 +180,9 @@ def _flush(path: Path) -> None:
 
 
 def read_checkpoint(folder: Path, shapes: dict[str, torch.Size], moment_shapes: dict[str, torch.Size]) -> Saved:
-    """Read a checkpoint, bit for bit as it was written.
+    """Open a checkpoint; its tensors come bit for bit as they were written, and only those that are asked for.
+
+    Whether a file was damaged since is `find_resume`'s to say: that reads all of them.
 
     Args:
         folder: `checkpoint-N`.
@@ -119,19 +190,19 @@ def read_checkpoint(folder: Path, shapes: dict[str, torch.Size], moment_shapes: 
         moment_shapes: What the run's optimiser remembers, by name in the checkpoint.
 
     Raises:
-        CheckpointError: A file is missing or damaged, or holds other tensors than the run has.
+        CheckpointError: A file is missing or can't be read, or holds other tensors than the run has.
     """
-    damage = find_damage(folder)
-    if damage is not None:
-        raise CheckpointError(f"The checkpoint {folder} is damaged: {damage}. Resume from another one.")
-    try:
-        weights = load_file(folder / TRAINED_TENSORS)
-        moments = load_file(folder / OPTIMIZER)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"The checkpoint {folder} can't be read: {error}. Resume from another one.") from error
-    _check_tensors(folder, shapes, weights, "trained tensors")
-    _check_tensors(folder, moment_shapes, moments, "optimiser state")
+    weights, moments = (StoredTensors(_files(folder, name)) for name in (TRAINED_TENSORS, OPTIMIZER))
+    _check_tensors(folder, shapes, weights.shapes, "trained tensors")
+    _check_tensors(folder, moment_shapes, moments.shapes, "optimiser state")
     return Saved(weights=weights, moments=moments, state=read_state(folder))
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    found = stored_files(folder, name)
+    if not found:
+        raise CheckpointError(f"The checkpoint {folder} has no {name}, whole or in pieces. Resume from another one.")
+    return found
 
 
 def read_state(folder: Path) -> RunState:
@@ -146,8 +217,7 @@ def read_state(folder: Path) -> RunState:
         raise CheckpointError(f"{folder / STATE} can't be read: {error}. Resume from another checkpoint.") from error
 
 
-def _check_tensors(folder: Path, wanted: dict[str, torch.Size], tensors: dict[str, Tensor], what: str) -> None:
-    found = {name: tensor.shape for name, tensor in tensors.items()}
+def _check_tensors(folder: Path, wanted: dict[str, torch.Size], found: dict[str, torch.Size], what: str) -> None:
     odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if odd:
         first = odd[0]

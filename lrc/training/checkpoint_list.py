@@ -4,9 +4,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from accelerate import Accelerator
+
 from lrc.data.folder_hash import SUMS, find_damage
 from lrc.errors import CheckpointError
 from lrc.training.checkpoint import STATE, read_state, remove_checkpoint
+from lrc.training.together import by_first
 
 _NAME = re.compile(r"checkpoint-(\d+)$")
 
@@ -57,6 +60,15 @@ def find_resume(folder: Path, resume: str, note: Callable[[str], None]) -> Path 
             "start anew with --overwrite."
         )
     return None
+
+
+def agreed_resume(accelerator: Accelerator, folder: Path, resume: str, note: Callable[[str], None]) -> Path | None:
+    """Let the first rank alone `find_resume`, which reads whole checkpoints; all ranks go by what it finds.
+
+    Raises:
+        CheckpointError: As `find_resume`, on every rank.
+    """
+    return by_first(accelerator, lambda: find_resume(folder, resume, note))
 
 
 def discard_after(folder: Path, step: int) -> None:

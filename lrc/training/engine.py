@@ -1,8 +1,8 @@
 """What trains: one process or a strategy over several, behind the few calls that the loop makes.
 
 Whatever the strategy, gradients are sums over ranks of each rank's share of the objective, moments and master weights
-are float32, and a checkpoint holds every tensor whole. `FullEngine` keeps all of it on every rank; the ones that shard
-it are in `sharded.py` (FSDP2) and `zero.py` (DeepSpeed).
+are float32, and a checkpoint holds the same tensors. `FullEngine` keeps all of it on every rank; the ones that shard it
+are in `sharded.py` (FSDP2) and `zero.py` (DeepSpeed).
 """
 
 from collections.abc import Callable
@@ -18,7 +18,8 @@ from lrc.config import TrainConfig
 from lrc.models.dense import Dense
 from lrc.models.pair_model import PairModel
 from lrc.models.step_weights import StepWeights
-from lrc.training.checkpoint import Saved
+from lrc.models.stored_tensors import whole_piece
+from lrc.training.checkpoint import Held, Saved
 from lrc.training.optimizer import make_optimizer, moment_shapes, parameter_groups, row_sizes, set_rate
 
 Accept = Callable[[float], bool]
@@ -35,7 +36,7 @@ class Engine(Protocol):
     moment_shapes: dict[str, torch.Size]
     """Of what the optimiser remembers, by name in the checkpoint."""
     is_sharded: bool
-    """No rank holds all weights: a forward pass needs all of them, also to measure."""
+    """No rank holds all weights: a forward pass needs all ranks, also to measure, and each writes what it holds."""
 
     def micro_batch(self, *, is_last: bool) -> AbstractContextManager[Any]:
         """Surround forward and backward of one micro-batch; ranks exchange gradients at the last one."""
@@ -54,12 +55,12 @@ class Engine(Protocol):
         """
         ...
 
-    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Gather weights and moments, whole and on the CPU, on the first process; all ranks must call it."""
+    def tensors(self) -> Held:
+        """Copy what this rank writes of a checkpoint to the CPU; all ranks must call it."""
         ...
 
     def load(self, saved: Saved) -> None:
-        """Set weights and moments."""
+        """Set weights and moments; all ranks must call it."""
         ...
 
     def enter(self, dense: Dense | None) -> None:
@@ -156,16 +157,16 @@ class FullEngine:
             for work in works:
                 work.wait()
 
-    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def tensors(self) -> Held:
         if not self.accelerator.is_main_process:
-            return {}, {}
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.stored.items()}
+            return Held(weights={}, moments={}, is_sharded=False)
+        weights = {name: whole_piece(value.detach().cpu().contiguous()) for name, value in self.stored.items()}
         moments = {
-            f"{key}/{name}": kept.detach().cpu().contiguous()
+            f"{key}/{name}": whole_piece(kept.detach().cpu().contiguous())
             for name, value in self.trained.items()
             for key, kept in self.optimizer.state[value].items()
         }
-        return weights, moments
+        return Held(weights=weights, moments=moments, is_sharded=False)
 
     @torch.no_grad()
     def load(self, saved: Saved) -> None:

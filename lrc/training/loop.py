@@ -12,16 +12,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from lrc.config import TrainConfig
 from lrc.data.blocks import Batch, BatchPlan, Blocks, step_batches
-from lrc.errors import CheckpointError, NumericsError
+from lrc.errors import NumericsError
 from lrc.models.checkpoint import read_facts
 from lrc.models.dense import Dense, dense_of_facts
 from lrc.models.pair_model import PairModel, StepCounts
-from lrc.training.checkpoint import Saved, read_checkpoint, save_checkpoint, write_failure
-from lrc.training.checkpoint_list import find_resume, rotate
+from lrc.training.checkpoint import Saved, explained, read_checkpoint, save_checkpoint
+from lrc.training.checkpoint_list import agreed_resume, rotate
 from lrc.training.divergence import (
     MAX_ROLLBACKS,
     find_divergence,
@@ -36,6 +35,7 @@ from lrc.training.phases import Phases
 from lrc.training.preemption import PREEMPTED, Preemption
 from lrc.training.run_state import RunState
 from lrc.training.schedule import learning_rate
+from lrc.training.together import by_first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,21 +212,12 @@ def _handle_divergence(parts: LoopParts, state: RunState, outcome: _Outcome, sta
 
 
 def _last_checkpoint(parts: LoopParts) -> Saved | None:
-    """Read the newest checkpoint that is whole, the one that the first process finds; None if there is none.
+    """Open the newest checkpoint that is whole, the one that the first process finds; None if there is none.
 
     Raises:
         CheckpointError: On every rank, if there are checkpoints and none is whole.
     """
-    chosen: list[Path | str | None] = [None]
-    if parts.accelerator.is_main_process:
-        try:
-            chosen = [find_resume(parts.folder, "auto", parts.log.say)]
-        except CheckpointError as error:
-            chosen = [str(error)]
-    broadcast_object_list(chosen)
-    (found,) = chosen
-    if isinstance(found, str):
-        raise CheckpointError(found)
+    found = agreed_resume(parts.accelerator, parts.folder, "auto", parts.log.say)
     if found is None:
         return None
     _enter(parts, dense_of_facts(read_facts(found) or {}))  # it may lie before the phase that the run is in
@@ -289,20 +280,7 @@ def _measure_held_out(parts: LoopParts, state: RunState) -> RunState:
 
 
 def _save(parts: LoopParts, state: RunState) -> Path:
-    target = parts.folder / f"checkpoint-{state.step}"
-    weights, moments = parts.engine.tensors()
-    failure: CheckpointError | None = None
-    if parts.accelerator.is_main_process:
-        try:
-            saved = Saved(weights=weights, moments=moments, state=state)
-            save_checkpoint(parts.folder, saved, parts.facts(state.step, state.tokens))
-            rotate(parts.folder, parts.settings.save_total_limit)
-        except CheckpointError as error:
-            failure = error
-        except OSError as error:
-            failure = CheckpointError(write_failure(f"The folder {parts.folder}", error))
-    # also the barrier: no rank goes on before the checkpoint stands, and none waits for one that never will
-    (failures,) = _sums(parts.accelerator, [float(failure is not None)])
-    if failures:
-        raise failure or CheckpointError(f"The first process can't write the checkpoint {target}; it says why.")
+    facts, keep = parts.facts(state.step, state.tokens), parts.settings.save_total_limit
+    target = save_checkpoint(parts.folder, parts.engine.tensors(), state, facts, parts.accelerator)
+    by_first(parts.accelerator, explained(f"The folder {parts.folder}", lambda: rotate(parts.folder, keep)))
     return target

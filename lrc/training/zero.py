@@ -6,6 +6,7 @@ mixed-precision settings are left out, because trained tensors are float32 and t
 """
 
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,7 +18,8 @@ from lrc.config import TrainConfig
 from lrc.models.dense import Dense
 from lrc.models.pair import PairEmbedding, PairHead, PairLayer, PairNorm
 from lrc.models.pair_model import PairModel
-from lrc.training.checkpoint import Saved
+from lrc.models.stored_tensors import Piece, StoredTensors, whole_piece
+from lrc.training.checkpoint import Held, Saved
 from lrc.training.engine import Accept
 from lrc.training.optimizer import MOMENTS, make_optimizer, moment_shapes, set_rate
 
@@ -75,20 +77,50 @@ class ZeroEngine:
         accept(norm)
         return norm, bool(self.engine.was_step_applied())
 
-    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def tensors(self) -> Held:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        step = self.engine.optimizer.optimizer.state[self._flat_partitions()[0]]["step"]
-        weights: dict[str, Tensor] = {}
-        moments: dict[str, Tensor] = {}
+        if self.is_sharded:
+            return self._local_pieces()
+        weights: dict[str, Piece] = {}
+        moments: dict[str, Piece] = {}
         for name, parameter in self.trained.items():
             whole = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
             weight = safe_get_full_fp32_param(parameter)
             if self.accelerator.is_main_process:
-                weights[name] = _on_cpu(weight, self.shapes[name])
-                moments[f"step/{name}"] = step.detach().cpu().float().reshape(()).clone()
-                moments |= {f"{key}/{name}": _on_cpu(value, self.shapes[name]) for key, value in whole.items()}
-        return weights, moments
+                weights[name] = whole_piece(_on_cpu(weight).reshape(self.shapes[name]))
+                for key, value in whole.items():
+                    moments[f"{key}/{name}"] = whole_piece(_on_cpu(value).reshape(self.shapes[name]))
+        return Held(weights=weights, moments=moments | self._step_counts(), is_sharded=False)
+
+    def _local_pieces(self) -> Held:
+        """Copy this rank's pieces in stage 3, each flat, without the zeros that the last one is padded with."""
+        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+        weights: dict[str, Piece] = {}
+        moments: dict[str, Piece] = {}
+        for name, parameter in self.trained.items():
+            weight = safe_get_local_fp32_param(parameter)
+            start, stop = self._place(name, weight.numel())
+            if start < stop:
+                values = {key: safe_get_local_optimizer_state(parameter, key) for key in MOMENTS}
+                weights[name] = Piece(values=_on_cpu(weight[: stop - start]), start=start, shape=self.shapes[name])
+                for key, value in values.items():
+                    piece = Piece(values=_on_cpu(value[: stop - start]), start=start, shape=self.shapes[name])
+                    moments[f"{key}/{name}"] = piece
+        return Held(weights=weights, moments=moments | self._step_counts(), is_sharded=True)
+
+    def _place(self, name: str, size: int) -> tuple[int, int]:
+        """Return where this rank's piece, `size` values with the padding, begins and ends in the flattened tensor."""
+        whole, rank = self.shapes[name].numel(), self.accelerator.process_index
+        return min(rank * size, whole), min((rank + 1) * size, whole)
+
+    def _step_counts(self) -> dict[str, Piece]:
+        """Return AdamW's count, which is one for all, for each tensor; the first rank writes it."""
+        if not self.accelerator.is_main_process:
+            return {}
+        step = _on_cpu(self.engine.optimizer.optimizer.state[self._flat_partitions()[0]]["step"]).reshape(())
+        return {f"step/{name}": whole_piece(step.clone()) for name in self.trained}
 
     @torch.no_grad()
     def load(self, saved: Saved) -> None:
@@ -117,29 +149,32 @@ class ZeroEngine:
             safe_set_local_optimizer_state,
         )
 
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         for name, parameter in self.trained.items():
             size = safe_get_local_fp32_param(parameter).numel()
+            start, stop = self._place(name, size)
 
-            def piece(whole: Tensor, size: int = size) -> Tensor:
-                flat = torch.nn.functional.pad(whole.flatten(), (0, size * ranks - whole.numel()))
-                return flat[rank * size : (rank + 1) * size].to(self.accelerator.device)
+            def piece(
+                tensors: StoredTensors, key: str, start: int = start, stop: int = stop, size: int = size
+            ) -> Tensor:
+                values = tensors.values_of(key, start, stop)
+                return torch.nn.functional.pad(values, (0, size - values.numel())).to(self.accelerator.device)
 
-            safe_set_local_fp32_param(parameter, piece(saved.weights[name]))
+            safe_set_local_fp32_param(parameter, piece(saved.weights, name))
             for key in MOMENTS:
-                safe_set_local_optimizer_state(parameter, piece(saved.moments[f"{key}/{name}"]), key)
+                safe_set_local_optimizer_state(parameter, piece(saved.moments, f"{key}/{name}"), key)
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                parameter.copy_(saved.weights[name].to(self.accelerator.device))
+                if self.accelerator.is_main_process:  # whose values all ranks then take their pieces of
+                    parameter.copy_(saved.weights[name].to(self.accelerator.device))
 
     def _flat_partitions(self) -> list[Tensor]:
         """Return this rank's float32 master weights, the tensors that AdamW works on."""
         zero = self.engine.optimizer
         return list(zero.fp32_partitioned_groups_flat if self.is_sharded else zero.single_partition_of_fp32_groups)
 
-    def _make_states(self, moments: dict[str, Tensor]) -> None:
+    def _make_states(self, moments: Mapping[str, Tensor]) -> None:
         """Make AdamW's state before the first step, so that there is something to set."""
         optimizer = self.engine.optimizer.optimizer
-        step = next(value for name, value in moments.items() if name.startswith("step/"))
+        step = moments[next(name for name in moments if name.startswith("step/"))]
         for flat in self._flat_partitions():
             state = optimizer.state[flat]
             state["step"] = step.to(flat.device, copy=True)  # there the fused AdamW counts
@@ -155,8 +190,8 @@ def _with_anchor(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*args, torch.zeros((), device=args[0].device, requires_grad=True))
 
 
-def _on_cpu(value: Tensor, shape: torch.Size) -> Tensor:
-    return value.detach().float().cpu().reshape(shape).clone()
+def _on_cpu(value: Tensor) -> Tensor:
+    return value.detach().float().cpu().clone()
 
 
 def engine_config(plugin: dict[str, Any], settings: TrainConfig, *, accumulation: int) -> dict[str, Any]:

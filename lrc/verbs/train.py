@@ -27,7 +27,7 @@ from lrc.models.student import student_config
 from lrc.models.teacher import load_config, load_tokenizer
 from lrc.models.terms import measured_terms
 from lrc.models.tiny_bert import MAP, check_attention_maps
-from lrc.training.checkpoint_list import checkpoints, find_resume
+from lrc.training.checkpoint_list import agreed_resume, checkpoints, find_resume
 from lrc.training.launch import (
     check_space,
     check_trackers,
@@ -59,12 +59,18 @@ class _Inputs:
     teacher_hash: str
     blocks: Blocks
     held_out: list[tuple[Tensor, Tensor]]
+    also_measure: AlsoMeasure | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Beginning:
+    """Where a run begins or goes on."""
+
     calibration: list[Tensor]
     """Ids of the start, `[batch, seq]` each; none for a random or resumed one."""
     phase: Dense | None
-    """What is free as training begins or goes on."""
+    """What is free by then."""
     resume: Path | None
-    also_measure: AlsoMeasure | None = None
 
 
 def train(
@@ -93,33 +99,37 @@ def train(
     """
     inputs = _check(recipe, resume=resume, overwrite=overwrite)
     if dry_run:
+        _begin(recipe, inputs, None if resume is None else find_resume(inputs.folder, resume, say))
         size, blocks = recipe.student.hidden_size, len(inputs.blocks)
         say(f"dry run: {recipe.teacher} -> hidden size {size}, {blocks} blocks: good")
         return inputs.folder / f"checkpoint-{recipe.train.max_steps}"
     keep_freed_memory()
     with preemption_signals() as preemption:
-        return _train(recipe, replace(inputs, also_measure=also_measure), preemption, overwrite=overwrite)
+        inputs = replace(inputs, also_measure=also_measure)
+        return _train(recipe, inputs, preemption, resume=resume, overwrite=overwrite)
 
 
-def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, overwrite: bool) -> Path:
+def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, resume: str | None, overwrite: bool) -> Path:
     strategy, phases = choose_strategy(recipe.train, os.environ), plan_phases(recipe)
     check_strategy(recipe, strategy)
     accelerator = make_accelerator(recipe.train, inputs.folder, choose_device(recipe.train.device), strategy=strategy)
-    plan = plan_batches(recipe.train, accelerator, inputs.resume, say)
+    found = None if resume is None else agreed_resume(accelerator, inputs.folder, resume, say)
+    begin = _begin(recipe, inputs, found)
+    plan = plan_batches(recipe.train, accelerator, begin.resume, say)
     teacher, pair = _load_pair(recipe, inputs, accelerator)
     if accelerator.is_main_process:
-        _prepare_folder(inputs, recipe, overwrite=overwrite)
+        _prepare_folder(inputs.folder, begin.resume, recipe, overwrite=overwrite)
         check_space(inputs.folder, pair, keep=recipe.train.save_total_limit, dense=phases.dense)
     accelerator.wait_for_everyone()
     start_trackers(accelerator, recipe.train)
     log = MetricsLog(inputs.folder / "metrics.jsonl", accelerator, total_steps=recipe.train.max_steps)
     held_out = HeldOutText(pair, inputs.held_out, inputs.also_measure) if inputs.held_out else None
-    if inputs.resume is None and accelerator.is_main_process:
-        text = StartText(calibration=inputs.calibration, held_out=held_out)
+    if begin.resume is None and accelerator.is_main_process:
+        text = StartText(calibration=begin.calibration, held_out=held_out)
         fill_and_measure(pair, teacher, recipe, text, log, inputs.folder)
     accelerator.wait_for_everyone()
-    if inputs.phase != pair.dense:
-        pair.enter(inputs.phase)
+    if begin.phase != pair.dense:
+        pair.enter(begin.phase)
     engine = make_engine(
         accelerator,
         pair,
@@ -129,8 +139,8 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, overwrite
         dense_rate_share=phases.rate_share,
     )
     state = RunState(step=0, tokens=0, seconds=0.0, sequences_per_step=plan.sequences_per_step)
-    if inputs.resume is not None:
-        state = resume_from(inputs.resume, engine, log)
+    if begin.resume is not None:
+        state = resume_from(begin.resume, engine, log)
 
     width = pair.architecture.hidden_size
     lasting = checkpoint_facts(recipe, teacher_hash=inputs.teacher_hash, d_teacher=width, step=0, tokens=0)
@@ -210,26 +220,27 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
         source = open_blocks(locate_data(recipe.data.held_out), tokenizer, sequence_length=length, vocab_size=words)
         batches = ordered_batches(source, tokens=recipe.data.held_out_tokens, batch_size=1)
         held_out = [(batch.input_ids, batch.labels) for batch in batches]
-    teacher_hash = weights_hash(teacher_folder)
-    found = find_resume(folder, resume, say) if resume is not None else None
-    phase = plan_phases(recipe).at(0, None)
-    if found is not None:
-        phase = _check_resume(found, recipe, teacher_hash)
-        if found.resolve().parent != folder.resolve() and checkpoints(folder):
-            raise ConfigError(
-                f"{folder} already holds checkpoints of its own, so it can't go on from {found}. Name another run "
-                "folder."
-            )
     return _Inputs(
         folder=folder,
         teacher_folder=teacher_folder,
-        teacher_hash=teacher_hash,
+        teacher_hash=weights_hash(teacher_folder),
         blocks=blocks,
         held_out=held_out,
-        calibration=[] if found is not None else calibration_batches(recipe, blocks),
-        phase=phase,
-        resume=found,
     )
+
+
+def _begin(recipe: Recipe, inputs: _Inputs, found: Path | None) -> _Beginning:
+    """Check that a checkpoint, which `find_resume` found whole, fits the run; without one choose the start's text."""
+    if found is None:
+        calibration = calibration_batches(recipe, inputs.blocks)
+        return _Beginning(calibration=calibration, phase=plan_phases(recipe).at(0, None), resume=None)
+    folder = inputs.folder
+    phase = _check_resume(found, recipe, inputs.teacher_hash)
+    if found.resolve().parent != folder.resolve() and checkpoints(folder):
+        raise ConfigError(
+            f"{folder} already holds checkpoints of its own, so it can't go on from {found}. Name another run folder."
+        )
+    return _Beginning(calibration=[], phase=phase, resume=found)
 
 
 def _check_method(recipe: Recipe, config: Any, architecture: Architecture) -> None:
@@ -266,12 +277,12 @@ def _check_resume(checkpoint: Path, recipe: Recipe, teacher_hash: str) -> Dense 
     return phase
 
 
-def _prepare_folder(inputs: _Inputs, recipe: Recipe, *, overwrite: bool) -> None:
+def _prepare_folder(folder: Path, resume: Path | None, recipe: Recipe, *, overwrite: bool) -> None:
     try:
-        if inputs.resume is None and inputs.folder.exists():
-            assert overwrite or not checkpoints(inputs.folder)
-            shutil.rmtree(inputs.folder)
-        inputs.folder.mkdir(parents=True, exist_ok=True)
-        write_recipe(inputs.folder / "recipe.yaml", recipe)
+        if resume is None and folder.exists():
+            assert overwrite or not checkpoints(folder)
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_recipe(folder / "recipe.yaml", recipe)
     except OSError as error:
-        raise CheckpointError(f"The run folder {inputs.folder} can't be written: {error}.") from error
+        raise CheckpointError(f"The run folder {folder} can't be written: {error}.") from error

@@ -18,7 +18,8 @@ from lrc.config import TrainConfig
 from lrc.data.folder_hash import find_damage, write_sums
 from lrc.errors import CheckpointError
 from lrc.training import checkpoint
-from lrc.training.checkpoint import Saved, clear_drafts, read_checkpoint, remove_checkpoint, save_checkpoint
+from lrc.training.checkpoint import clear_drafts, read_checkpoint, remove_checkpoint, save_checkpoint
+from lrc.training.checkpoint_list import find_resume
 from lrc.training.engine import FullEngine
 from lrc.training.run_state import RunState
 
@@ -53,10 +54,10 @@ class Run:
 
     def __init__(self, seed: int = 0, shapes: dict[str, tuple[int, ...]] = SHAPES) -> None:
         pair: Any = Pair(seed, shapes)
-        one: Any = SimpleNamespace(num_processes=1, is_main_process=True)
+        self.accelerator: Any = SimpleNamespace(num_processes=1, process_index=0, is_main_process=True)
         self.trained = pair.trained()
         settings = TrainConfig(max_steps=9, learning_rate=1e-2, weight_decay=0.01, max_grad_norm=1e9)
-        self.engine = FullEngine(one, pair, settings, accumulation=1)
+        self.engine = FullEngine(self.accelerator, pair, settings, accumulation=1)
 
     def step(self, first: int, last: int) -> "Run":
         for number in range(first, last + 1):
@@ -67,11 +68,11 @@ class Run:
         return self
 
     def save(self, folder: Path, step: int) -> Path:
-        weights, moments = self.engine.tensors()
-        saved = Saved(weights=weights, moments=moments, state=state_at(step))
-        return save_checkpoint(folder, saved, {**FACTS, "step": step})
+        facts = {**FACTS, "step": step}
+        return save_checkpoint(folder, self.engine.tensors(), state_at(step), facts, self.accelerator)
 
     def load(self, folder: Path) -> RunState:
+        assert find_resume(folder.parent, str(folder), print) == folder
         saved = read_checkpoint(folder, self.engine.shapes, self.engine.moment_shapes)
         self.engine.load(saved)
         return saved.state
