@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from lrc.data.folder_hash import write_sums
+from lrc.data.folder_hash import find_damage, write_sums
+from lrc.models.stored_tensors import StoredTensors, stored_files
 from lrc.training.launch import write_recipe
 from lrc.verbs.convert import convert
 from tests.tiny import teacher_folder, tiny_recipe, write_rows
@@ -22,6 +24,7 @@ pytest.importorskip("deepspeed")
 STEPS, HALF = 20, 10
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 SHARDED = ("fsdp2", "zero3")
+FILES = ("model.safetensors", "optimizer.safetensors")
 RESUMES = {
     # name: (strategy that saved, strategy that goes on); "one" is one process
     "one-to-ddp": ("one", "ddp"),
@@ -32,7 +35,13 @@ RESUMES = {
     "fsdp2-to-one": ("fsdp2", "one"),
     "zero2-to-one": ("zero2", "one"),
     "zero3-to-one": ("zero3", "one"),
+    "fsdp2-to-zero3": ("fsdp2", "zero3"),
+    "zero3-to-fsdp2": ("zero3", "fsdp2"),
+    "odd-fsdp2-to-one": ("odd-fsdp2", "one"),
+    "odd-one-to-fsdp2": ("odd-one", "fsdp2"),
+    "odd-fsdp2-to-zero3": ("odd-fsdp2", "zero3"),
 }
+MUON_RESUMES = {"muon-one-to-fsdp2": ("one", "fsdp2"), "muon-fsdp2-to-one": ("fsdp2", "one")}
 
 
 def run_jobs(root: Path, jobs: list[dict[str, Any]]) -> None:
@@ -77,13 +86,28 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_recipe(root)
     write_rows(root / "train.jsonl", ragged=True)
     jobs = [job(root, name, name) for name in ("one", *STRATEGIES)]
+    # rows that two ranks can't share evenly
+    odd = {
+        "teacher": str(teacher_folder(root / "odd", "qwen2", hidden_size=33, head_dim=8)),
+        "student__hidden_size": 15,
+    }
+    jobs += [job(root, f"odd-{name}", name, **odd) for name in ("one", *SHARDED)]
     for name, (saved, other) in RESUMES.items():
         # the recipe's accumulation is wrong for the other number of ranks, and is corrected
-        resume = str(root / saved / "train" / f"checkpoint-{HALF}")
-        jobs.append(job(root, name, other, resume=resume, train__gradient_accumulation_steps=1))
+        changes = {"train__gradient_accumulation_steps": 1, **(odd if name.startswith("odd-") else {})}
+        jobs.append(job(root, name, other, resume=str(checkpoint(root / saved, HALF)), **changes))
     tied = {"teacher": str(teacher_folder(root / "tied", tie_word_embeddings=True)), "train__max_steps": 4}
     tied |= {"student": {"hidden_size": 16, "tie_embedding_projection": True}, "train__activation_checkpointing": True}
     jobs += [job(root, f"{name}-tied", name, **tied) for name in ("one", *SHARDED)]
+    # rows that two ranks can't share out evenly
+    muon = {"teacher": str(teacher_folder(root / "odd", "qwen2", hidden_size=33, head_dim=8))}
+    muon |= {"train__optimizer": "muon", "train__learning_rate": 1e-3}
+    jobs += [job(root, f"{name}-muon", name, **muon) for name in ("one", "fsdp2")]
+    for name, (saved, other) in MUON_RESUMES.items():
+        resume = str(root / f"{saved}-muon" / "train" / f"checkpoint-{HALF}")
+        jobs.append(job(root, name, other, resume=resume, **muon))
+    once = {"train__merge": "step"}
+    jobs += [job(root, "fsdp2-once", "fsdp2", **once), job(root, "fsdp2-tied-once", "fsdp2", **tied, **once)]
     low = {"train__compute_dtype": "bfloat16", "train__max_steps": 4}
     jobs += [job(root, f"{name}-low", name, **low) for name in ("one", "fsdp2", "zero2", "zero3")]
     run_jobs(root, jobs)
@@ -97,6 +121,15 @@ def lines_of(run: Path, kind: str) -> dict[int, dict[str, Any]]:
 
 def losses_of(run: Path) -> dict[int, float]:
     return {step: line["loss"] for step, line in lines_of(run, "train").items()}
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    return run / "train" / f"checkpoint-{step}"
+
+
+def tensors_of(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """Read the tensors of a checkpoint whole, whatever wrote it."""
+    return dict(StoredTensors(stored_files(folder, name)))
 
 
 def assert_near(found: dict[int, float], expected: dict[int, float], limit: float) -> None:
@@ -133,14 +166,65 @@ def test_checkpoints_convert_to_the_same_student(root: Path, strategy: str) -> N
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_checkpoints_hold_whole_trained_tensors_and_nothing_of_the_teacher(root: Path, strategy: str) -> None:
-    for file in ("model.safetensors", "optimizer.safetensors"):
-        expected, found = (load_file(root / name / "train" / f"checkpoint-{HALF}" / file) for name in ("one", strategy))
+def test_checkpoints_hold_the_trained_tensors_and_nothing_of_the_teacher(root: Path, strategy: str) -> None:
+    for file in FILES:
+        expected, found = (tensors_of(checkpoint(root / name, HALF), file) for name in ("one", strategy))
         assert {name: (value.shape, value.dtype) for name, value in found.items()} == {
             name: (value.shape, value.dtype) for name, value in expected.items()
         }
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "fsdp2-muon", "odd-fsdp2"])
+def test_each_rank_writes_its_rows_and_no_more(root: Path, name: str) -> None:
+    folder = checkpoint(root / name, HALF)
+    stems = ("model", "optimizer")
+    ranks = ("00001-of-00002", "00002-of-00002")
+    files = {f"{stem}-{rank}.safetensors" for stem in stems for rank in ranks}
+    assert {path.name for path in folder.iterdir()} == files | {"SHA256SUMS", "lrc_config.json", "state.json"}
+    assert {path.stat().st_mode & 0o044 for path in folder.iterdir()} == {0o044}
+    assert find_damage(folder) is None
+    for stem in stems:
+        first, second = (load_file(folder / f"{stem}-{rank}.safetensors") for rank in ranks)
+        assert second.keys() == {key for key, value in first.items() if value.dim()}
+        for key, whole in tensors_of(folder, f"{stem}.safetensors").items():
+            if not whole.dim():
+                continue
+            assert len(first[key]) == -(-len(whole) // 2) < len(whole)
+            assert torch.equal(torch.cat([first[key], second[key]]), whole)
+
+
+@pytest.mark.parametrize("name", ["zero3", "odd-zero3"])
+def test_each_rank_of_zero_3_writes_its_flat_pieces(root: Path, name: str) -> None:
+    folder = checkpoint(root / name, HALF)
+    for stem in ("model", "optimizer"):
+        first, second = (load_file(folder / f"{stem}-0000{rank}-of-00002.safetensors") for rank in (1, 2))
+        for key, whole in tensors_of(folder, f"{stem}.safetensors").items():
+            if not whole.dim():
+                continue
+            assert first[key].numel() == -(-whole.numel() // 2)
+            assert torch.equal(torch.cat([first[key], second[key]]), whole.flatten())
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "odd-fsdp2", "zero3"])
+def test_a_checkpoint_in_pieces_converts_to_the_student_of_a_whole_one(root: Path, tmp_path: Path, name: str) -> None:
+    folder, whole = checkpoint(root / name, STEPS), tmp_path / "whole"
+    whole.mkdir()
+    pieces = [load_file(folder / f"model-0000{rank}-of-00002.safetensors") for rank in (1, 2)]
+    shapes = {key: value.shape for key, value in tensors_of(folder, "model.safetensors").items()}
+    joined = {key: torch.cat([piece[key] for piece in pieces]).reshape(shape) for key, shape in shapes.items()}
+    save_file(joined, whole / "model.safetensors")
+    shutil.copy(folder / "lrc_config.json", whole)
+    for source, out in ((whole, "a"), (folder, "b"), (folder / "model-00002-of-00002.safetensors", "c")):
+        convert(source, tmp_path / out)
+    a, b, c = ((tmp_path / out / "model.safetensors").read_bytes() for out in "abc")
+    assert a == b == c
+
+
+@pytest.mark.parametrize("name", ["odd-fsdp2", "odd-zero3"])
+def test_rows_that_ranks_share_unevenly_train_as_whole_ones(root: Path, name: str) -> None:
+    assert_near(losses_of(root / name), losses_of(root / "odd-one"), 1e-5)
 
 
 @pytest.mark.parametrize("name", RESUMES)
@@ -153,6 +237,33 @@ def test_another_number_of_ranks_or_strategy_goes_on_with_the_same_data(root: Pa
     assert all(line["tokens"] == tokens[step] for step, line in lines_of(root / saved, "train").items() if step > HALF)
 
 
+@pytest.mark.parametrize(("name", "expected"), [("fsdp2-once", "one"), ("fsdp2-tied-once", "one-tied")])
+def test_a_sharded_pair_can_merge_once_a_step(root: Path, name: str, expected: str) -> None:
+    assert_near(losses_of(root / name), losses_of(root / expected), 1e-5)
+    norms, expected_norms = (
+        {step: line["gradient_norm"] for step, line in lines_of(root / run, "train").items()}
+        for run in (name, expected)
+    )
+    assert norms == pytest.approx(expected_norms, rel=1e-4)
+
+
+def test_muon_moves_sharded_weights_as_whole_ones(root: Path) -> None:
+    assert_near(losses_of(root / "fsdp2-muon"), losses_of(root / "one-muon"), 1e-5)
+    for file in FILES:
+        found, expected = (tensors_of(checkpoint(root / f"{name}-muon", HALF), file) for name in ("fsdp2", "one"))
+        assert set(found) == set(expected)
+        for name, value in expected.items():
+            assert found[name].shape == value.shape
+            assert float((found[name] - value).norm()) <= 1e-3 * float(value.norm()) + 1e-9, name
+
+
+@pytest.mark.parametrize("name", MUON_RESUMES)
+def test_muon_goes_on_sharded_and_whole(root: Path, name: str) -> None:
+    found = losses_of(root / name)
+    assert list(found) == list(range(HALF + 1, STEPS + 1))
+    assert_near(found, losses_of(root / f"{MUON_RESUMES[name][0]}-muon"), 1e-5)
+
+
 @pytest.mark.parametrize("strategy", SHARDED)
 def test_a_tied_pair_is_sharded_with_activation_checkpointing(root: Path, strategy: str) -> None:
     assert_near(losses_of(root / f"{strategy}-tied"), losses_of(root / "one-tied"), 1e-5)
@@ -163,7 +274,7 @@ def test_a_bfloat16_teacher_is_sharded_beside_float32_projections(root: Path, st
     found, expected = losses_of(root / f"{strategy}-low"), losses_of(root / "one-low")
     assert len(found) == 4
     assert found == pytest.approx(expected, rel=5e-3)
-    tensors = load_file(root / f"{strategy}-low" / "train" / "checkpoint-4" / "model.safetensors")
+    tensors = tensors_of(checkpoint(root / f"{strategy}-low", 4), "model.safetensors")
     assert {value.dtype for value in tensors.values()} == {torch.float32}
 
 
@@ -182,7 +293,7 @@ def test_a_preempted_checkpoint_gets_its_measure_before_anything_is_trained(tmp_
     for name in names:
         again = tmp_path / name / "train" / "checkpoint-2"
         assert json.loads((again / "state.json").read_text())["held_out_kl"] == pytest.approx(measured, rel=1e-5)
-        for file in ("model.safetensors", "optimizer.safetensors"):
-            kept, expected = load_file(again / file), load_file(saved / file)
+        for file in FILES:
+            kept, expected = tensors_of(again, file), load_file(saved / file)
             assert set(kept) == set(expected)
             assert all(torch.equal(kept[key], expected[key]) for key in expected)
