@@ -38,7 +38,7 @@ class Engine(Protocol):
     """No rank holds all weights: a forward pass needs all of them, also to measure."""
 
     def micro_batch(self, *, is_last: bool) -> AbstractContextManager[Any]:
-        """Surround forward and backward of one micro-batch; in the last one all gradients are exchanged at the latest."""
+        """Surround forward and backward of one micro-batch; gradients are exchanged by the end of the last."""
         ...
 
     def backward(self, objective: Tensor) -> None:
