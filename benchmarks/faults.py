@@ -2,6 +2,7 @@
 
     python benchmarks/faults.py                  # 50 rounds on 1 and 2 processes (a few minutes on one core)
     python benchmarks/faults.py --rounds 6 --seed 3
+    python benchmarks/faults.py --processes 2 --strategy fsdp2      # checkpoints in pieces
 
 A round is a tiny run that one to three faults hit, each followed by `--resume auto`. It has failed unless the run then
 ends with the bytes of an uninterrupted one (weights and optimiser) and with its losses, each step logged once; unless a
@@ -40,7 +41,8 @@ from lrc.training.checkpoint_list import checkpoints
 from lrc.training.preemption import PREEMPTED
 
 STEPS, SAVE_STEPS, LENGTH, SEQUENCES = 12, 3, 16, 4
-TENSORS = ("model.safetensors", "optimizer.safetensors")
+SHARDED = ("fsdp2", "zero3")
+"""Strategies in which every rank writes."""
 KINDS = ("kill", "kill while saving", "disk full", "read-only", "cut", "flip", "SIGTERM")
 NOBODY = 65_534
 PATIENCE_SECONDS = 120.0
@@ -89,8 +91,9 @@ def make_inputs(root: Path) -> Recipe:
 class Drill:
     """One seed's rounds below a folder."""
 
-    def __init__(self, root: Path, seed: int, say: Callable[[str], None]) -> None:
+    def __init__(self, root: Path, seed: int, say: Callable[[str], None], strategy: str = "auto") -> None:
         self.root = root
+        self.strategy: Any = strategy
         self.random = random.Random(seed)
         self.say = say
         self.tally = Tally()
@@ -118,7 +121,8 @@ class Drill:
 
     def named(self, name: str, count: int) -> Recipe:
         """Name a run on `count` processes; a step has the same sequences on any."""
-        settings = replace(self.recipe.train, batch_size=SEQUENCES // count)
+        strategy = self.strategy if count > 1 else "auto"
+        settings = replace(self.recipe.train, batch_size=SEQUENCES // count, strategy=strategy)
         return replace(self.recipe, run=str(self.root / name), train=settings)
 
     def launch(
@@ -152,7 +156,7 @@ class Drill:
         steps = [line["step"] for line in lines if line["kind"] == "train"]
         assert steps == list(range(1, STEPS + 1)), f"logged steps {steps}"
         assert find_damage(last) is None
-        tensors = {name: (last / name).read_bytes() for name in TENSORS}
+        tensors = {path.name: path.read_bytes() for path in last.glob("*.safetensors")}
         return tensors, {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
 
     def round(self, number: int, count: int) -> None:
@@ -214,14 +218,15 @@ class Drill:
 
     def kill_while_saving(self, recipe: Recipe, count: int) -> str:
         call, before = self.random.randint(1, 24), self.random.random() < 0.5
+        victim = self.random.randrange(count) if self.strategy in SHARDED else 0
 
         def prepare(rank: int) -> None:
-            if rank == 0:
+            if rank == victim:
                 die_at_call(call, before=before)
 
         codes = self.launch(recipe, count, prepare=prepare)
-        assert codes[0] in (0, -signal.SIGKILL), f"kill -9 while saving ended with {codes}"
-        return f"{'before' if before else 'after'} call {call}"
+        assert codes[victim] in (0, -signal.SIGKILL), f"kill -9 while saving ended with {codes}"
+        return f"rank {victim} {'before' if before else 'after'} call {call}"
 
     def fill_disk(self, recipe: Recipe, count: int) -> str:
         size = self.random.randint(500, 40_000)
@@ -359,12 +364,15 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--strategy", default="auto", help="train.strategy where there are several processes")
     parser.add_argument("--out", type=Path, default=Path("runs/faults/faults.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        drill = Drill(Path(folder), arguments.seed, lambda line: print(line, file=sys.stderr, flush=True))
+        drill = Drill(
+            Path(folder), arguments.seed, lambda line: print(line, file=sys.stderr, flush=True), arguments.strategy
+        )
         tally = drill.run(arguments.rounds, tuple(arguments.processes))
     for failure in tally.failures:
         print(failure)

@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import lrc.training.loop as loop
 from lrc.config import Recipe
+from lrc.data.folder_hash import find_damage
 from lrc.models.pair_model import PairModel
 from lrc.training.checkpoint import read_checkpoint, save_checkpoint
 from lrc.training.engine import FullEngine
@@ -84,10 +85,10 @@ def measure(steps: int) -> dict[str, Any]:
             clock.seconds.clear()
         return read(*arguments, **options)
 
-    def saving(folder: Path, saved: Any, facts: dict[str, Any]) -> Path:
+    def saving(*arguments: Any) -> Path:
         marks.append(time.perf_counter())
         began = time.perf_counter()
-        target = save_checkpoint(folder, saved, facts)
+        target = save_checkpoint(*arguments)
         clock.seconds["save"] = time.perf_counter() - began
         return target
 
@@ -98,7 +99,9 @@ def measure(steps: int) -> dict[str, Any]:
         size = sum(path.stat().st_size for path in last.iterdir())
         shapes = {name: value.shape for name, value in loop_shapes(last).items()}
         began = time.perf_counter()
-        read_checkpoint(last, shapes, moment_shapes(shapes, make_recipe(Path(folder), steps).train))
+        assert find_damage(last) is None
+        saved = read_checkpoint(last, shapes, moment_shapes(shapes, make_recipe(Path(folder), steps).train))
+        assert all(len(dict(tensors)) for tensors in (saved.weights, saved.moments))
         clock.seconds["read"] = time.perf_counter() - began
     busy = {name: clock.seconds[name] / (steps - 1) for name in ("forward", "backward", "optimiser")}
     step = (marks[steps] - marks[1]) / (steps - 1)

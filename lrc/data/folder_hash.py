@@ -29,12 +29,13 @@ def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
     (folder / SUMS).write_text(f"{HEADER}{hashlib.sha256(lines.encode()).hexdigest()}\n{lines}")
 
 
-def find_damage(folder: Path, names: tuple[str, ...] | None = None) -> str | None:
+def find_damage(folder: Path, names: tuple[str, ...] | None = None, *, share: tuple[int, int] = (0, 1)) -> str | None:
     """Compare a folder's files with its record.
 
     Args:
         folder: One that `write_sums` recorded.
         names: The files to read; None: all that the record lists.
+        share: (n, of how many) processes that read a share of the files each.
 
     Returns:
         What is wrong with the first file that is not as it was written, beginning with the file's name; None if all
@@ -47,7 +48,8 @@ def find_damage(folder: Path, names: tuple[str, ...] | None = None) -> str | Non
     if header.decode(errors="replace") != f"{HEADER}{hashlib.sha256(lines).hexdigest()}":
         return f"{SUMS} is not as it was written"
     recorded = {name: digest for digest, _, name in (line.partition("  ") for line in lines.decode().splitlines())}
-    for name in recorded if names is None else names:
+    first, step = share
+    for name in tuple(recorded if names is None else names)[first::step]:
         try:
             found = file_sha256(folder / name)
         except OSError as error:

@@ -182,7 +182,7 @@ def _flush(path: Path) -> None:
 def read_checkpoint(folder: Path, shapes: dict[str, torch.Size], moment_shapes: dict[str, torch.Size]) -> Saved:
     """Open a checkpoint; its tensors come bit for bit as they were written, and only those that are asked for.
 
-    Whether a file was damaged since is `find_resume`'s to say: that reads all of them.
+    Whether a file was damaged since is `lrc/training/checkpoint_list.py:find_resume`'s to say, which reads all of them.
 
     Args:
         folder: `checkpoint-N`.

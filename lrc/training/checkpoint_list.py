@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from lrc.data.folder_hash import SUMS, find_damage
 from lrc.errors import CheckpointError
 from lrc.training.checkpoint import STATE, read_state, remove_checkpoint
-from lrc.training.together import by_first
+from lrc.training.together import by_first, together
 
 _NAME = re.compile(r"checkpoint-(\d+)$")
 
@@ -40,35 +40,57 @@ def find_resume(folder: Path, resume: str, note: Callable[[str], None]) -> Path 
     Raises:
         CheckpointError: The named folder is no checkpoint or is damaged, or every checkpoint of the run is.
     """
-    if resume != "auto":
-        path = Path(resume)
-        if not _is_checkpoint(path):
-            raise CheckpointError(f"--resume must name a checkpoint folder or be 'auto', but {path} has no {STATE}.")
-        damage = find_damage(path)
-        if damage is not None:
-            raise CheckpointError(f"The checkpoint {path} is damaged: {damage}. Resume from another one.")
-        return path
-    found = checkpoints(folder)
-    for path in reversed(found):
-        damage = find_damage(path)
-        if damage is None:
-            return path
-        note(f"the checkpoint {path} is damaged and passed over: {damage}")
-    if found:
-        raise CheckpointError(
-            f"No checkpoint in {folder} is whole, the newest too: {find_damage(found[-1])}. Put the file right, or "
-            "start anew with --overwrite."
-        )
-    return None
+    return _newest_whole(folder, resume, _candidates(folder, resume), find_damage, note)
 
 
 def agreed_resume(accelerator: Accelerator, folder: Path, resume: str, note: Callable[[str], None]) -> Path | None:
-    """Let the first rank alone `find_resume`, which reads whole checkpoints; all ranks go by what it finds.
+    """`find_resume` on all ranks: each reads a share of a checkpoint's files, the first one tells what was found.
 
     Raises:
         CheckpointError: As `find_resume`, on every rank.
     """
-    return by_first(accelerator, lambda: find_resume(folder, resume, note))
+    share = (accelerator.process_index, accelerator.num_processes)
+
+    def inspect(path: Path) -> str | None:
+        found = together(accelerator, lambda: find_damage(path, share=share))
+        return next((damage for damage in found if damage is not None), None)
+
+    tell = note if accelerator.is_main_process else lambda line: None
+    candidates = by_first(accelerator, lambda: _candidates(folder, resume))
+    return _newest_whole(folder, resume, candidates, inspect, tell)
+
+
+def _candidates(folder: Path, resume: str) -> list[Path]:
+    """List what a run may go on from, the first choice first."""
+    if resume == "auto":
+        return checkpoints(folder)[::-1]
+    if not _is_checkpoint(Path(resume)):
+        raise CheckpointError(f"--resume must name a checkpoint folder or be 'auto', but {resume} has no {STATE}.")
+    return [Path(resume)]
+
+
+def _newest_whole(
+    folder: Path,
+    resume: str,
+    candidates: list[Path],
+    inspect: Callable[[Path], str | None],
+    note: Callable[[str], None],
+) -> Path | None:
+    damages = []
+    for path in candidates:
+        damage = inspect(path)
+        if damage is None:
+            return path
+        if resume != "auto":
+            raise CheckpointError(f"The checkpoint {path} is damaged: {damage}. Resume from another one.")
+        note(f"the checkpoint {path} is damaged and passed over: {damage}")
+        damages.append(damage)
+    if damages:
+        raise CheckpointError(
+            f"No checkpoint in {folder} is whole, the newest too: {damages[0]}. Put the file right, or start anew "
+            "with --overwrite."
+        )
+    return None
 
 
 def discard_after(folder: Path, step: int) -> None:

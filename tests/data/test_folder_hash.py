@@ -58,3 +58,14 @@ def test_coreutils_reads_the_record(folder: Path) -> None:
     assert subprocess.run(check, cwd=folder, capture_output=True).returncode == 0
     (folder / "state.json").write_text("{}")
     assert b"state.json: FAILED" in subprocess.run(check, cwd=folder, capture_output=True).stdout
+
+
+@pytest.mark.parametrize("processes", [1, 2, 5])
+def test_processes_share_the_files_out_and_leave_none(folder: Path, processes: int) -> None:
+    assert all(find_damage(folder, share=(number, processes)) is None for number in range(processes))
+    for name in CONTENT:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content + b"more")
+        found = [find_damage(folder, share=(number, processes)) for number in range(processes)]
+        (folder / name).write_bytes(content)
+        assert [text.split()[0] for text in found if text is not None] == [name]

@@ -158,21 +158,24 @@ def test_a_run_that_keeps_diverging_ends(tmp_path: Path, save_steps: int, monkey
 def test_every_rank_hears_that_no_checkpoint_is_whole(
     tmp_path: Path, is_main: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lrc.training import loop
+    from lrc.training import loop, together
 
     (tmp_path / "checkpoint-1").mkdir()
     (tmp_path / "checkpoint-1" / "state.json").write_text("{")
-    said: list[Any] = ["No checkpoint here is whole"]
+    sent: list[Any] = []
+    found = tmp_path / "checkpoint-1"
 
-    def broadcast(values: list[Any]) -> None:  # as the first rank sends it, or as another one gets it
-        if is_main:
-            said[:] = values
-        else:
-            values[:] = said
+    def gather(outcomes: list[Any], own: Any) -> None:  # first the checkpoints that there are, then what is wrong
+        sent.append(own)
+        outcomes[:] = [([found], None) if len(sent) == 1 else (None, None), (None, None)]
+        if len(sent) == 2:
+            outcomes[1] = ("state.json is not as it was written", None)
 
-    monkeypatch.setattr(loop, "broadcast_object_list", broadcast)
-    accelerator, log = SimpleNamespace(is_main_process=is_main), SimpleNamespace(say=lambda line: None)
+    monkeypatch.setattr(together.dist, "all_gather_object", gather)
+    accelerator = SimpleNamespace(num_processes=2, process_index=0 if is_main else 1, is_main_process=is_main)
+    log = SimpleNamespace(say=lambda line: None)
     parts: Any = SimpleNamespace(accelerator=accelerator, log=log, folder=tmp_path)
-    with pytest.raises(CheckpointError, match=r"No checkpoint .* is whole"):
+    with pytest.raises(CheckpointError, match=r"No checkpoint .* is whole, the newest too: state\.json"):
         loop._last_checkpoint(parts)
-    assert str(said[0]).startswith("No checkpoint")
+    assert sent[0] == ([found] if is_main else None, None)
+    assert len(sent) == 2
