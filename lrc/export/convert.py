@@ -123,13 +123,17 @@ def read_source(
 
 
 def _weight_files(checkpoint: Path) -> list[Path]:
-    """List the files of a checkpoint's trained tensors; a rank's file stands for those of all."""
-    folder = checkpoint.parent if is_piece_file(checkpoint) else checkpoint
-    found = stored_files(folder, TRAINED_TENSORS) if folder.is_dir() else [folder] if folder.is_file() else []
+    """List the files of a checkpoint's trained tensors; one process's file stands for those of all."""
+    if checkpoint.is_file() and not is_piece_file(checkpoint, TRAINED_TENSORS):
+        return [checkpoint]
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    is_named = checkpoint.is_dir() or is_piece_file(checkpoint, TRAINED_TENSORS) or checkpoint.name == TRAINED_TENSORS
+    found = stored_files(folder, TRAINED_TENSORS) if is_named else []
     if not found:
+        missing = checkpoint / TRAINED_TENSORS if checkpoint.is_dir() else checkpoint
         raise CheckpointError(
             f"A checkpoint must be a folder with {TRAINED_TENSORS}, whole or in the pieces of each process, or that "
-            f"file; {folder / TRAINED_TENSORS if folder.is_dir() else checkpoint} is not there."
+            f"file; {missing} is not there."
         )
     return found
 

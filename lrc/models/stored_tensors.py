@@ -53,16 +53,18 @@ def stored_files(folder: Path, whole: str) -> list[Path]:
     """List the files that hold a folder's tensors: `whole`, or one a rank, missing ones too; empty if there is none."""
     if (folder / whole).is_file():
         return [folder / whole]
-    stem = whole.removesuffix(".safetensors")
-    matches = [_PIECE_FILE.fullmatch(path.name) for path in folder.glob(f"{stem}-*.safetensors")]
-    counts = {int(match["count"]) for match in matches if match is not None and match["stem"] == stem}
-    ranks = max(counts, default=0)
+    ranks = max((_piece_count(path, whole) or 0 for path in folder.glob("*.safetensors")), default=0)
     return [folder / piece_name(whole, rank, ranks) for rank in range(ranks)]
 
 
-def is_piece_file(path: Path) -> bool:
-    """Whether a file is named as one rank's pieces."""
-    return _PIECE_FILE.fullmatch(path.name) is not None
+def is_piece_file(path: Path, whole: str) -> bool:
+    """Whether a file is named as one rank's pieces of `whole`."""
+    return _piece_count(path, whole) is not None
+
+
+def _piece_count(path: Path, whole: str) -> int | None:
+    match = _PIECE_FILE.fullmatch(path.name)
+    return int(match["count"]) if match is not None and f"{match['stem']}.safetensors" == whole else None
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,9 @@ def test_files_of_pieces_are_listed_with_those_that_are_missing(tmp_path: Path) 
     paths = write_pieces(tmp_path, "rows", 3)
     names = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
     assert [path.name for path in paths] == names
-    assert [path.name for path in paths if is_piece_file(path)] == names
-    assert not is_piece_file(tmp_path / "model.safetensors")
+    assert [path.name for path in paths if is_piece_file(path, "model.safetensors")] == names
+    assert not is_piece_file(tmp_path / "model.safetensors", "model.safetensors")
+    assert not is_piece_file(paths[0], "optimizer.safetensors")
     paths[2].unlink()
     paths[0].unlink()
     (tmp_path / "model-more-00001-of-00009.safetensors").write_bytes(b"")
