@@ -122,6 +122,8 @@ class StoredTensors(Mapping[str, Tensor]):
     def _open(self, path: Path) -> None:
         handle: Any = safe_open(path, framework="pt")
         places = json.loads((handle.metadata() or {}).get(PIECES, "{}"))
+        if not isinstance(places, dict):
+            raise TypeError(f"its metadata's {PIECES} must be a table, found {places}")
         for name in handle.keys():  # noqa: SIM118  (a safetensors handle is no dict)
             shape = tuple(handle.get_slice(name).get_shape())
             start, whole = places.get(name, (0, shape))

@@ -95,7 +95,7 @@ def test_a_whole_file_is_preferred(tmp_path: Path) -> None:
 
 def test_pieces_that_lack_values_are_refused(tmp_path: Path) -> None:
     first, second = write_pieces(tmp_path, "rows", 2)
-    with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.safetensors in .* don't hold the 35 values of"):
+    with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.safetensors in .* don't hold the \d+ values of"):
         StoredTensors([first])
     with pytest.raises(CheckpointError, match="don't hold"):
         StoredTensors([first, second, second])
