@@ -36,7 +36,11 @@ ADAMW_SHAPES |= {f"step/{name}": () for name in SHAPES}
 def test_a_step_count_lies_where_the_optimiser_counts(optimizer: Literal["adamw", "muon"], step: str) -> None:
     trained = trained_on_meta()
     pair: Any = SimpleNamespace(
-        trained=lambda: trained, stored=lambda: trained, tables=frozenset, merged_under=lambda name: None
+        trained=lambda: trained,
+        stored=lambda: trained,
+        tables=frozenset,
+        merged_under=lambda name: None,
+        compute_dtype=torch.float32,
     )
     engine = FullEngine(Accelerator(cpu=True), pair, TrainConfig(max_steps=1, optimizer=optimizer), accumulation=1)
     engine.load(saved_moments(engine.moment_shapes))
