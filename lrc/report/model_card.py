@@ -3,7 +3,7 @@
 A fact that no file holds is said to be unknown; nothing is looked up.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -47,22 +47,28 @@ class Origin:
     """The student's id on the hub; None if it is not uploaded."""
     after_training: str | None = None
     """What was done to the student after distillation, in words."""
+    scored_other: str | None = None
+    """Folder or hub id of another model, if the scores are of that one and not of the student."""
 
 
 def model_card(data: RunData, plots: dict[str, Plot], origin: Origin) -> str:
     """Return the card: front matter, then the facts in plain sentences and tables."""
-    blocks = [f"---\n{front_matter_text(data, origin)}\n---", f"# {escaped(title_text(data))}"]
-    summary = summary_text(data)
+    # what the scorecard says of the model that it scored is true of no other
+    known = data if origin.scored_other is None else replace(data, results=None)
+    blocks = [f"---\n{front_matter_text(data, origin)}\n---", f"# {escaped(title_text(known))}"]
+    summary = summary_text(known)
     made = (
         "A student of its teacher by Low-Rank Clone (arXiv 2505.12781): projections of the teacher's weights, trained"
     )
     blocks.append(f"{escaped(summary)} {made} to follow its activations and predictions.".strip())
-    blocks += ["## Facts", facts_block(data)]
+    blocks += ["## Facts", facts_block(known)]
     if origin.after_training:
         blocks.append(f"After distillation: {origin.after_training}.")
     blocks += ["## Use", _usage(origin), "## Teacher and licence", _licence_text(data, origin)]
     blocks += ["## Training data", *_data_blocks(data)]
     scores = scores_blocks(data)
+    if origin.scored_other is not None:
+        scores.insert(0, f"**Scored was {code(short_name(origin.scored_other))}, another model than this student.**")
     blocks += ["## Scores", *(scores or ["Not scored yet."])]
     blocks += ["## Intended use and limits", _limits(data)]
     links = plot_blocks(plots)
@@ -72,7 +78,7 @@ def model_card(data: RunData, plots: dict[str, Plot], origin: Origin) -> str:
 
 def front_matter_text(data: RunData, origin: Origin) -> str:
     """Return the YAML that the hub reads."""
-    licence, results = origin.licence, _eval_results(data)
+    licence, results = origin.licence, [] if origin.scored_other is not None else _eval_results(data)
     datasets = sorted({name for source in data.sources if (name := _hub_dataset(source.path))})
     card = ModelCardData(
         license=licence.id,

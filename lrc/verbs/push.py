@@ -29,20 +29,24 @@ def check_repo(repo: str) -> None:
         )
 
 
+def default_student(run: Path) -> Path:
+    """Return the folder of the run's student: the fine-tuned one if there is one, else the converted one."""
+    return run / "sft" if (run / "sft" / "config.json").is_file() else run / "convert"
+
+
 def student_folder(run: Path, student: Path | None, *, parity: Parity | None) -> Path:
     """Return the student to upload: the one named, else the fine-tuned one, else the converted one.
 
     Raises:
         CheckpointError: It is not there, holds no model, or failed its parity check.
     """
-    tuned, converted = run / "sft", run / "convert"
-    folder = student or (tuned if (tuned / "config.json").is_file() else converted)
+    folder = student or default_student(run)
     if not (folder / "config.json").is_file() or not has_weights(folder):
         raise CheckpointError(
             f"{folder} must be a model folder with config.json and safetensors weights, but is none. Run lrc convert, "
             "or name the folder with --student."
         )
-    if folder == converted and parity is not None and not parity.passed:
+    if folder == run / "convert" and parity is not None and not parity.passed:
         raise CheckpointError(
             f"{folder} failed its parity check, so it is not the model that was trained. Convert anew."
         )
