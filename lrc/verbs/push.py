@@ -9,9 +9,10 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from lrc.errors import CheckpointError, ConfigError
 from lrc.models.folder import has_weights
 from lrc.report.records import Parity
+from lrc.sft_config import SFT_FACTS
 
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*[A-Za-z0-9]", re.ASCII)
-NOT_UPLOADED = {"results.json", "recipe.yaml"}
+NOT_UPLOADED = {"results.json", "recipe.yaml", SFT_FACTS}
 """Files that a verb leaves beside a student; they name folders of this machine."""
 WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")
 """Weights of an earlier push; transformers would load an old model.safetensors rather than new shards."""

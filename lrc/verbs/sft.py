@@ -25,6 +25,7 @@ from lrc.models.folder import ModelTensors, weights_hash
 from lrc.models.teacher import load_model
 from lrc.sft.fine_tune import FineTuning, fine_tune
 from lrc.sft.samples import ChatCounts, held_out_chats, read_samples, write_samples
+from lrc.sft_config import SFT_FACTS
 from lrc.training.beside import write_beside
 from lrc.training.launch import write_recipe
 from lrc.verbs.progress import progress_lines, say
@@ -212,7 +213,7 @@ def _write(recipe: Recipe, inputs: SftInputs, model: Any, facts: dict[str, Any],
             path.chmod(0o644)
         shutil.copyfile(inputs.work / "metrics.jsonl", draft / "metrics.jsonl")
         write_recipe(draft / "recipe.yaml", recipe)
-        (draft / "sft.json").write_text(json.dumps(facts, indent=2) + "\n")
+        (draft / SFT_FACTS).write_text(json.dumps(facts, indent=2) + "\n")
     shutil.rmtree(inputs.work, ignore_errors=True)
 
 

@@ -26,6 +26,7 @@ def run(tmp_path: Path) -> Path:
     (run / "convert" / ".cache").mkdir()
     (run / "convert" / ".cache" / "lock").write_text("")
     (run / "convert" / "recipe.yaml").write_text("teacher: /home/someone\n")
+    (run / "convert" / "sft.json").write_text('{"data": "/home/someone/chats.jsonl"}\n')
     return run
 
 
@@ -67,7 +68,7 @@ def api(monkeypatch: pytest.MonkeyPatch) -> FakeApi:
 
 def uploaded(run: Path) -> set[str]:
     files = {path.name for path in (run / "convert").iterdir() if path.is_file()}
-    return (files - {"recipe.yaml"}) | {"README.md", "effective_rank.png"}
+    return (files - {"recipe.yaml", "sft.json"}) | {"README.md", "effective_rank.png"}
 
 
 def test_a_dry_run_lists_every_file_with_its_size_and_touches_nothing(
