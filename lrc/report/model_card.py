@@ -49,6 +49,10 @@ class Origin:
     """What was done to the student after distillation, in words."""
     scored_other: str | None = None
     """Folder or hub id of another model, if the scores are of that one and not of the student."""
+    model_type: str | None = None
+    """transformers' name of the student's architecture; None: that of its teacher."""
+    quantised_by: str | None = None
+    """Package that holds the student's quantised weights; None: they are plain."""
 
 
 def model_card(data: RunData, plots: dict[str, Plot], origin: Origin) -> str:
@@ -126,8 +130,11 @@ def _hub_dataset(path: str) -> str | None:
 
 def _usage(origin: Origin) -> str:
     name = origin.repo or "STUDENT_FOLDER"
+    kind = "the teacher's own class" if origin.model_type is None else f"the model type {code(origin.model_type)}"
+    beside = "" if origin.quantised_by is None else f" with {code(origin.quantised_by)} installed"
     return (
-        "A plain model folder of the teacher's own class, which stock transformers loads:\n\n"
+        f"A {'plain' if origin.quantised_by is None else 'quantised'} model folder of {kind}, which stock transformers "
+        f"loads{beside}:\n\n"
         "```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'

@@ -3,17 +3,20 @@
 import shutil
 import uuid
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
 from lrc.embedded.teacher import TEACHER_HUB_ID, TEACHER_LICENSE
 from lrc.errors import DataError
+from lrc.report.json_fields import read_json
 from lrc.report.licence import Licence, read_licence
 from lrc.report.model_card import Origin, model_card
 from lrc.report.page import page_html
 from lrc.report.plots import draw_plots
 from lrc.report.read_run import RESULTS_FILE, read_run
 from lrc.report.records import RunData
+from lrc.sft_config import SFT_FACTS
 from lrc.verbs.progress import say
 from lrc.verbs.push import REPO, check_repo, default_student, list_uploads, push, student_folder
 from lrc.verbs.sources import EMBEDDED
@@ -102,22 +105,29 @@ def _origin(run: Path, data: RunData, repo: str | None, student: Path) -> Origin
         licence = read_licence(folder)
     else:
         teacher_id = None  # a folder that is not there, which a relative path of two parts does not tell from a hub id
-    tuned = student.resolve() == (run / "sft").resolve() and (student / "config.json").is_file()
+    config = _student_config(student)
+    tuned = config and (student.resolve() == (run / "sft").resolve() or (student / SFT_FACTS).is_file())
     return Origin(
         teacher_id=teacher_id,
         licence=licence,
         repo=repo,
         after_training="fine-tuned on chats with `lrc sft`" if tuned else None,
-        scored_other=_scored_other(data, student),
+        scored_other=_scored_other(data, student) if config else None,
+        model_type=config.get("model_type"),
+        quantised_by=(config.get("quantization_config") or {}).get("quant_method"),
     )
 
 
+def _student_config(student: Path) -> dict[str, Any]:
+    """Return the content of the student's config.json; empty where there is no student yet."""
+    path = student / "config.json"
+    return read_json(path).values if path.is_file() else {}
+
+
 def _scored_other(data: RunData, student: Path) -> str | None:
-    """Return the model that the scores are of, if it is not the student; None too where there is no student yet."""
+    """Return the model that the scores are of, if it is not the student."""
     scored = data.results.student.name if data.results else data.tasks.student if data.tasks else None
-    if scored is None or not (student / "config.json").is_file() or Path(scored).resolve() == student.resolve():
-        return None
-    return scored
+    return None if scored is None or Path(scored).resolve() == student.resolve() else scored
 
 
 def _cached_folder(name: str) -> Path | None:

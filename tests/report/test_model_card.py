@@ -94,6 +94,14 @@ def test_a_failed_parity_is_not_kept_quiet(data: RunData) -> None:
     assert "failed its parity check" not in model_card(data, {}, ORIGIN)
 
 
+def test_the_class_that_loads_is_the_students(data: RunData) -> None:
+    assert "A plain model folder of the teacher's own class, which stock" in model_card(data, {}, ORIGIN)
+    text = model_card(data, {}, replace(ORIGIN, model_type="llama"))
+    assert "A plain model folder of the model type `llama`, which stock transformers loads:" in text
+    text = model_card(data, {}, replace(ORIGIN, model_type="qwen2", quantised_by="torchao"))
+    assert "A quantised model folder of the model type `qwen2`, which stock transformers loads with `torchao`" in text
+
+
 def test_fine_tuning_is_said(data: RunData) -> None:
     text = model_card(data, {}, replace(ORIGIN, after_training="fine-tuned on chats with `lrc sft`"))
     assert "After distillation: fine-tuned on chats with `lrc sft`." in text

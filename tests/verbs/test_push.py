@@ -148,6 +148,22 @@ def test_scores_of_another_folder_are_named_and_kept_from_the_hub(
     assert f"lrc evaluate {run / 'sft'} --out {run / 'evaluate'} --overwrite" in said
 
 
+def test_an_export_is_named_by_its_own_class_and_fine_tuning(run: Path, tmp_path: Path) -> None:
+    teacher_folder(run / "sft", "qwen2")
+    report(run)
+    assert "A plain model folder of the model type `qwen2`" in card_of(run).text
+    export = teacher_folder(tmp_path / "export")
+    report(run, student=export)
+    assert "A plain model folder of the model type `llama`" in card_of(run).text
+    assert "fine-tuned" not in card_of(run).text
+    (export / "sft.json").write_text("{}")
+    config = json.loads((export / "config.json").read_text())
+    write_json(export / "config.json", {**config, "quantization_config": {"quant_method": "torchao"}})
+    report(run, student=export)
+    assert "After distillation: fine-tuned on chats with `lrc sft`." in card_of(run).text
+    assert "loads with `torchao` installed" in card_of(run).text
+
+
 def test_folders_are_compared_by_where_they_lie(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (run.parent / "link").symlink_to(run, target_is_directory=True)
     monkeypatch.chdir(run.parent)
