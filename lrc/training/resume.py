@@ -61,6 +61,7 @@ def resume_from(checkpoint: Path, engine: Engine, log: MetricsLog) -> RunState:
     """
     saved = read_checkpoint(checkpoint, engine.shapes, engine.moment_shapes)
     engine.load(saved)
+    log.accelerator.wait_for_everyone()  # the checkpoint may get its name back, which no rank may be reading then
     if log.accelerator.is_main_process:
         folder = log.path.parent
         try:
