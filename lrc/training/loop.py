@@ -95,14 +95,7 @@ def run_loop(parts: LoopParts, state: RunState) -> Path:
     start = state
     interval = _new_interval(parts)
     resumed_at, logged_tokens, logged_at = time.monotonic() - state.seconds, state.tokens, time.monotonic()
-    last = parts.folder / f"checkpoint-{state.step}"
-    # a signal left no time for the measure; the checkpoint gets it now, for it may be the best one
-    is_due = state.step > 0 and state.held_out_kl is None and _is_measured(settings, state.step)
-    is_due = is_due and parts.held_out is not None
-    if is_due:
-        state = _measure_held_out(parts, state)
-    if is_due or (state.step >= settings.max_steps and not last.is_dir()):  # resumed from another run's end
-        last = _save(parts, state)
+    state, last = _make_up(parts, state)
     while state.step < settings.max_steps:
         _enter(parts, parts.phases.at(state.step, parts.pair.dense), state.step)
         batches = step_batches(parts.blocks, parts.plan, state.next_batch, document_masking=parts.document_masking)
@@ -130,14 +123,39 @@ def run_loop(parts: LoopParts, state: RunState) -> Path:
             pace = {"gradient_norm": outcome.norm, "learning_rate": rate, "tokens_per_second": speed}
             log.write("train", {**place, **means, **pace, "seconds": state.seconds})
             interval, logged_tokens, logged_at = _new_interval(parts), state.tokens, now
-        if _is_measured(settings, state.step) and not outcome.stops:
+        stops = outcome.stops
+        if _is_measured(settings, state.step) and not stops:
             state = _measure_held_out(parts, state)
             logged_at = time.monotonic()
-        if outcome.stops or state.step % settings.save_steps == 0 or state.step == settings.max_steps:
+            stops = state.step < settings.max_steps and _is_told_to_stop(parts)
+        if stops or state.step % settings.save_steps == 0 or state.step == settings.max_steps:
             last = _save(parts, state)
-        if outcome.stops:
+        if stops:
             raise SystemExit(PREEMPTED)
     return last
+
+
+def _make_up(parts: LoopParts, state: RunState) -> tuple[RunState, Path]:
+    """Do what the last sitting left for this one; returns the state and the checkpoint of its step.
+
+    A signal left no time for a held-out measure that was due: the checkpoint gets it now, for it may be the best one. A
+    run that begins at another run's end gets its checkpoint.
+
+    Raises:
+        CheckpointError: The checkpoint can't be written.
+        SystemExit: SIGTERM or SIGUSR1 came meanwhile.
+    """
+    settings, target = parts.settings, parts.folder / f"checkpoint-{state.step}"
+    is_due = state.step > 0 and state.held_out_kl is None and _is_measured(settings, state.step)
+    is_due = is_due and parts.held_out is not None
+    if is_due:
+        state = _measure_held_out(parts, state)
+    is_finished = state.step >= settings.max_steps
+    if is_due or (is_finished and not target.is_dir()):
+        _save(parts, state)
+    if is_due and not is_finished and _is_told_to_stop(parts):
+        raise SystemExit(PREEMPTED)
+    return state, target
 
 
 def _optimiser_step(
@@ -241,6 +259,12 @@ def _enter(parts: LoopParts, dense: Dense | None, step: int | None = None) -> No
     if step is not None and dense is not None and parts.accelerator.is_main_process:
         free = sum(value.numel() for name, value in parts.pair.trained().items() if name.startswith("dense."))
         parts.log.say(f"step {step}: the dense phase begins, {free:,} free weights ({dense.tensors}, {dense.form})")
+
+
+def _is_told_to_stop(parts: LoopParts) -> bool:
+    """Ask all ranks whether a signal came."""
+    (requests,) = _sums(parts.accelerator, [float(parts.preemption.is_requested)])
+    return requests > 0
 
 
 def _sums(accelerator: Accelerator, values: list[Any]) -> list[float]:

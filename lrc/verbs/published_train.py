@@ -20,6 +20,7 @@ from lrc.config import (
 from lrc.data_config import DataConfig
 from lrc.errors import ConfigError
 from lrc.start_config import StartConfig
+from lrc.training.preemption import preemption_signals
 from lrc.verbs.published_flags import parse_flags, run_command, spell
 from lrc.verbs.published_launch import Launch, agree_on_run, read_launch
 from lrc.verbs.published_train_flags import (
@@ -81,7 +82,8 @@ def translate(argv: Sequence[str], launch: Launch) -> Translation:
 def _train(argv: Sequence[str]) -> None:
     launch = read_launch(os.environ)
     translation = translate(argv, launch)
-    recipe = replace(translation.recipe, run=agree_on_run(translation.recipe.run, launch))
+    with preemption_signals():
+        recipe = replace(translation.recipe, run=agree_on_run(translation.recipe.run, launch))
     is_main = launch.rank == 0
     if is_main:
         for note in translation.notes:
