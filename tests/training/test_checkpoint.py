@@ -110,6 +110,7 @@ def test_files_hold_what_the_formats_page_says(tmp_path: Path) -> None:
         "held_out_kl": None,
         "skipped_batches": [],
         "gradient_norms": [],
+        "objectives": [],
     }
     assert find_damage(folder) is None
     assert {path.stat().st_mode & 0o044 for path in folder.iterdir()} == {0o044}
