@@ -140,7 +140,7 @@ def find_problems(flags: TrainFlags, launch: Launch) -> list[str]:
         hint = nearest(flags.lr_scheduler, list(SCHEDULE_OF_NAME))
         problems.append(f"unknown --lr-scheduler {flags.lr_scheduler}; {hint}")
     if (flags.resume_checkpoint or "").lower() in WORDS_FOR_TRUE:
-        problems.append("--resume-checkpoint must name a checkpoint folder, since a new run folder holds none")
+        problems.append("--resume-checkpoint must name a checkpoint folder, or be auto for the newest run's")
     for name in ("gradient_accumulation_steps", "max_grad_norm"):
         wanted, fixed = getattr(flags, name), getattr(launch, name)
         if fixed is not None and wanted != fixed:
