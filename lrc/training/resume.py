@@ -65,7 +65,7 @@ def resume_from(checkpoint: Path, engine: Engine, log: MetricsLog) -> RunState:
     if log.accelerator.is_main_process:
         folder = log.path.parent
         try:
-            log.rewind(saved.state.step)
+            log.rewind(saved.state.step, is_measured=saved.state.held_out_kl is not None)
             clear_drafts(folder)
             discard_after(folder, saved.state.step)
         except OSError as error:

@@ -184,5 +184,6 @@ def test_a_kill_while_the_only_checkpoint_gets_its_measure_loses_nothing(
         on_batch(patch, begun.append)
         last = train(recipe, resume="auto")
     assert begun == [3, 4, 5]
+    assert num_measured(tmp_path / "run", 3) == 1
     assert files_of(last) == files_of(whole)
     assert sorted(path.name for path in last.parent.glob("*checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
