@@ -87,7 +87,7 @@ class TrainConfig:
     compute_dtype: ComputeDtype = "auto"
     """Dtype of both models' forward; trained tensors stay float32. `auto`: bfloat16 where that measures faster."""
     merge: Literal["auto", "step", "micro_batch"] = "auto"
-    """Form the student's weights once a `step`, or in each micro-batch; `auto`: once where a step has several."""
+    """Form the student's weights once a step or micro-batch; `auto`: once where a step has several, FSDP2 left out."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

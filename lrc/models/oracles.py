@@ -23,8 +23,7 @@ from lrc.models.merge_plan import merge_plan, student_tensor
 from lrc.models.pair_model import PairModel, StepCounts
 from lrc.models.part import is_bias
 from lrc.models.start import fill_start
-from lrc.models.student import is_tied_config, student_config
-from lrc.models.tiny import random_model, tiny_config
+from lrc.models.tiny import narrow_size, random_model, tiny_config
 from lrc.start_config import StartConfig
 
 TOLERANCE = 1e-4
@@ -52,7 +51,7 @@ def run_oracles(teacher: Any, *, hidden_size: int | None = None) -> list[Oracle]
         teacher: Stock causal LM, frozen, in float32.
         hidden_size: Width of the student; None: about half of the teacher's.
     """
-    narrow = hidden_size or _narrow_size(teacher.config)
+    narrow = hidden_size or narrow_size(teacher.config)
     return [_run(name, oracle, teacher) for name, oracle in _oracles(narrow).items()]
 
 
@@ -63,7 +62,7 @@ def require_family(config: Any) -> None:
         ConfigError: An oracle fails; a student would be wrong.
     """
     tiny = random_model(tiny_config(config))
-    oracles = _oracles(_narrow_size(tiny.config))
+    oracles = _oracles(narrow_size(tiny.config))
     for name in ("identity", "merged = factored"):
         result = _run(name, oracles[name], tiny)
         if not result.passed:
@@ -214,15 +213,3 @@ def merged_student(pair: PairModel, teacher: Any) -> Any:
 def _compare(found: Tensor, expected: Tensor) -> tuple[bool, str]:
     off = float((found - expected).abs().max() / expected.abs().max())
     return off < TOLERANCE, f"logits differ by {off:.0e} of the largest"
-
-
-def _narrow_size(config: Any) -> int:
-    """About half the width, and one that the class takes."""
-    width = config.hidden_size
-    for size in sorted(range(1, width), key=lambda size: abs(size - width // 2)):
-        try:
-            student_config(config, size, tied=is_tied_config(config))
-        except ConfigError:
-            continue
-        return size
-    raise ConfigError(f"{config.model_type} can't be built at any width below {width}.")

@@ -74,6 +74,7 @@ class PairModel(nn.Module):
         """
         super().__init__()
         config: Any = teacher.config
+        self.teacher_config = config
         self.architecture = architecture or discover(config)
         self.variant = variant
         self.objective = objective

@@ -133,6 +133,10 @@ class ProjectedPart(nn.Module):
             if name in wanted
         }
 
+    def merged_apart(self) -> dict[str, Tensor]:
+        """Merge outside of the part's forward; a strategy that shards the part gathers it for this call."""
+        return self.merged_tensors()
+
     def _teacher_tensors(self) -> list[Tensor | HeldWeight]:
         """The teacher's weights, parameters and held ones; none for a norm without a gain."""
         return [*self.teacher.parameters(), *self._held.values()]

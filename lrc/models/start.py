@@ -83,7 +83,7 @@ def fill_start(
         if settings.method == "calibrated":
             errors, kept = calibrate(pair, teacher, basis, batches, progress)
             if settings.rotation:
-                reason = rotate_student(pair, batches[0], seed=seed)
+                reason = rotate_student(pair, seed=seed)
     tokens = sum(batch.numel() for batch in batches)
     seconds = time.monotonic() - began
     return StartReport(

@@ -6,42 +6,69 @@ each micro-batch's gradient is added up in weight space, and the sum is pulled b
 from batch to batch, and projections that clone terms use as they are get their gradients the direct way.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from lrc.models.pair_model import PairModel
+from lrc.models.part import ProjectedPart
+
+
+def merges_once(
+    setting: Literal["auto", "step", "micro_batch"], *, accumulates: bool, is_sharded: bool = False
+) -> bool:
+    """Whether a step merges once: where a step has several micro-batches and the whole weights are there anyway.
+
+    Args:
+        setting: `train.merge`.
+        accumulates: A step has several micro-batches.
+        is_sharded: Each device has a share of the weights; merged ones and their gradients would be whole on each.
+    """
+    return setting == "step" or (setting == "auto" and accumulates and not is_sharded)
 
 
 class StepWeights:
     """The merged weights of one optimiser step after the other."""
 
-    def __init__(self, pair: PairModel) -> None:
+    def __init__(self, pair: PairModel, *, merges_again: bool = False) -> None:
+        """Form nothing yet.
+
+        Args:
+            pair: Its parts see what is formed.
+            merges_again: Merge a second time to pull gradients back: what a sharded part's merge is made of is gone
+                in between.
+        """
         self.pair = pair
-        self._merged: list[tuple[Tensor, Tensor]] = []
-        """Merged weights, each as the merge made it and as the leaf that the micro-batches see."""
+        self.merges_again = merges_again
+        self._formed: list[tuple[ProjectedPart, dict[str, Tensor], dict[str, Tensor]]] = []
+        """Parts, their merged weights as the merge made them, and the leaves that the micro-batches see."""
 
     def form(self) -> None:
         """Merge, before a step's first micro-batch; later calls within the step do nothing.
 
         Gradients are added up in float32 (float64 for such weights) whatever the compute dtype.
         """
-        if self._merged:
+        if self._formed:
             return
         for part in self.pair.parts():
-            merged = part.merged_tensors() if part.is_merged_whole else {}
-            leaves = {}
-            for name, tensor in merged.items():
-                leaf = tensor.detach().requires_grad_()
-                leaf.grad_dtype = torch.promote_types(tensor.dtype, torch.float32)
-                leaves[name] = leaf
-                self._merged.append((tensor, leaf))
+            if not part.is_merged_whole:
+                continue
+            with torch.set_grad_enabled(not self.merges_again):
+                merged = part.merged_apart()
+            leaves = {name: tensor.detach().requires_grad_() for name, tensor in merged.items()}
+            for leaf in leaves.values():
+                leaf.grad_dtype = torch.promote_types(leaf.dtype, torch.float32)
             part.formed = leaves or None
+            self._formed.append((part, {} if self.merges_again else merged, leaves))
 
     def pull_back(self) -> None:
         """Bring the step's gradients to the projections, and forget its weights."""
         for part in self.pair.parts():
             part.formed = None
-        while self._merged:  # one after the other, so that each is freed as soon as it is done with
-            tensor, leaf = self._merged.pop()
-            if leaf.grad is not None:
-                tensor.backward(leaf.grad.to(tensor.dtype))
+        while self._formed:  # one part after the other, so that each is freed as soon as it is done with
+            part, merged, leaves = self._formed.pop()
+            gradients = {name: leaf.grad.to(leaf.dtype) for name, leaf in leaves.items() if leaf.grad is not None}
+            if gradients:
+                merged = merged or part.merged_apart()
+                torch.autograd.backward([merged[name] for name in gradients], list(gradients.values()))

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lrc.models.student import is_tied_config, resized_config
+from lrc.errors import ConfigError
+from lrc.models.student import is_tied_config, resized_config, student_config
 
 HIDDEN = 32
 VOCABULARY = 64
@@ -64,6 +65,22 @@ def random_model(config: Any, *, seed: int = 0) -> PreTrainedModel:
                     tensor.nan_to_num_().add_(0.1 * torch.randn_like(tensor))
     model.eval().requires_grad_(False)
     return model
+
+
+def narrow_size(config: Any) -> int:
+    """Return about half the width, and one that the class takes.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    width = config.hidden_size
+    for size in sorted(range(1, width), key=lambda size: abs(size - width // 2)):
+        try:
+            student_config(config, size, tied=is_tied_config(config))
+        except ConfigError:
+            continue
+        return size
+    raise ConfigError(f"{config.model_type} can't be built at any width below {width}.")
 
 
 def _with_few_layers(config: Any, num_layers: int) -> Any:

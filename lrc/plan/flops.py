@@ -30,7 +30,7 @@ class StepFlops:
     student_backward: float
     """Gradients of the student's activations and merged weights."""
     merge_forward: float
-    """`W @ P` for every projected tensor: once a micro-batch, whatever its size, but for the embedding's rows."""
+    """`W @ P` for every projected tensor: whatever the batch's size, but for the embedding's rows."""
     merge_backward: float
     """Gradients of the projections through the merges; the teacher's weights need none."""
     clone: float
@@ -47,9 +47,24 @@ class StepFlops:
 
 
 def step_flops(
-    sizes: Sizes, objective: ObjectiveConfig, *, batch: int, sequence: int, checkpointing: bool
+    sizes: Sizes,
+    objective: ObjectiveConfig,
+    *,
+    batch: int,
+    sequence: int,
+    checkpointing: bool,
+    merge_shared_by: int = 1,
 ) -> StepFlops:
-    """Count the FLOPs of one micro-batch of `batch` rows of `sequence` positions."""
+    """Count the FLOPs of one micro-batch of `batch` rows of `sequence` positions.
+
+    Args:
+        sizes: Teacher and student.
+        objective: Losses.
+        batch: Rows.
+        sequence: Positions of a row.
+        checkpointing: Activation checkpointing.
+        merge_shared_by: Micro-batches that share one merge of layers and head; each gets its part of the cost.
+    """
     positions = batch * sequence
     layers = range(sizes.architecture.num_layers)
     attention = sum(_attention(sizes.config, index, sequence) for index in layers) * positions
@@ -60,7 +75,8 @@ def step_flops(
     layer_merges = 2 * sizes.d_student * sum(prod(sizes.teacher_shape(name)) for name in _in_layers(sizes))
     head_merge = 2 * sizes.d_student * prod(sizes.teacher_shape(sizes.architecture.head))
     row_merge = 2 * positions * sizes.d_teacher * sizes.d_student
-    merges = layer_merges + head_merge + row_merge
+    merges = (layer_merges + head_merge) / merge_shared_by + row_merge
+    recomputed_merges = layer_merges if merge_shared_by == 1 else 0
     clone_forward, clone_backward = _clone(sizes, objective, positions)
     student_head = 2 * positions * sizes.vocabulary * sizes.d_student
     teacher_head = 2 * positions * sizes.vocabulary * sizes.d_teacher
@@ -72,7 +88,7 @@ def step_flops(
         merge_backward=merges,
         clone=clone_forward + clone_backward,
         head=3 * student_head + teacher_head,
-        checkpointing=(teacher + student_forward + layer_merges + clone_forward) if checkpointing else 0,
+        checkpointing=(teacher + student_forward + recomputed_merges + clone_forward) if checkpointing else 0,
     )
 
 

@@ -3,12 +3,14 @@
 from dataclasses import dataclass, fields
 from functools import cached_property
 from math import prod
+from typing import Literal
 
 import torch
 
 from lrc.clone.sites import compared_projections
 from lrc.config import ObjectiveConfig
 from lrc.models.held_teacher import held_matrices_of
+from lrc.models.step_weights import merges_once
 from lrc.models.terms import measured_terms
 from lrc.models.weight_formats import packed_bytes
 from lrc.plan.sizes import Sizes
@@ -16,8 +18,8 @@ from lrc.plan.step_trace import StepTrace, layer_kinds, trace_step
 from lrc.plan.timeline import GRADIENT_BYTES, Moment, at_batch, lay_out, layer_bytes
 from lrc.teacher_config import NATIVE, TeacherWeightsConfig
 
-MERGE_ONCE = ("1 device", "DDP")
-"""Strategies whose micro-batches share a step's merged weights (`lrc/models/step_weights.py`)."""
+MERGE_ONCE = {"1 device": False, "DDP": False, "FSDP2": True}
+"""Strategies whose micro-batches can share a step's merged weights, and whether they shard the others."""
 ADAM_BYTES = 8
 """Two float32 moments a trained value."""
 DEEPSPEED_BUCKET = 500_000_000
@@ -51,6 +53,13 @@ def strategies_for(devices: int, *, is_held: bool = False) -> tuple[Strategy, ..
     if devices == 1:
         return (ONE_DEVICE,)
     return STRATEGIES[:1] if is_held else STRATEGIES
+
+
+def merges_once_on(strategy: Strategy, setting: Literal["auto", "step", "micro_batch"], *, accumulates: bool) -> bool:
+    """Whether a step of this strategy merges once, at `setting` of `train.merge`; ZeRO always in each micro-batch."""
+    if strategy.name not in MERGE_ONCE:
+        return False
+    return merges_once(setting, accumulates=accumulates, is_sharded=MERGE_ONCE[strategy.name])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +106,7 @@ class StepMemory:
         dtype: torch.dtype,
         masked: bool,
         accumulates: bool,
+        merge: Literal["auto", "step", "micro_batch"] = "auto",
         teacher_weights: TeacherWeightsConfig = NATIVE,
     ) -> None:
         """Trace nothing yet.
@@ -108,6 +118,7 @@ class StepMemory:
             dtype: Compute dtype; the teacher's weights are held in it, if `teacher_weights` says nothing else.
             masked: Attention stays inside documents, by a mask.
             accumulates: Several micro-batches make a step, so gradients are there from the second one's begin.
+            merge: `train.merge`.
             teacher_weights: How the matrices of the teacher's layers are held; on a CPU without offload.
         """
         self.sizes = sizes
@@ -116,6 +127,7 @@ class StepMemory:
         self.dtype = dtype
         self.masked = masked
         self.accumulates = accumulates
+        self.merge: Literal["auto", "step", "micro_batch"] = merge
         self.teacher_weights = teacher_weights
         self._kinds = layer_kinds(sizes)
         self._layers = {
@@ -166,15 +178,16 @@ class StepMemory:
         trained, teacher = self.sizes.trained_parameters, self.teacher_bytes
         shares = {True: 1 / devices, False: 1.0}
         gradients = float(GRADIENT_BYTES * trained) if self.accumulates else moment.gradients
-        merged = moment.merged
-        if self.accumulates and strategy.name in MERGE_ONCE:
+        merged, merged_gradients = moment.merged, 0.0
+        if merges_once_on(strategy, self.merge, accumulates=self.accumulates):
             # all merged weights from the first micro-batch on, and in the next ones their float32 gradients
             merged = float(self.dtype.itemsize * self._merged_values)
-            gradients = float(GRADIENT_BYTES * (self._merged_values + self._direct_values))
+            merged_gradients = float(GRADIENT_BYTES * self._merged_values)
+            gradients = float(GRADIENT_BYTES * self._direct_values)
         return MemoryUse(
             teacher=teacher * shares[strategy.weights],
             projections=GRADIENT_BYTES * trained * shares[strategy.weights],
-            gradients=gradients * shares[strategy.gradients],
+            gradients=merged_gradients + gradients * shares[strategy.gradients],
             adam=ADAM_BYTES * trained * shares[strategy.adam],
             merged=merged,
             activations=moment.kept - moment.merged,

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from lrc.config import ObjectiveConfig
 from lrc.plan.devices import Machine
 from lrc.plan.flops import step_flops
-from lrc.plan.memory import Peak, StepMemory, Strategy, strategies_for
+from lrc.plan.memory import Peak, StepMemory, Strategy, merges_once_on, strategies_for
 from lrc.plan.sizes import Sizes
 from lrc.teacher_config import NATIVE, TeacherWeightsConfig
 
@@ -27,6 +28,8 @@ class RunShape:
     batch: int
     """Rows of a micro-batch on one device, as the recipe asks."""
     accumulation: int
+    merge: Literal["auto", "step", "micro_batch"]
+    """The recipe's `train.merge`."""
     masked: bool
     tokens: float
     """Training tokens of the whole run."""
@@ -99,8 +102,14 @@ def pace(sizes: Sizes, shape: RunShape, fit: Fit, *, batch: int) -> Pace | None:
     """Tokens a second at the stated share of the machine's peak; None where the peak is not known."""
     if fit.machine.device.flops_per_second is None:
         return None
+    shares = merges_once_on(fit.strategy, shape.merge, accumulates=shape.accumulation > 1)
     flops = step_flops(
-        sizes, shape.objective, batch=batch, sequence=shape.sequence, checkpointing=fit.checkpointing
+        sizes,
+        shape.objective,
+        batch=batch,
+        sequence=shape.sequence,
+        checkpointing=fit.checkpointing,
+        merge_shared_by=shape.accumulation if shares else 1,
     ).total
     per_token = flops / (batch * shape.sequence)
     speed = fit.machine.count * fit.machine.device.flops_per_second * shape.mfu / per_token

@@ -80,6 +80,7 @@ class Planner:
                 dtype=dtype,
                 masked=self.shape.masked,
                 accumulates=self.shape.accumulation > 1,
+                merge=self.shape.merge,
                 teacher_weights=held,
             )
         return self._memories[dtype, held]

@@ -17,7 +17,7 @@ from torch import Tensor
 from lrc.config import TrainConfig
 from lrc.models.dense import Dense
 from lrc.models.pair_model import PairModel
-from lrc.models.step_weights import StepWeights
+from lrc.models.step_weights import StepWeights, merges_once
 from lrc.training.checkpoint import Saved
 from lrc.training.optimizer import make_optimizer, moment_shapes, parameter_groups, row_sizes, set_rate
 
@@ -38,7 +38,7 @@ class Engine(Protocol):
     """No rank holds all weights: a forward pass needs all of them, also to measure."""
 
     def micro_batch(self, *, is_last: bool) -> AbstractContextManager[Any]:
-        """Surround forward and backward of one micro-batch; ranks exchange gradients at the last one."""
+        """Surround forward and backward of one micro-batch; gradients are exchanged by the end of the last."""
         ...
 
     def backward(self, objective: Tensor) -> None:
@@ -67,9 +67,14 @@ class Engine(Protocol):
         ...
 
 
-def merges_once(settings: TrainConfig, accumulation: int) -> bool:
-    """Whether an engine that holds all weights merges once a step, not in every micro-batch."""
-    return settings.merge == "step" or (settings.merge == "auto" and accumulation > 1)
+def merged_row_sizes(pair: PairModel, settings: TrainConfig) -> dict[str, Tensor]:
+    """Measure the rows that Muon moves free weights by, where these are added to merged ones; by checkpoint name."""
+    found: dict[str, Tensor] = {}
+    for name in pair.trained() if settings.optimizer == "muon" else ():
+        merged = pair.merged_under(name)
+        if merged is not None:
+            found[name] = row_sizes(merged)
+    return found
 
 
 class FullEngine:
@@ -98,7 +103,8 @@ class FullEngine:
         self.accelerator = accelerator
         self.pair = pair
         self.settings = settings
-        self.step_weights = StepWeights(pair) if merges_once(settings, accumulation) else None
+        once = merges_once(settings.merge, accumulates=accumulation > 1)
+        self.step_weights = StepWeights(pair) if once else None
         self.dense_rate_share = dense_rate_share
         self._take_over({})
 
@@ -111,11 +117,12 @@ class FullEngine:
         self.moment_shapes = moment_shapes(shapes, self.settings, tables)
         groups = parameter_groups(self.trained, tables, self.dense_rate_share)
         self.optimizer = make_optimizer(groups, self.settings)
+        sizes = merged_row_sizes(self.pair, self.settings)
         for name, value in self.trained.items():
             if value in kept:
                 self.optimizer.state[value] = kept[value]
-            elif self.settings.optimizer == "muon" and (merged := self.pair.merged_under(name)) is not None:
-                self.optimizer.state[value]["row_size"] = row_sizes(merged)
+            elif name in sizes:
+                self.optimizer.state[value]["row_size"] = sizes[name]
         is_alone = self.accelerator.num_processes == 1
         self.model: Any = self.pair if is_alone else self.accelerator.prepare_model(self.pair)
 

@@ -79,7 +79,7 @@ def make_engine(
         for parameter in pair.stored().values():
             broadcast(parameter.data)
     if strategy == "fsdp2":
-        return ShardedEngine(accelerator, pair, settings, dense_rate_share=dense_rate_share)
+        return ShardedEngine(accelerator, pair, settings, accumulation=accumulation, dense_rate_share=dense_rate_share)
     if strategy in ZERO_STAGES:
         return ZeroEngine(accelerator, pair, settings, accumulation=accumulation)
     return FullEngine(accelerator, pair, settings, accumulation=accumulation, dense_rate_share=dense_rate_share)

@@ -15,6 +15,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lrc.config import TrainConfig
 
@@ -108,6 +109,9 @@ class Muon(torch.optim.Optimizer):
     head moves by Adam's steps times `D`: a batch touches few of its rows, and a polar factor would give these the step
     of all.
 
+    Of a sharded matrix each rank keeps its rows' momentum, and gathers the whole direction to orthogonalise it, as
+    every rank of DDP does; the stacks bound what is gathered at once.
+
     torch.optim.Muon orthogonalises in bfloat16, which many CPUs emulate a hundred times slower, and knows no row sizes.
     """
 
@@ -158,11 +162,11 @@ class Muon(torch.optim.Optimizer):
             gradient = matrix.grad * state["row_size"]
             state["momentum"].lerp_(gradient, 1 - momentum)
             directions.append(gradient.lerp(state["momentum"], momentum))
-        steps = orthogonalise(torch.stack(directions))
+        steps = orthogonalise(torch.stack([whole(direction) for direction in directions]))
         length = group["lr"] * math.sqrt(max(steps.shape[-2:]))
         for matrix, step in zip(matrices, steps, strict=True):
             matrix.mul_(1 - group["lr"] * group["weight_decay"])
-            matrix.addcmul_(step, self.state[matrix]["row_size"], value=-length)
+            matrix.addcmul_(sharded_like(step, matrix), self.state[matrix]["row_size"], value=-length)
 
     def _adam_step(self, vector: nn.Parameter, group: dict[str, Any]) -> None:
         """Move a vector by its share of the rate, or a table by the rate times its rows' sizes."""
@@ -185,10 +189,23 @@ class Muon(torch.optim.Optimizer):
             vector.addcdiv_(state["exp_avg"], spread, value=-GAIN_SHARE * length)
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """Gather a sharded tensor from all ranks, which all have to call; return any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Cut this rank's part out of a tensor that every rank has whole, if `like` is sharded."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
 def row_sizes(matrix: Tensor) -> Tensor:
     """Return each row's root mean square, `[..., rows, 1]`, none below a tenth of their mean."""
     sizes = matrix.detach().square().mean(-1, keepdim=True).sqrt()
-    return sizes.clamp_min(SMALLEST_ROW * float(sizes.mean())).clamp_min(torch.finfo(sizes.dtype).tiny)
+    mean = float(whole(sizes.mean()))
+    return sizes.clamp_min(SMALLEST_ROW * mean).clamp_min(torch.finfo(sizes.dtype).tiny)
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:

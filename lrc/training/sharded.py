@@ -1,8 +1,9 @@
 """FSDP2: teacher and trained tensors of each pair layer are sharded together, gathered for its forward and backward.
 
-A `PairLayer` is the unit: its merge happens inside its forward, on gathered weights, and recomputation too. Embedding
-and head are units of their own, one together where they share a tensor. Frozen teacher weights are sharded, and get
-neither gradient nor optimiser state.
+A `PairLayer` is the unit: its merge happens inside its forward, on gathered weights, and recomputation too. With
+`train.merge: step` it happens once a step, part after part, and merged weights and their gradients are whole on each
+rank; to pull these back each part is gathered and merged again. Embedding and head are units of their own, one together
+where they share a tensor. Frozen teacher weights are sharded, and get neither gradient nor optimiser state.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -12,16 +13,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
 from lrc.config import TrainConfig
 from lrc.models.dense import Dense
 from lrc.models.pair import PairEmbedding, PairHead, PairLayer, PairNorm
 from lrc.models.pair_model import PairModel
+from lrc.models.step_weights import StepWeights, merges_once
 from lrc.training.checkpoint import Saved
-from lrc.training.engine import Accept
-from lrc.training.optimizer import MOMENTS, make_optimizer, moment_shapes, parameter_groups, set_rate
+from lrc.training.engine import Accept, merged_row_sizes
+from lrc.training.optimizer import make_optimizer, moment_shapes, parameter_groups, set_rate, sharded_like, whole
 
 
 class ShardedEngine:
@@ -30,26 +32,41 @@ class ShardedEngine:
     is_sharded = True
 
     def __init__(
-        self, accelerator: Accelerator, pair: PairModel, settings: TrainConfig, *, dense_rate_share: float = 1.0
+        self,
+        accelerator: Accelerator,
+        pair: PairModel,
+        settings: TrainConfig,
+        *,
+        accumulation: int,
+        dense_rate_share: float = 1.0,
     ) -> None:
         """Shard a filled pair, equal on every rank, in place; arguments as `FullEngine` takes them."""
         self.accelerator = accelerator
         self.settings = settings
         self.shapes = {name: value.shape for name, value in pair.stored().items()}
-        self.moment_shapes = moment_shapes({name: value.shape for name, value in pair.trained().items()}, settings)
+        shapes = {name: value.shape for name, value in pair.trained().items()}
+        self.moment_shapes = moment_shapes(shapes, settings, pair.tables())
+        sizes = merged_row_sizes(pair, settings)
         self.mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         for unit in sharding_units(pair):
             fully_shard(unit, mesh=self.mesh)
+        for part in pair.parts():
+            register_fsdp_forward_method(part, "merged_apart")
+        once = merges_once(settings.merge, accumulates=accumulation > 1, is_sharded=True)
+        self.step_weights = StepWeights(pair, merges_again=True) if once else None
         self.model: Any = fully_shard(pair, mesh=self.mesh)
         # else whoever calls a part of the pair before the whole, as a measure after resuming does, makes it a root
         self.model._get_fsdp_state()._lazy_init()
         self.trained, self.stored = pair.trained(), pair.stored()
         groups = parameter_groups(self.trained, pair.tables(), dense_rate_share)
         self.optimizer = make_optimizer(groups, settings)
+        for name, value in sizes.items():
+            self.optimizer.state[self.trained[name]]["row_size"] = self._sharded(value, self.trained[name])
 
     def micro_batch(self, *, is_last: bool) -> AbstractContextManager[Any]:
-        assert isinstance(self.model, FSDPModule)
-        self.model.set_requires_gradient_sync(is_last)
+        # gradients are exchanged in each micro-batch: kept back for the last, they would be whole on every rank
+        if self.step_weights is not None:
+            self.step_weights.form()
         return nullcontext()
 
     def backward(self, objective: Tensor) -> None:
@@ -57,16 +74,17 @@ class ShardedEngine:
         (objective * self.accelerator.num_processes).backward()
 
     def update(self, rate: float, accept: Accept) -> tuple[float, bool]:
+        if self.step_weights is not None:
+            self.step_weights.pull_back()
         norm = torch.nn.utils.get_total_norm([value.grad for value in self.trained.values() if value.grad is not None])
-        assert isinstance(norm, DTensor)
-        whole = float(norm.full_tensor())
-        moves = accept(whole)
+        size = float(whole(norm))
+        moves = accept(size)
         if moves:
             torch.nn.utils.clip_grads_with_norm_(self.trained.values(), self.settings.max_grad_norm, norm)
             set_rate(self.optimizer, rate)
             self.optimizer.step()
         self.optimizer.zero_grad()
-        return whole, moves
+        return size, moves
 
     @torch.no_grad()
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -74,36 +92,35 @@ class ShardedEngine:
         moments: dict[str, Tensor] = {}
         for name, parameter in self.stored.items():
             self._gather(weights, name, parameter)
-        for name, parameter in self.trained.items():
-            state = self.optimizer.state[parameter]
-            self._gather(moments, f"step/{name}", state["step"])
-            for key in MOMENTS:
-                self._gather(moments, f"{key}/{name}", state[key])
+        for key in self.moment_shapes:
+            what, _, name = key.partition("/")
+            self._gather(moments, key, self.optimizer.state[self.trained[name]][what])
         return weights, moments
 
     def _gather(self, target: dict[str, Tensor], name: str, value: Tensor) -> None:
         """Gather one tensor after the other, so that a device holds one whole one at most."""
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        gathered = whole(value)
         if self.accelerator.is_main_process:
-            target[name] = whole.detach().cpu().contiguous()
+            target[name] = gathered.detach().cpu().contiguous()
 
     @torch.no_grad()
     def load(self, saved: Saved) -> None:
         for name, parameter in self.stored.items():
             parameter.copy_(self._sharded(saved.weights[name], parameter))
-        for name, parameter in self.trained.items():
-            step = saved.moments[f"step/{name}"].to(parameter.device, copy=True)  # there the fused AdamW counts
-            self.optimizer.state[parameter] = {"step": step} | {
-                key: self._sharded(saved.moments[f"{key}/{name}"], parameter) for key in MOMENTS
-            }
+        for key, shape in self.moment_shapes.items():
+            what, _, name = key.partition("/")
+            parameter, moment = self.trained[name], saved.moments[key]
+            # the fused AdamW counts beside the parameter, Muon on the CPU
+            device = parameter.device if self.settings.optimizer == "adamw" else "cpu"
+            kept = self._sharded(moment, parameter) if shape else moment.to(device, copy=True)
+            self.optimizer.state[parameter][what] = kept
 
     def enter(self, dense: Dense | None) -> None:
         raise AssertionError("a switch of phases is refused before the engine is made")
 
-    def _sharded(self, whole: Tensor, like: nn.Parameter) -> DTensor:
+    def _sharded(self, value: Tensor, like: nn.Parameter) -> Tensor:
         assert isinstance(like, DTensor)
-        whole = whole.to(like.device, copy=True)
-        return distribute_tensor(whole, self.mesh, like.placements, src_data_rank=None)
+        return sharded_like(value.to(like.device, copy=True), like)
 
 
 def sharding_units(pair: PairModel) -> list[list[nn.Module]]:

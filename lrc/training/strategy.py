@@ -79,10 +79,10 @@ def choose_strategy(settings: TrainConfig, environment: Mapping[str, str]) -> st
         raise ConfigError(
             f"train.strategy is {strategy}, but the launcher's configuration asks for {launched}. Drop one."
         )
-    if settings.optimizer == "muon" and strategy != "ddp":
+    if settings.optimizer == "muon" and strategy in ZERO_STAGES:
         raise ConfigError(
-            f"train.optimizer=muon needs each gradient whole on every rank, found the strategy {strategy}, which "
-            "shards it. Take train.strategy=ddp or train.optimizer=adamw."
+            f"train.optimizer=muon needs each gradient as a matrix, found the strategy {strategy}, which shards it "
+            "flat. Take train.strategy=fsdp2 or ddp, or train.optimizer=adamw."
         )
     return strategy
 

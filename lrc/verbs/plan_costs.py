@@ -153,6 +153,7 @@ def _shape(recipe: Recipe, question: Question, machine: Machine, *, is_recipe: b
         sequence=recipe.data.sequence_length,
         batch=train.batch_size,
         accumulation=train.gradient_accumulation_steps,
+        merge=train.merge,
         masked=recipe.data.document_masking,
         tokens=tokens,
         checkpoints=train.save_total_limit or -(-train.max_steps // train.save_steps),

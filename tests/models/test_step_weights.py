@@ -51,13 +51,14 @@ def test_losses_and_gradients_are_those_of_merging_in_each_micro_batch(
     pair = filled_pair(family, variant)
     pair.set_activation_checkpointing(checkpointing)
     expected_losses, expected = step(pair, None)
-    weights = StepWeights(pair)
-    for _ in range(2):  # the second step must not see the first one's weights or gradients
-        losses, gradients = step(pair, weights)
-        assert losses == pytest.approx(expected_losses, rel=1e-6)
-        assert gradients.keys() == expected.keys() == pair.trained().keys()
-        for name, gradient in gradients.items():
-            torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-7, msg=name)
+    for merges_again in (False, True):
+        weights = StepWeights(pair, merges_again=merges_again)
+        for _ in range(2):  # the second step must not see the first one's weights or gradients
+            losses, gradients = step(pair, weights)
+            assert losses == pytest.approx(expected_losses, rel=1e-6)
+            assert gradients.keys() == expected.keys() == pair.trained().keys()
+            for name, gradient in gradients.items():
+                torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-7, msg=name)
 
 
 def test_a_step_merges_every_weight_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +74,9 @@ def test_a_step_merges_every_weight_once(monkeypatch: pytest.MonkeyPatch) -> Non
     once = len(merged)
     step(pair, None)
     assert once == 2 * 7 + 1  # two layers and the head; embedding rows are merged elsewhere
-    assert len(merged) - once == MICRO_BATCHES * once
+    assert len(merged) == (1 + MICRO_BATCHES) * once
+    step(pair, StepWeights(pair, merges_again=True))
+    assert len(merged) == (1 + MICRO_BATCHES + 2) * once
 
 
 def test_the_next_step_sees_the_moved_projections() -> None:
@@ -93,7 +96,7 @@ def test_gradients_of_bfloat16_weights_are_added_up_in_float32() -> None:
     pair = filled_pair("llama", Variant(), torch.bfloat16)
     weights = StepWeights(pair)
     weights.form()
-    leaves = [leaf for _, leaf in weights._merged]
+    leaves = [leaf for _, _, formed in weights._formed for leaf in formed.values()]
     for leaf in leaves:
         leaf.backward(torch.full_like(leaf, 1.0))
         leaf.backward(torch.full_like(leaf, 2**-9))  # half of what bfloat16 can tell from one

@@ -209,6 +209,9 @@ def test_a_strategy_divides_what_it_shards_and_nothing_else() -> None:
         "FSDP2": (1 / 8, 1 / 8, 1 / 8, 1 / 4),
     }
     assert uses["DDP"].communication == trained
+    memory.merge = "step"
+    once = memory.peak(STRATEGIES[-1], devices=8, batch=1, checkpointing=True).use
+    assert (once.merged, once.gradients) == (2 * merged, 4 * (merged + direct / 8))
     # two pair layers at a time, and the embedding (tied, so the head too) all the time
     layer = 2 * (3072 * (2 * 3072 + 2 * 1024 + 3 * 8192) + 2 * 3072) + 4 * (7 * 3072 * 1536 + 2 * 1536)
     root = 2 * (128256 * 3072 + 3072) + 4 * (3072 * 1536 + 1536)

@@ -16,12 +16,13 @@ STEPS = {"lrc_1.5b": (3, 208_000), "lrc_1.7b": (2, 610_352), "lrc_4b": (2, 549_3
 """Rows a device and steps, on 8 devices."""
 
 
-def run_shape(batch: int, steps: int) -> RunShape:
+def run_shape(batch: int, steps: int, accumulation: int = 1) -> RunShape:
     return RunShape(
         objective=ObjectiveConfig(),
         sequence=2048,
         batch=batch,
-        accumulation=1,
+        accumulation=accumulation,
+        merge="auto",
         masked=True,
         tokens=batch * 2048 * 8 * steps,
         checkpoints=2,
@@ -41,6 +42,20 @@ def test_published_hours_come_out_near(name: str) -> None:
     assert run.hours is not None
     # the share of the peak is taken from the first; the other two follow within a fifth
     assert found.hours == pytest.approx(run.hours, rel=0.02 if name == "lrc_1.5b" else 0.2)
+
+
+def test_hours_count_one_merge_a_step_where_the_strategy_shares_it() -> None:
+    run = RUNS["lrc_1.7b"]
+    sizes = measure_sizes(run.config, discover(run.config), run.variant, run.d_student)
+    hours = {}
+    for strategy in STRATEGIES:
+        fit = Fit(machine=parse_machine("8xh800"), strategy=strategy, checkpointing=False, largest_batch=1)
+        for accumulation in (1, 4):
+            found = pace(sizes, run_shape(1, 1000, accumulation), fit, batch=1)
+            assert found is not None
+            hours[strategy.name, accumulation] = found.hours
+    assert hours["DDP", 4] < 0.95 * hours["DDP", 1]
+    assert hours["FSDP2", 4] == hours["FSDP2", 1] == hours["DDP", 1]
 
 
 def fits_of(*batches: int, checkpointing: bool = False) -> list[Fit]:

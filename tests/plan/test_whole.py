@@ -20,6 +20,7 @@ SHAPE = RunShape(
     sequence=2048,
     batch=1,
     accumulation=1,
+    merge="auto",
     masked=False,
     tokens=20e9,
     checkpoints=2,

@@ -33,6 +33,7 @@ RESUMES = {
     "zero2-to-one": ("zero2", "one"),
     "zero3-to-one": ("zero3", "one"),
 }
+MUON_RESUMES = {"muon-one-to-fsdp2": ("one", "fsdp2"), "muon-fsdp2-to-one": ("fsdp2", "one")}
 
 
 def run_jobs(root: Path, jobs: list[dict[str, Any]]) -> None:
@@ -84,6 +85,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tied = {"teacher": str(teacher_folder(root / "tied", tie_word_embeddings=True)), "train__max_steps": 4}
     tied |= {"student": {"hidden_size": 16, "tie_embedding_projection": True}, "train__activation_checkpointing": True}
     jobs += [job(root, f"{name}-tied", name, **tied) for name in ("one", *SHARDED)]
+    # rows that two ranks can't share out evenly
+    muon = {"teacher": str(teacher_folder(root / "odd", "qwen2", hidden_size=33, head_dim=8))}
+    muon |= {"train__optimizer": "muon", "train__learning_rate": 1e-3}
+    jobs += [job(root, f"{name}-muon", name, **muon) for name in ("one", "fsdp2")]
+    for name, (saved, other) in MUON_RESUMES.items():
+        resume = str(root / f"{saved}-muon" / "train" / f"checkpoint-{HALF}")
+        jobs.append(job(root, name, other, resume=resume, **muon))
+    once = {"train__merge": "step"}
+    jobs += [job(root, "fsdp2-once", "fsdp2", **once), job(root, "fsdp2-tied-once", "fsdp2", **tied, **once)]
     low = {"train__compute_dtype": "bfloat16", "train__max_steps": 4}
     jobs += [job(root, f"{name}-low", name, **low) for name in ("one", "fsdp2", "zero2", "zero3")]
     run_jobs(root, jobs)
@@ -151,6 +161,35 @@ def test_another_number_of_ranks_or_strategy_goes_on_with_the_same_data(root: Pa
     assert_near(found, losses_of(root / saved), 1e-6)
     tokens = {step: line["tokens"] for step, line in lines_of(root / name, "train").items()}
     assert all(line["tokens"] == tokens[step] for step, line in lines_of(root / saved, "train").items() if step > HALF)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("fsdp2-once", "one"), ("fsdp2-tied-once", "one-tied")])
+def test_a_sharded_pair_can_merge_once_a_step(root: Path, name: str, expected: str) -> None:
+    assert_near(losses_of(root / name), losses_of(root / expected), 1e-5)
+    norms, expected_norms = (
+        {step: line["gradient_norm"] for step, line in lines_of(root / run, "train").items()}
+        for run in (name, expected)
+    )
+    assert norms == pytest.approx(expected_norms, rel=1e-4)
+
+
+def test_muon_moves_sharded_weights_as_whole_ones(root: Path) -> None:
+    assert_near(losses_of(root / "fsdp2-muon"), losses_of(root / "one-muon"), 1e-5)
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        found, expected = (
+            load_file(root / f"{name}-muon" / "train" / f"checkpoint-{HALF}" / file) for name in ("fsdp2", "one")
+        )
+        assert set(found) == set(expected)
+        for name, value in expected.items():
+            assert found[name].shape == value.shape
+            assert float((found[name] - value).norm()) <= 1e-3 * float(value.norm()) + 1e-9, name
+
+
+@pytest.mark.parametrize("name", MUON_RESUMES)
+def test_muon_goes_on_sharded_and_whole(root: Path, name: str) -> None:
+    found = losses_of(root / name)
+    assert list(found) == list(range(HALF + 1, STEPS + 1))
+    assert_near(found, losses_of(root / f"{MUON_RESUMES[name][0]}-muon"), 1e-5)
 
 
 @pytest.mark.parametrize("strategy", SHARDED)

@@ -161,8 +161,8 @@ def test_deepspeed_that_accelerate_would_drop_is_refused(monkeypatch: pytest.Mon
         join_processes(torch.device("cpu"), "zero2")
 
 
-def test_muon_is_refused_where_gradients_are_sharded() -> None:
-    settings = TrainConfig(max_steps=1, strategy="fsdp2", optimizer="muon")
-    with pytest.raises(ConfigError, match=r"muon needs each gradient whole.*fsdp2"):
+def test_muon_is_refused_where_gradients_are_sharded_flat() -> None:
+    settings = TrainConfig(max_steps=1, strategy="zero2", optimizer="muon")
+    with pytest.raises(ConfigError, match=r"muon needs each gradient as a matrix.*zero2"):
         choose_strategy(settings, {"WORLD_SIZE": "2"})
     assert choose_strategy(settings, {"WORLD_SIZE": "1"}) == "ddp"
