@@ -79,7 +79,7 @@ class TrainFlags:
     use_all_attn: bool = flag(False, "True: all attn, False: io attn (q, k, v share a projection)")
     use_additional_align: bool = flag(False, "not supported")
     gpus: int = flag(1, "not used: the launcher starts one process a GPU")
-    resume_checkpoint: str | None = flag(None, "checkpoint folder to go on from, in its own run folder")
+    resume_checkpoint: str | None = flag(None, "checkpoint to go on from, in its run folder; auto: the newest run's")
     load_model_weight_path: str | None = flag(None, "not supported")
     check_data_cls_loss: bool = flag(False, "log the LM loss of each data class")
     extra_tags: str = flag("ordinary", "comma list: tracker tags, and the name of the run's parent folder")
