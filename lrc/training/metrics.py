@@ -89,7 +89,7 @@ class MetricsLog:
         for line in self.path.read_text().splitlines():
             try:
                 values = json.loads(line)
-                is_redone = values["kind"] == "held_out" and not is_measured
+                is_redone = values.get("kind") == "held_out" and not is_measured
                 if values["step"] < step or (values["step"] == step and not is_redone):
                     kept.append(line)
             except (ValueError, KeyError):
