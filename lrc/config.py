@@ -79,7 +79,7 @@ class TrainConfig:
     on_divergence: Literal["stop", "rollback"] = "stop"
     """At a loss or gradient that is not finite or explodes: end, or go back to a checkpoint and skip the batch."""
     divergence_factor: float | None = 100.0
-    """A gradient norm above this many times the median of the last 64 steps' explodes; None: never."""
+    """A loss or gradient norm above this many times the median of the last 64 steps' explodes; None: never."""
     strategy: Literal["auto", "ddp", "fsdp2", "zero1", "zero2", "zero3"] = "auto"
     """How several processes share the work; `auto`: as the launcher's configuration says, else `ddp`."""
     seed: int = 0

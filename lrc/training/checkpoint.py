@@ -24,6 +24,8 @@ from lrc.training.run_state import RunState
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
+REPLACED = ".replaced"
+"""Ending of `.checkpoint-N.replaced`, the old checkpoint of a step while the new one gets its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ def save_checkpoint(folder: Path, saved: Saved, facts: dict[str, Any]) -> Path:
         CheckpointError: The disk is full or not writable; nothing that existed is touched.
     """
     target = folder / f"checkpoint-{saved.state.step}"
-    draft = folder / f".{target.name}.partial"
+    draft, replaced = folder / f".{target.name}.partial", folder / f".{target.name}{REPLACED}"
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
@@ -62,12 +64,16 @@ def save_checkpoint(folder: Path, saved: Saved, facts: dict[str, Any]) -> Path:
             (draft / name).chmod(0o644)  # safetensors lets nobody but the owner read
         for path in (*draft.iterdir(), draft):
             _flush(path)
-        doomed = _set_aside(target) if target.exists() else None
+        if target.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            target.rename(replaced)  # after a kill here it still counts as the checkpoint
         draft.rename(target)
         _flush(folder)
-        if doomed is not None:
-            shutil.rmtree(doomed)
+        if replaced.exists():
+            shutil.rmtree(replaced)
     except (OSError, SafetensorError) as error:
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
         shutil.rmtree(draft, ignore_errors=True)
         raise CheckpointError(write_failure(f"The checkpoint {target}", error)) from error
     return target
@@ -75,19 +81,22 @@ def save_checkpoint(folder: Path, saved: Saved, facts: dict[str, Any]) -> Path:
 
 def remove_checkpoint(path: Path) -> None:
     """Delete a checkpoint; a kill on the way leaves no half of it under its name."""
-    shutil.rmtree(_set_aside(path))
-
-
-def _set_aside(path: Path) -> Path:
     doomed = path.with_name(f".{path.name}.removed")
     shutil.rmtree(doomed, ignore_errors=True)
-    return path.rename(doomed)
+    shutil.rmtree(path.rename(doomed))
 
 
 def clear_drafts(folder: Path) -> None:
-    """Delete what a kill left of checkpoints that were being written or deleted."""
-    for pattern in (".checkpoint-*.partial", ".checkpoint-*.removed"):
-        for path in folder.glob(pattern):
+    """Delete what a kill left of checkpoints that were being written, replaced or deleted.
+
+    A replaced one whose successor did not get its name gets its own back.
+    """
+    for path in folder.glob(f".checkpoint-*{REPLACED}"):
+        target = path.with_name(path.name[1:].removesuffix(REPLACED))
+        if not target.exists():
+            path.rename(target)
+    for ending in (".partial", ".removed", REPLACED):
+        for path in folder.glob(f".checkpoint-*{ending}"):
             shutil.rmtree(path)
 
 

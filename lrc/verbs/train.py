@@ -90,14 +90,15 @@ def train(
     Raises:
         ConfigError, DataError, CheckpointError: Before anything is written, with what to do.
         NumericsError: A loss was not finite.
+        SystemExit: SIGTERM or SIGUSR1 came; what was trained is saved.
     """
-    inputs = _check(recipe, resume=resume, overwrite=overwrite)
-    if dry_run:
-        size, blocks = recipe.student.hidden_size, len(inputs.blocks)
-        say(f"dry run: {recipe.teacher} -> hidden size {size}, {blocks} blocks: good")
-        return inputs.folder / f"checkpoint-{recipe.train.max_steps}"
-    keep_freed_memory()
     with preemption_signals() as preemption:
+        inputs = _check(recipe, resume=resume, overwrite=overwrite)
+        if dry_run:
+            size, blocks = recipe.student.hidden_size, len(inputs.blocks)
+            say(f"dry run: {recipe.teacher} -> hidden size {size}, {blocks} blocks: good")
+            return inputs.folder / f"checkpoint-{recipe.train.max_steps}"
+        keep_freed_memory()
         return _train(recipe, replace(inputs, also_measure=also_measure), preemption, overwrite=overwrite)
 
 

@@ -1,5 +1,6 @@
 """One process, DDP, FSDP2 and ZeRO give the same losses and student, and go on from each other's checkpoints."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -17,11 +18,11 @@ from lrc.verbs.convert import convert
 from tests.tiny import teacher_folder, tiny_recipe, write_rows
 
 pytestmark = pytest.mark.slow
-pytest.importorskip("deepspeed")
 
 STEPS, HALF = 20, 10
-STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
-SHARDED = ("fsdp2", "zero3")
+ZERO = ("zero1", "zero2", "zero3") if importlib.util.find_spec("deepspeed") else ()
+STRATEGIES = ("ddp", "fsdp2", *ZERO)
+SHARDED = ("fsdp2", *ZERO[2:])
 RESUMES = {
     # name: (strategy that saved, strategy that goes on); "one" is one process
     "one-to-ddp": ("one", "ddp"),
@@ -33,6 +34,7 @@ RESUMES = {
     "zero2-to-one": ("zero2", "one"),
     "zero3-to-one": ("zero3", "one"),
 }
+RESUMES = {name: pair for name, pair in RESUMES.items() if ZERO or "zero" not in name}
 MUON_RESUMES = {"muon-one-to-fsdp2": ("one", "fsdp2"), "muon-fsdp2-to-one": ("fsdp2", "one")}
 
 
@@ -95,7 +97,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     once = {"train__merge": "step"}
     jobs += [job(root, "fsdp2-once", "fsdp2", **once), job(root, "fsdp2-tied-once", "fsdp2", **tied, **once)]
     low = {"train__compute_dtype": "bfloat16", "train__max_steps": 4}
-    jobs += [job(root, f"{name}-low", name, **low) for name in ("one", "fsdp2", "zero2", "zero3")]
+    jobs += [job(root, f"{name}-low", name, **low) for name in ("one", "fsdp2", *ZERO[1:])]
     run_jobs(root, jobs)
     return root
 
@@ -150,7 +152,8 @@ def test_checkpoints_hold_whole_trained_tensors_and_nothing_of_the_teacher(root:
             name: (value.shape, value.dtype) for name, value in expected.items()
         }
         for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=0)
+            # second moments are near 1e-6: an absolute limit would compare them with nothing
+            assert float((found[name] - value).norm()) <= 1e-4 * float(value.norm()), name
 
 
 @pytest.mark.parametrize("name", RESUMES)
@@ -197,7 +200,7 @@ def test_a_tied_pair_is_sharded_with_activation_checkpointing(root: Path, strate
     assert_near(losses_of(root / f"{strategy}-tied"), losses_of(root / "one-tied"), 1e-5)
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["fsdp2", *ZERO[1:]])
 def test_a_bfloat16_teacher_is_sharded_beside_float32_projections(root: Path, strategy: str) -> None:
     found, expected = losses_of(root / f"{strategy}-low"), losses_of(root / "one-low")
     assert len(found) == 4
