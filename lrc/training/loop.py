@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 
 from lrc.config import TrainConfig
 from lrc.data.blocks import Batch, BatchPlan, Blocks, step_batches
-from lrc.errors import CheckpointError, NumericsError
+from lrc.errors import CheckpointError, DataError, NumericsError
 from lrc.models.checkpoint import read_facts
 from lrc.models.dense import Dense, dense_of_facts
 from lrc.models.pair_model import PairModel, StepCounts
@@ -86,6 +86,7 @@ def run_loop(parts: LoopParts, state: RunState) -> Path:
 
     Raises:
         NumericsError: A loss or gradient was not finite or exploded, and the run is not to go on without the batch.
+        DataError: A row can't be used; the steps before it were saved.
         CheckpointError: A checkpoint or the log can't be written.
         SystemExit: SIGTERM or SIGUSR1 came; the step was finished and saved.
     """
@@ -105,8 +106,7 @@ def run_loop(parts: LoopParts, state: RunState) -> Path:
         last = _save(parts, state)
     while state.step < settings.max_steps:
         _enter(parts, parts.phases.at(state.step, parts.pair.dense), state.step)
-        batches = step_batches(parts.blocks, parts.plan, state.next_batch, document_masking=parts.document_masking)
-        counts = _global_counts(parts.accelerator, batches)
+        batches, counts = _draw(parts, state, is_saved=state.step == start.step or last.name.endswith(f"-{state.step}"))
         rate = learning_rate(settings, state.step)
         outcome = _optimiser_step(parts, batches, counts, interval, rate, state)
         if outcome.divergence is not None:
@@ -138,6 +138,34 @@ def run_loop(parts: LoopParts, state: RunState) -> Path:
         if outcome.stops:
             raise SystemExit(PREEMPTED)
     return last
+
+
+def _draw(parts: LoopParts, state: RunState, *, is_saved: bool) -> tuple[list[Batch], StepCounts]:
+    """Read this rank's micro-batches of a step, and count over all ranks.
+
+    Raises:
+        DataError: On every rank, if one has met a row that can't be used; `state` is saved first, unless it is.
+    """
+    batches: list[Batch] = []
+    failure: DataError | None = None
+    try:
+        batches = step_batches(parts.blocks, parts.plan, state.next_batch, document_masking=parts.document_masking)
+    except DataError as error:
+        failure = error
+    own = [
+        sum(batch.num_labels for batch in batches),
+        sum(batch.num_positions for batch in batches),
+        sum(len(batch.data_classes) for batch in batches),
+        float(failure is not None),
+    ]
+    labels, positions, sequences, failures = (int(value) for value in _sums(parts.accelerator, own))
+    if failures:
+        if not is_saved:
+            _save(parts, state)
+        said = failure or "Another process has met a row that can't be used; it says which."
+        kept = f" The {state.step} steps before it are saved; then go on with --resume auto." if state.step else ""
+        raise DataError(f"{said}{kept}") from failure
+    return batches, StepCounts(labels=labels, positions=positions, sequences=sequences)
 
 
 def _optimiser_step(
@@ -249,16 +277,6 @@ def _sums(accelerator: Accelerator, values: list[Any]) -> list[float]:
         return [float(value) for value in values]
     row = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=accelerator.device) for value in values])
     return [float(value) for value in accelerator.reduce(row, reduction="sum")]
-
-
-def _global_counts(accelerator: Accelerator, batches: list[Batch]) -> StepCounts:
-    own = [
-        sum(batch.num_labels for batch in batches),
-        sum(batch.num_positions for batch in batches),
-        sum(len(batch.data_classes) for batch in batches),
-    ]
-    labels, positions, sequences = (int(value) for value in _sums(accelerator, own))
-    return StepCounts(labels=labels, positions=positions, sequences=sequences)
 
 
 def _new_interval(parts: LoopParts) -> Interval:
