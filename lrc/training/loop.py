@@ -35,7 +35,7 @@ from lrc.training.metrics import Interval, MetricsLog
 from lrc.training.phases import Phases
 from lrc.training.preemption import PREEMPTED, Preemption
 from lrc.training.run_state import RunState
-from lrc.training.schedule import learning_rate
+from lrc.training.schedule import is_measured, learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def run_loop(parts: LoopParts, state: RunState) -> Path:
     resumed_at, logged_tokens, logged_at = time.monotonic() - state.seconds, state.tokens, time.monotonic()
     last = parts.folder / f"checkpoint-{state.step}"
     # a signal left no time for the measure; the checkpoint gets it now, for it may be the best one
-    is_due = state.step > 0 and state.held_out_kl is None and _is_measured(settings, state.step)
+    is_due = state.step > 0 and state.held_out_kl is None and is_measured(settings, state.step)
     is_due = is_due and parts.held_out is not None
     if is_due:
         state = _measure_held_out(parts, state)
@@ -130,7 +130,7 @@ def run_loop(parts: LoopParts, state: RunState) -> Path:
             pace = {"gradient_norm": outcome.norm, "learning_rate": rate, "tokens_per_second": speed}
             log.write("train", {**place, **means, **pace, "seconds": state.seconds})
             interval, logged_tokens, logged_at = _new_interval(parts), state.tokens, now
-        if _is_measured(settings, state.step) and not outcome.stops:
+        if is_measured(settings, state.step) and not outcome.stops:
             state = _measure_held_out(parts, state)
             logged_at = time.monotonic()
         if outcome.stops or state.step % settings.save_steps == 0 or state.step == settings.max_steps:
@@ -281,14 +281,6 @@ def _sums(accelerator: Accelerator, values: list[Any]) -> list[float]:
 
 def _new_interval(parts: LoopParts) -> Interval:
     return Interval(parts.accelerator, len(parts.pair.layers), len(parts.pair.term_names))
-
-
-def _is_measured(settings: TrainConfig, step: int) -> bool:
-    if step == settings.max_steps:
-        return True
-    if settings.evaluate_steps is not None:
-        return step % settings.evaluate_steps == 0
-    return step in {round(settings.max_steps * quarter / 4) for quarter in (1, 2, 3)}
 
 
 def _measure_held_out(parts: LoopParts, state: RunState) -> RunState:
