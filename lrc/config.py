@@ -106,8 +106,8 @@ class ConvertConfig:
 
     dtype: Literal["teacher", "float32", "bfloat16", "float16"] = "teacher"
     """Dtype of the exported weights; `teacher`: as the teacher's folder has them."""
-    max_shard_bytes: int = 5_000_000_000
-    """Largest safetensors file written, in bytes."""
+    max_shard_bytes: int = 2_000_000_000
+    """Largest safetensors file written, in bytes; its tensors are in memory while it is written."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from lrc.config import TrainConfig
 from lrc.data.blocks import Batch, step_batches
-from lrc.errors import CheckpointError
+from lrc.errors import CheckpointError, DataError
 from lrc.models.pair_model import StepCounts
 from lrc.training.checkpoint import Saved, save_checkpoint, write_failure
 from lrc.training.checkpoint_list import rotate
@@ -23,7 +23,7 @@ from lrc.training.metrics import Interval
 from lrc.training.preemption import PREEMPTED
 from lrc.training.rollback import handle_divergence
 from lrc.training.run_state import RunState
-from lrc.training.schedule import learning_rate
+from lrc.training.schedule import is_measured, learning_rate
 
 
 def run_loop(parts: LoopParts, state: RunState) -> Path:
@@ -33,6 +33,7 @@ def run_loop(parts: LoopParts, state: RunState) -> Path:
         The last checkpoint.
 
     Raises:
+        DataError: A row can't be used; the steps before it were saved.
         NumericsError: A loss or gradient was not finite or exploded, and the run is not to go on without the batch.
         CheckpointError: A checkpoint or the log can't be written.
         SystemExit: SIGTERM or SIGUSR1 came; the step was finished and saved.
@@ -46,8 +47,7 @@ def run_loop(parts: LoopParts, state: RunState) -> Path:
     state, last = _make_up(parts, state)
     while state.step < settings.max_steps:
         enter_phase(parts, parts.phases.at(state.step, parts.pair.dense), state.step)
-        batches = step_batches(parts.blocks, parts.plan, state.next_batch, document_masking=parts.document_masking)
-        counts = _global_counts(parts.accelerator, batches)
+        batches, counts = _draw(parts, state, is_saved=state.step == start.step or last.name.endswith(f"-{state.step}"))
         rate = learning_rate(settings, state.step)
         outcome = _optimiser_step(parts, batches, counts, interval, rate, state)
         if outcome.divergence is not None:
@@ -72,7 +72,7 @@ def run_loop(parts: LoopParts, state: RunState) -> Path:
             log.write("train", {**place, **means, **pace, "seconds": state.seconds})
             interval, logged_tokens, logged_at = _new_interval(parts), state.tokens, now
         stops = outcome.stops
-        if _is_measured(settings, state.step) and not stops:
+        if is_measured(settings, state.step) and not stops:
             state = _measure_held_out(parts, state)
             logged_at = time.monotonic()
             stops = state.step < settings.max_steps and _is_told_to_stop(parts)
@@ -94,7 +94,7 @@ def _make_up(parts: LoopParts, state: RunState) -> tuple[RunState, Path]:
         SystemExit: SIGTERM or SIGUSR1 came meanwhile.
     """
     settings, target = parts.settings, parts.folder / f"checkpoint-{state.step}"
-    is_due = state.step > 0 and state.held_out_kl is None and _is_measured(settings, state.step)
+    is_due = state.step > 0 and state.held_out_kl is None and is_measured(settings, state.step)
     is_due = is_due and parts.held_out is not None
     if is_due:
         state = _measure_held_out(parts, state)
@@ -104,6 +104,34 @@ def _make_up(parts: LoopParts, state: RunState) -> tuple[RunState, Path]:
     if is_due and not is_finished and _is_told_to_stop(parts):
         raise SystemExit(PREEMPTED)
     return state, target
+
+
+def _draw(parts: LoopParts, state: RunState, *, is_saved: bool) -> tuple[list[Batch], StepCounts]:
+    """Read this rank's micro-batches of a step, and count over all ranks.
+
+    Raises:
+        DataError: On every rank, if one has met a row that can't be used; `state` is saved first, unless it is.
+    """
+    batches: list[Batch] = []
+    failure: DataError | None = None
+    try:
+        batches = step_batches(parts.blocks, parts.plan, state.next_batch, document_masking=parts.document_masking)
+    except DataError as error:
+        failure = error
+    own = [
+        sum(batch.num_labels for batch in batches),
+        sum(batch.num_positions for batch in batches),
+        sum(len(batch.data_classes) for batch in batches),
+        float(failure is not None),
+    ]
+    labels, positions, sequences, failures = (int(value) for value in sum_over_ranks(parts.accelerator, own))
+    if failures:
+        if not is_saved:
+            _save(parts, state)
+        said = failure or "Another process has met a row that can't be used; it says which."
+        kept = f" The {state.step} steps before it are saved; then go on with --resume auto." if state.step else ""
+        raise DataError(f"{said}{kept}") from failure
+    return batches, StepCounts(labels=labels, positions=positions, sequences=sequences)
 
 
 def _optimiser_step(
@@ -143,26 +171,8 @@ def _is_told_to_stop(parts: LoopParts) -> bool:
     return requests > 0
 
 
-def _global_counts(accelerator: Accelerator, batches: list[Batch]) -> StepCounts:
-    own = [
-        sum(batch.num_labels for batch in batches),
-        sum(batch.num_positions for batch in batches),
-        sum(len(batch.data_classes) for batch in batches),
-    ]
-    labels, positions, sequences = (int(value) for value in sum_over_ranks(accelerator, own))
-    return StepCounts(labels=labels, positions=positions, sequences=sequences)
-
-
 def _new_interval(parts: LoopParts) -> Interval:
     return Interval(parts.accelerator, len(parts.pair.layers), len(parts.pair.term_names))
-
-
-def _is_measured(settings: TrainConfig, step: int) -> bool:
-    if step == settings.max_steps:
-        return True
-    if settings.evaluate_steps is not None:
-        return step % settings.evaluate_steps == 0
-    return step in {round(settings.max_steps * quarter / 4) for quarter in (1, 2, 3)}
 
 
 def _measure_held_out(parts: LoopParts, state: RunState) -> RunState:

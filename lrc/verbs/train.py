@@ -23,6 +23,7 @@ from lrc.models.isolation import check_isolation
 from lrc.models.oracles import require_family
 from lrc.models.pair_model import PairModel
 from lrc.models.scratch import check_scratch
+from lrc.models.start import StartReport
 from lrc.models.student import student_config
 from lrc.models.teacher import load_config, load_tokenizer
 from lrc.models.terms import measured_terms
@@ -47,7 +48,7 @@ from lrc.training.strategy import choose_strategy
 from lrc.verbs.progress import bar_on_terminal, say
 from lrc.verbs.sources import locate_data, locate_teacher
 from lrc.verbs.teacher_weights import check_teacher_weights, load_teacher
-from lrc.verbs.train_start import StartText, calibration_batches, fill_and_measure
+from lrc.verbs.train_start import calibration_batches, fill, measure_start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,16 +109,15 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, overwrite
     accelerator = make_accelerator(recipe.train, inputs.folder, choose_device(recipe.train.device), strategy=strategy)
     plan = plan_batches(recipe.train, accelerator, inputs.resume, say)
     teacher, pair = _load_pair(recipe, inputs, accelerator)
+    start = None
     if accelerator.is_main_process:
-        _prepare_folder(inputs, recipe, overwrite=overwrite)
-        check_space(inputs.folder, pair, keep=recipe.train.save_total_limit, dense=phases.dense)
+        start = _begin(recipe, inputs, teacher, pair, overwrite=overwrite)
     accelerator.wait_for_everyone()
     start_trackers(accelerator, recipe.train)
     log = MetricsLog(inputs.folder / "metrics.jsonl", accelerator, total_steps=recipe.train.max_steps)
     held_out = HeldOutText(pair, inputs.held_out, inputs.also_measure) if inputs.held_out else None
-    if inputs.resume is None and accelerator.is_main_process:
-        text = StartText(calibration=inputs.calibration, held_out=held_out)
-        fill_and_measure(pair, teacher, recipe, text, log, inputs.folder)
+    if start is not None:
+        measure_start(pair, start, held_out, log, inputs.folder)
     accelerator.wait_for_everyone()
     if inputs.phase != pair.dense:
         pair.enter(inputs.phase)
@@ -158,6 +158,17 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, overwrite
     if accelerator.is_main_process:
         say(f"trained: {last}")
     return last
+
+
+def _begin(
+    recipe: Recipe, inputs: _Inputs, teacher: nn.Module, pair: PairModel, *, overwrite: bool
+) -> StartReport | None:
+    """Check the disk and fill the start values, which may refuse; only then empty the run's folder and write to it."""
+    keep, goes_on = recipe.train.save_total_limit, inputs.resume is not None
+    check_space(inputs.folder, pair, keep=keep, dense=plan_phases(recipe).dense, goes_on=goes_on)
+    start = None if goes_on else fill(pair, teacher, recipe, inputs.calibration)
+    _prepare_folder(inputs, recipe, overwrite=overwrite)
+    return start
 
 
 def _load_pair(recipe: Recipe, inputs: _Inputs, accelerator: Accelerator) -> tuple[nn.Module, PairModel]:

@@ -98,6 +98,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs += [job(root, "fsdp2-once", "fsdp2", **once), job(root, "fsdp2-tied-once", "fsdp2", **tied, **once)]
     low = {"train__compute_dtype": "bfloat16", "train__max_steps": 4}
     jobs += [job(root, f"{name}-low", name, **low) for name in ("one", "fsdp2", *ZERO[1:])]
+    whole = {"train__max_steps": 4, "train__gradient_accumulation_steps": 1}
+    jobs += [job(root, f"{name}-gas1", name, train__batch_size=size, **whole) for name, size in (("one", 8), ("ddp", 4))]
+    jobs += [
+        job(root, f"{name}-micro", name, train__max_steps=4, train__merge="micro_batch") for name in ("one", "ddp")
+    ]
     run_jobs(root, jobs)
     return root
 
@@ -228,3 +233,20 @@ def test_a_preempted_checkpoint_gets_its_measure_before_anything_is_trained(tmp_
             kept, expected = load_file(again / file), load_file(saved / file)
             assert set(kept) == set(expected)
             assert all(torch.equal(kept[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("kind", ["gas1", "micro"])
+def test_ddp_that_merges_in_each_micro_batch_has_the_gradient_of_one_process(root: Path, kind: str) -> None:
+    """AdamW's update does not depend on the gradient's size, so losses alone would not show a mean over ranks."""
+    norms, expected = (
+        {step: line["gradient_norm"] for step, line in lines_of(root / f"{name}-{kind}", "train").items()}
+        for name in ("ddp", "one")
+    )
+    assert len(norms) == 4
+    assert norms == pytest.approx(expected, rel=1e-4)
+    weights, expected_weights = (
+        load_file(root / f"{name}-{kind}" / "train" / "checkpoint-4" / "model.safetensors") for name in ("ddp", "one")
+    )
+    assert set(weights) == set(expected_weights)
+    for name, tensor in expected_weights.items():
+        torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=0)
