@@ -9,9 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
-from lrc.config import TrainConfig
 from lrc.data.blocks import Batch, step_batches
 from lrc.errors import CheckpointError, DataError
 from lrc.models.pair_model import StepCounts

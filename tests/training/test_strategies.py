@@ -99,7 +99,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     low = {"train__compute_dtype": "bfloat16", "train__max_steps": 4}
     jobs += [job(root, f"{name}-low", name, **low) for name in ("one", "fsdp2", *ZERO[1:])]
     whole = {"train__max_steps": 4, "train__gradient_accumulation_steps": 1}
-    jobs += [job(root, f"{name}-gas1", name, train__batch_size=size, **whole) for name, size in (("one", 8), ("ddp", 4))]
+    jobs += [
+        job(root, f"{name}-gas1", name, train__batch_size=size, **whole) for name, size in (("one", 8), ("ddp", 4))
+    ]
     jobs += [
         job(root, f"{name}-micro", name, train__max_steps=4, train__merge="micro_batch") for name in ("one", "ddp")
     ]
