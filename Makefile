@@ -73,12 +73,12 @@ format: .venv/.ready ## rewrite the files in the one style
 	@touch $@
 
 # The newest versions that fit, tried in a fresh environment; for the oldest lock the lower end of every dependency's
-# range but torch's. Builds for one kind of GPU are left out, so that the files suit every machine; setuptools is named
+# range. Builds for one kind of GPU are left out, so that the files suit every machine; setuptools is named
 # since pip leaves it out.
 lock: ## write both lock files anew from pyproject.toml
 	@scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
 	: >"$$scratch/requirements.lock"; \
-	sed -nE '/^dependencies/,/^]/s/^ *"([a-z0-9_]+)>=([0-9.]+).*/\1==\2/p' pyproject.toml | grep -v '^torch=' \
+	sed -nE '/^dependencies/,/^]/s/^ *"([a-z0-9_]+)>=([0-9.]+).*/\1==\2/p' pyproject.toml \
 	    >"$$scratch/requirements.oldest.lock"; \
 	for lock in $(LOCKS); do \
 	    python3.11 -m venv --clear "$$scratch/venv"; pins=$$scratch/venv/bin/python; \

@@ -30,7 +30,7 @@ def main() -> None:
         "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the start's models"
     )
     parser.add_argument("--stored", choices=sorted(DTYPES), default="bfloat16", help="dtype of the teacher's files")
-    parser.add_argument("--max-shard-bytes", type=int, default=5_000_000_000, help="as convert.max_shard_bytes")
+    parser.add_argument("--max-shard-bytes", type=int, default=2_000_000_000, help="as convert.max_shard_bytes")
     parser.add_argument("--folder", type=Path, default=Path("runs/at_size"), help="teacher and checkpoint stay here")
     parser.add_argument("--out", type=Path, default=Path("runs/at_size/at_size.json"))
     arguments = parser.parse_args()

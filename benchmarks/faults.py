@@ -5,9 +5,10 @@
     python benchmarks/faults.py --processes 2 --strategy fsdp2      # checkpoints in pieces
 
 A round is a tiny run that one to three faults hit, each followed by `--resume auto`. It has failed unless the run then
-ends with the bytes of an uninterrupted one (weights and optimiser) and with its losses, each step logged once; unless a
-fault ended the way it should (exit code, file named); or if SIGTERM lost a step. Prints rounds, faults, lost steps and
-failures, and writes the same as JSON.
+ends with the bytes of an uninterrupted one (weights and optimiser), with its losses and its held-out measures, each
+step logged and measured once; unless a fault ended the way it should (exit code, file named); or if SIGTERM lost a
+step. Faults are dealt like cards: none comes again before all of `--kinds` have come. Prints rounds, faults, lost
+steps and failures, and writes the same as JSON.
 
 Processes are forks of this one (`benchmarks/ranks.py`): a start costs a tenth of Python's own.
 """
@@ -37,13 +38,13 @@ import lrc.training.checkpoint as checkpoint_module
 import lrc.verbs.train as train_module
 from lrc.config import Recipe, recipe_from_dict
 from lrc.data.folder_hash import find_damage
-from lrc.training.checkpoint_list import checkpoints
+from lrc.training.checkpoint_list import checkpoints, step_of
 from lrc.training.preemption import PREEMPTED
 
 STEPS, SAVE_STEPS, LENGTH, SEQUENCES = 12, 3, 16, 4
 SHARDED = ("fsdp2", "zero3")
 """Strategies in which every rank writes."""
-KINDS = ("kill", "kill while saving", "disk full", "read-only", "cut", "flip", "SIGTERM")
+KINDS = ("kill", "kill while saving", "kill while replacing", "disk full", "read-only", "cut", "flip", "SIGTERM")
 NOBODY = 65_534
 PATIENCE_SECONDS = 120.0
 GRACE_SECONDS = 2.0
@@ -66,14 +67,20 @@ def make_inputs(root: Path) -> Recipe:
     sizes = {"hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(vocab_size=48, num_key_value_heads=2, head_dim=8, tie_word_embeddings=False, **sizes)
     LlamaForCausalLM(config).save_pretrained(root / "teacher")
-    rows = torch.randint(4, 48, (64, LENGTH)).tolist()
-    (root / "rows.jsonl").write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
+    rows = torch.randint(4, 48, (66, LENGTH)).tolist()
+    for name, part in (("rows", rows[:-2]), ("held_out", rows[-2:])):
+        (root / f"{name}.jsonl").write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in part))
     values: dict[str, Any] = {
         "run": str(root / "whole"),
         "teacher": str(root / "teacher"),
         "student": {"hidden_size": 16},
         "start": {"method": "random"},
-        "data": {"train": str(root / "rows.jsonl"), "held_out": None, "sequence_length": LENGTH},
+        "data": {
+            "train": str(root / "rows.jsonl"),
+            "held_out": str(root / "held_out.jsonl"),
+            "held_out_tokens": 2 * LENGTH,
+            "sequence_length": LENGTH,
+        },
         "train": {
             "max_steps": STEPS,
             "batch_size": SEQUENCES,
@@ -81,6 +88,7 @@ def make_inputs(root: Path) -> Recipe:
             "log_steps": 1,
             "save_steps": SAVE_STEPS,
             "save_total_limit": 2,
+            "evaluate_steps": 1,  # a signal at any step leaves a measure for later, and with it a checkpoint to replace
             "compute_dtype": "float32",
             "device": "cpu",
         },
@@ -91,9 +99,21 @@ def make_inputs(root: Path) -> Recipe:
 class Drill:
     """One seed's rounds below a folder."""
 
-    def __init__(self, root: Path, seed: int, say: Callable[[str], None], strategy: str = "auto") -> None:
+    def __init__(
+        self,
+        root: Path,
+        seed: int,
+        say: Callable[[str], None],
+        kinds: tuple[str, ...] = KINDS,
+        *,
+        strategy: str = "auto",
+    ) -> None:
         self.root = root
         self.strategy: Any = strategy
+        self.kinds = kinds
+        self.deck: list[str] = []
+        self.damaged: dict[Path, set[str]] = {}
+        """Checkpoints of the round to the files in them that were damaged."""
         self.random = random.Random(seed)
         self.say = say
         self.tally = Tally()
@@ -105,7 +125,7 @@ class Drill:
         # the family was checked just now, in the parent of all processes
         train_module.require_family = lambda config: None  # type: ignore[attr-defined]
         self.seconds: dict[int, float] = {}
-        self.whole: dict[int, tuple[dict[str, bytes], dict[int, float]]] = {}
+        self.whole: dict[int, tuple[dict[str, bytes], dict[int, float], dict[int, float]]] = {}
 
     def run(self, rounds: int, processes: tuple[int, ...]) -> Tally:
         """Do the rounds in turn on each number of processes."""
@@ -148,21 +168,24 @@ class Drill:
             raise AssertionError(f"a sitting hung: {codes}\n" + "\n".join(map(_tail, sorted(folder.iterdir()))))
         return codes
 
-    def result(self, recipe: Recipe) -> tuple[dict[str, bytes], dict[int, float]]:
-        """Read a finished run: the last checkpoint's tensors and the loss of each step."""
+    def result(self, recipe: Recipe) -> tuple[dict[str, bytes], dict[int, float], dict[int, float]]:
+        """Read a finished run: the last checkpoint's tensors, the loss of each step and its held-out KL."""
         folder = Path(recipe.run) / "train"
         last = folder / f"checkpoint-{STEPS}"
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        steps = [line["step"] for line in lines if line["kind"] == "train"]
-        assert steps == list(range(1, STEPS + 1)), f"logged steps {steps}"
+        for kind, first in (("train", 1), ("held_out", 0)):
+            steps = [line["step"] for line in lines if line["kind"] == kind]
+            assert steps == list(range(first, STEPS + 1)), f"{kind}: logged steps {steps}"
         assert find_damage(last) is None
         tensors = {path.name: path.read_bytes() for path in last.glob("*.safetensors")}
-        return tensors, {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
+        losses = {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
+        return tensors, losses, {line["step"]: line["kl"] for line in lines if line["kind"] == "held_out"}
 
     def round(self, number: int, count: int) -> None:
         """Hit one run with faults, finish it, and compare it with the uninterrupted one."""
         recipe = self.named(f"round-{number}", count)
-        kinds = [self.random.choice(KINDS) for _ in range(self.random.randint(1, 3))]
+        kinds = [self.deal() for _ in range(self.random.randint(1, 3))]
+        self.damaged.clear()
         story: list[str] = []
         began = time.monotonic()
         try:
@@ -172,6 +195,7 @@ class Drill:
             codes = self.launch(recipe, count)
             assert codes == [0] * count, f"the last resume ended with {codes}"
             assert self.result(recipe) == self.whole[count], "the result differs from the uninterrupted run's"
+            self.check_named(recipe)
             shutil.rmtree(recipe.run)
         except AssertionError as error:
             output = self.root / "output" / Path(recipe.run).name / "rank-0.txt"
@@ -180,11 +204,18 @@ class Drill:
         self.tally.rounds += 1
         self.say(f"round {number:>3}  {count} processes  {time.monotonic() - began:.1f} s  {'; '.join(story)}")
 
+    def deal(self) -> str:
+        """Draw the next kind of fault."""
+        if not self.deck:
+            self.deck = self.random.sample(self.kinds, len(self.kinds))
+        return self.deck.pop()
+
     def fault(self, kind: str, recipe: Recipe, count: int) -> str:
         """Let one fault happen, check how the run ended, and count the steps that a resume has to do again."""
         actions: dict[str, Callable[[Recipe, int], str]] = {
             "kill": self.kill,
             "kill while saving": self.kill_while_saving,
+            "kill while replacing": self.kill_while_replacing,
             "disk full": self.fill_disk,
             "read-only": self.forbid_writing,
             "cut": lambda recipe, count: self.damage(recipe, count, cuts=True),
@@ -227,6 +258,20 @@ class Drill:
         codes = self.launch(recipe, count, prepare=prepare)
         assert codes[victim] in (0, -signal.SIGKILL), f"kill -9 while saving ended with {codes}"
         return f"rank {victim} {'before' if before else 'after'} call {call}"
+
+    def kill_while_replacing(self, recipe: Recipe, count: int) -> str:
+        """Stop a run by a signal, so that its checkpoint is due a measure, and kill it as it replaces that one."""
+        stopped = self.terminate(recipe, count)
+        before = self.random.random() < 0.5
+
+        def prepare(rank: int) -> None:
+            if rank == 0:
+                die_at_replacing(before=before)
+
+        codes = self.launch(recipe, count, prepare=prepare)
+        assert codes[0] in (0, -signal.SIGKILL), f"kill -9 while replacing ended with {codes}"
+        met = codes[0] != 0
+        return f"{stopped}, {'before' if before else 'after'} the new one had its name{'' if met else ', not met'}"
 
     def fill_disk(self, recipe: Recipe, count: int) -> str:
         size = self.random.randint(500, 40_000)
@@ -276,19 +321,25 @@ class Drill:
         else:
             content[position] ^= 1 << self.random.randrange(8)
         path.write_bytes(content)
-        before = len(self.output(recipe))
+        self.damaged.setdefault(found[-1], set()).add(path.name)
         # it is to be named at once, so the next sitting is cut short
         if len(found) == 1:
             codes = self.launch(recipe, count)
             assert set(codes) == {2}, f"a run whose only checkpoint is damaged ended with {codes}"
+            self.check_named(recipe)
             shutil.rmtree(found[-1])  # the user starts anew
         else:
             self.kill(recipe, count) if self.random.random() < 0.5 else self.terminate(recipe, count)
-        said = self.output(recipe)[before:]
-        named = re.search(rf"{re.escape(str(found[-1]))} is damaged and passed over: {re.escape(path.name)}", said)
-        started = "resumed from" in said or len(found) == 1
-        assert named or not started, f"{path} was damaged and not named"
         return f"{path.parent.name}/{path.name} at byte {position}"
+
+    def check_named(self, recipe: Recipe) -> None:
+        """Check that the output names every checkpoint of the round that was damaged, with a file that was."""
+        said = self.output(recipe)
+        for path, names in self.damaged.items():
+            files = "|".join(map(re.escape, sorted(names)))
+            assert re.search(rf"{re.escape(str(path))} is damaged and passed over: ({files})", said), (
+                f"{path} was damaged ({sorted(names)}) and not named"
+            )
 
     def terminate(self, recipe: Recipe, count: int) -> str:
         number, seconds = self.random.choice((signal.SIGTERM, signal.SIGUSR1)), self.moment(count)
@@ -334,6 +385,23 @@ def die_at_call(number: int, *, before: bool) -> None:
     Path.rename = deadly(Path.rename)  # type: ignore[method-assign]
 
 
+def die_at_replacing(*, before: bool) -> None:
+    """End this process with SIGKILL between a checkpoint's move aside and its successor's, or right after both."""
+    rename, is_aside = Path.rename, False
+
+    def renaming(self: Path, target: Path) -> Path:
+        nonlocal is_aside
+        if is_aside and before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        found = rename(self, target)
+        if is_aside:
+            os.kill(os.getpid(), signal.SIGKILL)
+        is_aside = target.name.endswith(checkpoint_module.REPLACED)
+        return found
+
+    Path.rename = renaming  # type: ignore[method-assign, assignment]
+
+
 def last_logged(recipe: Recipe) -> int:
     """Return the last step that the log has; 0 without one."""
     path = Path(recipe.run) / "train" / "metrics.jsonl"
@@ -344,7 +412,7 @@ def last_logged(recipe: Recipe) -> int:
 def newest_step(recipe: Recipe) -> int:
     """Return the step of the newest checkpoint that is whole; 0 without one."""
     found = [path for path in checkpoints(Path(recipe.run) / "train") if find_damage(path) is None]
-    return int(found[-1].name.rpartition("-")[2]) if found else 0
+    return step_of(found[-1]) if found else 0
 
 
 def _tail(path: Path) -> str:
@@ -365,14 +433,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--strategy", default="auto", help="train.strategy where there are several processes")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="faults to choose from")
     parser.add_argument("--out", type=Path, default=Path("runs/faults/faults.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        drill = Drill(
-            Path(folder), arguments.seed, lambda line: print(line, file=sys.stderr, flush=True), arguments.strategy
-        )
+        tell = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+        drill = Drill(Path(folder), arguments.seed, tell, tuple(arguments.kinds), strategy=arguments.strategy)
         tally = drill.run(arguments.rounds, tuple(arguments.processes))
     for failure in tally.failures:
         print(failure)

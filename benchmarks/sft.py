@@ -71,7 +71,7 @@ def measured(name: str, folder: Path, teacher: Any, recipe: Recipe, new_tokens: 
     tokenizer, encoder = chat_encoder(folder)
     with progress_lines(f"{name}: probe", "prompts", lines=6) as progress:
         answers = probe_instructions(model, tokenizer, max_new_tokens=new_tokens, progress=progress)
-    chats = held_out_chats(encoder, recipe.sft)
+    chats, _ = held_out_chats(encoder, recipe.sft)
     return {"name": name, **measure_chats(model, teacher, chats), **probe_facts(answers)}
 
 

@@ -117,6 +117,8 @@ def convert_verb(
 ) -> None:
     """Merge a checkpoint into a plain Hugging Face folder and prove that it is the same model.
 
+    The proof takes the most memory: the whole teacher in float32, beside the trained tensors.
+
     Args:
         checkpoint: checkpoint-N folder or its model.safetensors.
         out: Folder of the student.

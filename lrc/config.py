@@ -79,7 +79,7 @@ class TrainConfig:
     on_divergence: Literal["stop", "rollback"] = "stop"
     """At a loss or gradient that is not finite or explodes: end, or go back to a checkpoint and skip the batch."""
     divergence_factor: float | None = 100.0
-    """A gradient norm above this many times the median of the last 64 steps' explodes; None: never."""
+    """A loss or gradient norm above this many times the median of the last 64 steps' explodes; None: never."""
     strategy: Literal["auto", "ddp", "fsdp2", "zero1", "zero2", "zero3"] = "auto"
     """How several processes share the work; `auto`: as the launcher's configuration says, else `ddp`."""
     seed: int = 0
@@ -106,8 +106,8 @@ class ConvertConfig:
 
     dtype: Literal["teacher", "float32", "bfloat16", "float16"] = "teacher"
     """Dtype of the exported weights; `teacher`: as the teacher's folder has them."""
-    max_shard_bytes: int = 5_000_000_000
-    """Largest safetensors file written, in bytes."""
+    max_shard_bytes: int = 2_000_000_000
+    """Largest safetensors file written, in bytes; its tensors are in memory while it is written."""
 
 
 @dataclass(frozen=True, kw_only=True)

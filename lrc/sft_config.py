@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+SFT_FACTS = "sft.json"
+"""What `lrc sft` writes beside a student; its exports carry it on."""
 ABOVE_ZERO = (
     "held_out_chats sequence_length epochs max_steps batch_size gradient_accumulation_steps learning_rate "
     "max_grad_norm log_steps save_steps save_total_limit lora_alpha"

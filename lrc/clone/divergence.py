@@ -10,7 +10,13 @@ Direction = Literal["forward", "reverse", "skewed"]
 
 
 def divergence(
-    log_s: Tensor, log_t: Tensor, *, direction: Direction, skew: float, needs_grad: bool
+    log_s: Tensor,
+    log_t: Tensor,
+    *,
+    direction: Direction,
+    skew: float,
+    needs_grad: bool,
+    work: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute a divergence of teacher and student, and its gradient to the student's logits.
 
@@ -25,10 +31,11 @@ def divergence(
 
     Args:
         log_s: `[positions, vocabulary]` log-probabilities of the student.
-        log_t: The same of the teacher.
+        log_t: The same of the teacher; may be overwritten.
         direction: Which formula.
         skew: `a`, the teacher's share of the mixture.
         needs_grad: Whether to form the gradient.
+        work: A tensor of the same shape and dtype whose content is no longer needed; None: a new one.
 
     Returns:
         `[positions]` nats, and `[positions, vocabulary]` gradient or None; in the dtype of the inputs.
@@ -37,10 +44,10 @@ def divergence(
         s, ratio = log_s.exp(), log_s - log_t
         value = (s * ratio).sum(-1)
         return value, s * (ratio - value[:, None]) if needs_grad else None
-    t = log_t.exp()
+    t = torch.exp(log_t, out=work)
     if direction == "forward":
-        value = torch.linalg.vecdot(t, log_t) - torch.linalg.vecdot(t, log_s)
-        return value, t.neg_().add_(log_s.exp()) if needs_grad else None
+        value = log_t.sub_(log_s).mul_(t).sum(-1)
+        return value, torch.exp(log_s, out=log_t).sub_(t) if needs_grad else None
     log_own = log_s + math.log1p(-skew)
     log_m = log_own if skew == 0 else torch.logaddexp(log_t + math.log(skew), log_own)
     value = (t * (log_t - log_m)).sum(-1)

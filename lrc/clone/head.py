@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lrc.clone.divergence import Direction, divergence
+from lrc.clone.products import exact_products
 
 IGNORED_LABEL = -100
 CHUNK_BYTES = 64 * 2**20
@@ -94,27 +95,32 @@ class _HeadLosses(torch.autograd.Function):
         lm = torch.zeros(student.shape[0], dtype=exact, device=student.device)
         kl = torch.zeros_like(lm)
         needs_hidden, needs_head = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        grad_hidden = torch.zeros(student.shape, dtype=exact, device=student.device) if needs_hidden else None
+        grad_hidden = torch.empty(student.shape, dtype=exact, device=student.device) if needs_hidden else None
         grad_head = torch.zeros(head_s.shape, dtype=exact, device=student.device) if needs_head else None
+        space = _Space(min(chunk, student.shape[0]), head_s)
         for start in range(0, student.shape[0], chunk):
             rows = slice(start, start + chunk)
             hidden = student[rows].to(exact)
-            logits = softcapped(hidden @ head_s.T, weights.softcap)
-            teacher_logits = None
-            if teacher is not None and head_t is not None:
-                teacher_logits = softcapped(teacher[rows].to(exact) @ head_t.T, weights.softcap)
+            with exact_products(student.dtype):
+                logits = softcapped(torch.mm(hidden, head_s.T, out=space.take(0, len(hidden))), weights.softcap)
+                teacher_logits = None
+                if teacher is not None and head_t is not None:
+                    states = teacher[rows].to(exact)
+                    product = torch.mm(states, head_t.T, out=space.take(1, len(hidden)))
+                    teacher_logits = softcapped(product, weights.softcap)
             slope = None
             if weights.softcap is not None and (needs_hidden or needs_head):
                 slope = 1 - (logits / weights.softcap).square()
-            lm[rows], kl[rows], grad = _chunk_losses(
-                logits, teacher_logits, labels[rows], weights, needs_grad=needs_hidden or needs_head
+            lm[rows], kl[rows], grad, scale = _chunk_losses(
+                logits, teacher_logits, labels[rows], weights, space, needs_grad=needs_hidden or needs_head
             )
             if grad is not None and slope is not None:
                 grad *= slope
-            if grad is not None and grad_hidden is not None:
-                torch.mm(grad, head_s, out=grad_hidden[rows])
-            if grad is not None and grad_head is not None:
-                grad_head.addmm_(grad.T, hidden)
+            with exact_products(student.dtype):
+                if grad is not None and grad_hidden is not None:
+                    torch.mm(grad, head_s, out=grad_hidden[rows]).mul_(scale)
+                if grad is not None and grad_head is not None:
+                    grad_head.addmm_(grad.T, hidden * scale)
         ctx.save_for_backward(
             None if grad_hidden is None else grad_hidden.to(student.dtype),
             None if grad_head is None else grad_head.to(student_head.dtype),
@@ -133,32 +139,67 @@ class _HeadLosses(torch.autograd.Function):
         )
 
 
+class _Space:
+    """Memory for a chunk's logits of both models and what is made of them, the same for every chunk."""
+
+    def __init__(self, rows: int, like: Tensor) -> None:
+        self.shape = (rows, like.shape[0])
+        self.like = like
+        self.tensors: dict[int, Tensor] = {}
+
+    def take(self, index: int, rows: int) -> Tensor:
+        """Return one of the pieces, `[rows, vocabulary]`, made when it is first asked for."""
+        if index not in self.tensors:
+            self.tensors[index] = self.like.new_empty(self.shape)
+        return self.tensors[index][:rows]
+
+
 def _chunk_losses(
-    logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, weights: HeadWeights, *, needs_grad: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor,
+    weights: HeadWeights,
+    space: _Space,
+    *,
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Reduce one chunk's logits; both may be overwritten.
 
     Returns:
-        LM and KL, `[chunk]`, and the objective's gradient with respect to `logits`, `[chunk, vocabulary]`.
+        LM and KL, `[chunk]`, and the objective's gradient with respect to `logits` as `[chunk, vocabulary]` times
+        `[chunk, 1]`.
     """
     temperature = weights.temperature
     valid = labels != IGNORED_LABEL
     targets = labels.where(valid, 0)[:, None]
     mask = valid.to(logits.dtype)
-    log_p = torch.log_softmax(logits, -1)
+    # at another temperature the logits are needed twice
+    log_p = _log_softmax(logits) if temperature == 1 else torch.log_softmax(logits, -1)
     lm = -log_p.gather(-1, targets)[:, 0] * mask
     kl, grad = torch.zeros_like(lm), None
     if teacher_logits is not None:
-        log_q = log_p if temperature == 1 else torch.log_softmax(logits.div_(temperature), -1)
-        teacher_log_q = torch.log_softmax(teacher_logits if temperature == 1 else teacher_logits.div_(temperature), -1)
+        log_q = log_p if temperature == 1 else _log_softmax(logits.div_(temperature))
+        teacher_log_q = _log_softmax(teacher_logits if temperature == 1 else teacher_logits.div_(temperature))
         kl, grad = divergence(
-            log_q, teacher_log_q, direction=weights.direction, skew=weights.skew, needs_grad=needs_grad
+            log_q,
+            teacher_log_q,
+            direction=weights.direction,
+            skew=weights.skew,
+            needs_grad=needs_grad,
+            work=space.take(2, len(log_q)),
         )
         kl = kl * mask
-    if not needs_grad:
-        return lm, kl, None
     of_kl, of_lm = (weights.kl / temperature * mask)[:, None], (weights.lm * mask)[:, None]
+    if not needs_grad:
+        return lm, kl, None, of_kl
+    if grad is not None and not weights.lm:
+        return lm, kl, grad, of_kl  # one factor a row: cheaper on what the gradient becomes than on itself
     grad = torch.zeros_like(log_p) if grad is None else grad.mul_(of_kl)
     if weights.lm:  # weight * (p - target)
         grad.addcmul_(log_p.exp_(), of_lm).scatter_add_(-1, targets, -of_lm)
-    return lm, kl, grad
+    return lm, kl, grad, torch.ones_like(of_kl)
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """Return log softmax over the last dimension, on a CPU in the logits' own memory."""
+    return torch.log_softmax(logits, -1, out=logits if logits.device.type == "cpu" else None)

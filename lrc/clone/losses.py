@@ -58,7 +58,7 @@ class _CloneError(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         difference, weight, teacher, relative, moves = ctx.saved_tensors
-        factor = (2 / difference.shape[-1] * grads[0] * weight)[..., None]
+        factor = (2 / difference.shape[-1] * grads[0] * weight)[..., None].to(difference.dtype)
         to_student = difference * factor
         to_teacher = None
         if ctx.needs_input_grad[1]:
@@ -66,7 +66,7 @@ class _CloneError(torch.autograd.Function):
             if teacher is not None:  # its mean square divides, unless it is too small to
                 to_teacher = to_teacher - teacher * (factor[..., 0] * relative * moves)[..., None]
             to_teacher = to_teacher.to(difference.dtype)
-        return to_student.to(difference.dtype) if ctx.needs_input_grad[0] else None, to_teacher, None, None
+        return to_student if ctx.needs_input_grad[0] else None, to_teacher, None, None
 
 
 def _mean_square(values: Tensor, dtype: torch.dtype) -> Tensor:

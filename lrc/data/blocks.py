@@ -12,6 +12,7 @@ from torch import Tensor
 from lrc.clone.head import IGNORED_LABEL
 from lrc.data.block import Block, positions_of
 from lrc.data.encoder import with_boundaries
+from lrc.data.line_index import INDEXED_BYTES
 from lrc.data.order import shuffled
 from lrc.data.rows import JsonLines
 from lrc.data.shards import MANIFEST, ShardBlocks
@@ -51,17 +52,29 @@ class TokenisedBlocks:
             DataError: The row has no `input_ids`, an empty list, or an id outside the vocabulary.
         """
         row = self.rows.read(index)
-        ids = row.get("input_ids")
-        where = self.rows.where(index)
-        if not isinstance(ids, list) or not ids or not all(type(value) is int for value in ids):
-            raise DataError(f'{where}: "input_ids" must be a list of at least one whole number.')
-        if min(ids) < 0 or max(ids) >= self.vocab_size:
-            wrong = next(value for value in ids if not 0 <= value < self.vocab_size)
-            raise DataError(
-                f"{where}: token id {wrong} is outside the teacher's vocabulary (0 to {self.vocab_size - 1}). "
-                "Tokenise the data with the teacher's own tokenizer."
-            )
+        ids = self._ids(row, index)
         return Block(np.asarray(ids[: self.sequence_length], dtype=np.int64), str(row.get("data_cls", "general")))
+
+    def check(self) -> None:
+        """Read every row.
+
+        Raises:
+            DataError: As `read`.
+        """
+        for index, row in enumerate(self.rows):
+            self._ids(row, index)
+
+    def _ids(self, row: dict[str, Any], index: int) -> list[int]:
+        ids = row.get("input_ids")
+        if not isinstance(ids, list) or not ids or not all(type(value) is int for value in ids):
+            raise DataError(f'{self.where(index)}: "input_ids" must be a list of at least one whole number.')
+        wrong = _outside(ids, self.vocab_size)
+        if wrong is not None:
+            raise DataError(
+                f"{self.where(index)}: token id {wrong} is outside the teacher's vocabulary (0 to "
+                f"{self.vocab_size - 1}). Tokenise the data with the teacher's own tokenizer."
+            )
+        return ids
 
     def where(self, index: int) -> str:
         """Return `file:line`."""
@@ -71,17 +84,24 @@ class TokenisedBlocks:
 class PackedText:
     """Raw text rows, tokenised and packed as bos text eos into equal blocks; held in memory."""
 
-    def __init__(self, rows: JsonLines, tokenizer: Any, *, sequence_length: int) -> None:
+    def __init__(self, rows: JsonLines, tokenizer: Any, *, sequence_length: int, vocab_size: int) -> None:
         self.rows = rows
         ids: list[int] = []
         starts: list[int] = []
-        for index in range(len(rows)):
-            text = rows.read(index).get("text")
+        for index, row in enumerate(rows):
+            text = row.get("text")
             if not isinstance(text, str):
                 raise DataError(f'{rows.where(index)}: "text" must be a string, as in the first row.')
             starts.append(len(ids))
             plain = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            ids += with_boundaries(plain, tokenizer.bos_token_id, tokenizer.eos_token_id)
+            marked = with_boundaries(plain, tokenizer.bos_token_id, tokenizer.eos_token_id)
+            wrong = _outside(marked, vocab_size)
+            if wrong is not None:
+                raise DataError(
+                    f"{rows.where(index)}: the tokenizer makes token id {wrong} of this text, which is outside the "
+                    f"model's vocabulary (0 to {vocab_size - 1}). Use the tokenizer that the model was trained with."
+                )
+            ids += marked
         whole = len(ids) // sequence_length
         if whole == 0:
             raise DataError(
@@ -109,6 +129,13 @@ class PackedText:
         return self.rows.where(first) if first == last else f"{self.rows.where(first)} to {self.rows.where(last)}"
 
 
+def _outside(ids: list[int], vocab_size: int) -> int | None:
+    """Return the first id that the vocabulary has not."""
+    if not ids or (min(ids) >= 0 and max(ids) < vocab_size):
+        return None
+    return next(value for value in ids if not 0 <= value < vocab_size)
+
+
 def open_blocks(source: str, tokenizer: Any, *, sequence_length: int, vocab_size: int) -> Blocks:
     """Open token shards, or JSONL data, tokenised or text as its first row is.
 
@@ -119,7 +146,8 @@ def open_blocks(source: str, tokenizer: Any, *, sequence_length: int, vocab_size
         vocab_size: Ids must be below it.
 
     Raises:
-        DataError: The data can't be used; the first and the last row are read at once.
+        DataError: The data can't be used. Of rows with ids all are read if the files have fewer than `INDEXED_BYTES`,
+            else the first and the last one.
     """
     if (Path(source) / MANIFEST).is_file():
         sha256 = None if tokenizer is None else tokenizer_sha256(tokenizer)
@@ -130,13 +158,16 @@ def open_blocks(source: str, tokenizer: Any, *, sequence_length: int, vocab_size
     first = rows.read(0)
     if "input_ids" in first:
         blocks = TokenisedBlocks(rows, sequence_length=sequence_length, vocab_size=vocab_size)
-        for index in {0, len(rows) - 1}:
-            blocks.read(index)
+        if rows.num_bytes < INDEXED_BYTES:
+            blocks.check()
+        else:
+            for index in (0, len(rows) - 1):
+                blocks.read(index)
         return blocks
     if "text" in first:
         if tokenizer is None:
             raise DataError(f"{source} holds text, but the teacher's folder has no tokenizer.")
-        return PackedText(rows, tokenizer, sequence_length=sequence_length)
+        return PackedText(rows, tokenizer, sequence_length=sequence_length, vocab_size=vocab_size)
     raise DataError(f'{rows.where(0)}: a row must have "input_ids" or "text", found {sorted(first)}.')
 
 

@@ -5,6 +5,7 @@ The published format is one `{"input_ids": [...], "data_cls": "general"}` a line
 
 import glob
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,24 @@ class JsonLines:
 
     def __len__(self) -> int:
         return int(self._first[-1])
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all files together."""
+        return sum(int(starts[-1]) for starts in self._starts)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Parse every row in order.
+
+        Raises:
+            DataError: A line is not a JSON object.
+        """
+        row = 0
+        for path in self.files:
+            with path.open("rb") as handle:
+                for line in handle:
+                    yield parse_row(line, where=self.where(row))
+                    row += 1
 
     def where(self, row: int) -> str:
         """Name a row for an error: `file:line`, lines from 1."""

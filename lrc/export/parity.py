@@ -41,7 +41,8 @@ def check_parity(source: Source, draft: Path) -> dict[str, Any]:
     """Compare factored with merged, merged and rounded with read back; all computed in float32.
 
     A wrong merge or file can't hide behind the rounding of the export: the folder is held against the same weights
-    rounded in memory.
+    rounded in memory. One model after the other is built, run and freed: the pair (the whole teacher in float32), the
+    merged student, the folder's.
 
     Args:
         source: The checkpoint and its teacher.
@@ -100,7 +101,7 @@ def _factored_logits(source: Source, ids: Tensor, device: torch.device) -> Tenso
     ).eval()
     pair.enter(source.dense)
     for name, parameter in pair.trained().items():
-        parameter.copy_(source.trained[name])
+        parameter.data = source.trained[name].to(parameter)  # float32 is shared, not copied
     return pair.logits(ids)[0]
 
 
@@ -110,14 +111,14 @@ def _merged_logits(source: Source, ids: Tensor, exported: torch.dtype) -> tuple[
     model = AutoModelForCausalLM.from_config(
         source.config, dtype=torch.float32, trust_remote_code=source.trust_remote_code
     ).eval()
-    state = {name: merged_tensor(source, tensors, name).float() for name in source.plan.names}
-    missing = set(dict(model.named_parameters())) - set(state)
+    missing = set(dict(model.named_parameters())) - set(source.plan.names)
     assert not missing, missing
-    model.load_state_dict(state, strict=False)
-    exact: Tensor = model(input_ids=ids).logits
     weights = model.state_dict()
-    for name, tensor in state.items():
-        weights[name].copy_(tensor.to(exported))
+    for name in source.plan.names:
+        weights[name].copy_(merged_tensor(source, tensors, name))
+    exact: Tensor = model(input_ids=ids).logits
+    for name in source.plan.names:
+        weights[name].copy_(weights[name].to(exported))
     return exact, model(input_ids=ids).logits
 
 

@@ -59,7 +59,9 @@ def calibrate(
     progress("calibrate", 0, len(pair.layers))
     for index, layer in enumerate(pair.layers):
         fit = LayerFit(layer, basis, keywords[index], pair.architecture.scales.unit_gain)
-        teacher_streams, student_streams = fit.run(teacher_streams, student_streams)
+        entering = [student_streams, teacher_streams]
+        del student_streams, teacher_streams  # the fit frees them as it goes
+        teacher_streams, student_streams = fit.run(entering.pop(), entering.pop())
         kept.update(fit.kept)
         errors.append(_stream_error(basis, teacher_streams, student_streams))
         progress("calibrate", index + 1, len(pair.layers))

@@ -70,18 +70,23 @@ class LayerFit:
         """Writers that kept the values they had before the fit, each with the reason."""
 
     def run(self, teacher: list[Tensor], student: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Fit the layer on its input streams, `[batch, seq, d]` each; return its output streams."""
-        points = [self._teacher_points(stream) for stream in teacher]
-        entered = student
-        for position, stage in enumerate(self.stages):
-            self._fit_readers(stage, [point[position] for point in points], student)
-            reason = self._unfit(position, stage)
+        """Fit the layer on its input streams, `[batch, seq, d]` each; return its output streams.
+
+        No stream is held longer than it is needed; the inputs are freed on the way if the caller has let go of them.
+        """
+        points = [list(streams) for streams in zip(*map(self._teacher_points, teacher), strict=True)]
+        del teacher
+        reasons = [self._unfit(position, stage) for position, stage in enumerate(self.stages)]
+        entered = student if any(reasons) else []
+        for position, (stage, reason) in enumerate(zip(self.stages, reasons, strict=True)):
+            self._fit_readers(stage, points[position], student)
+            points[position].clear()
             if reason is None:
-                student = self._fit_writer(position, stage, [point[position + 1] for point in points], student)
+                student = self._fit_writer(position, stage, points[position + 1], student)
             else:
                 self.kept.append(f"{', '.join(stage.writers)} ({reason})")
                 student = self._student_after(position, entered)
-        return [point[-1] for point in points], student
+        return points[-1], student
 
     def _unfit(self, position: int, stage: Stage) -> str | None:
         """Why a stage's writer can't be fitted, or None."""
@@ -206,7 +211,9 @@ class LayerFit:
         projection = self.layer.parameter(writer)
         fitted = ridge_regression(moments, projection)
         projection.copy_(fitted)
-        added = [(write.float() @ fitted.float()) * factor for write in writes]
+        added = []
+        while writes:  # each is freed as soon as it is used
+            added.append((writes.pop(0).float() @ fitted.float()) * factor)
         if stage.post_norm is not None:
             self._fit_post_gain(stage.post_norm, added, teacher_after, student)
             tensors = self.layer.student_tensors()

@@ -183,6 +183,11 @@ class PairModel(nn.Module):
             found += sum(shapes[name].numel() for name in plan.dense)
         return found
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of both models' forward."""
+        return self.head.compute_dtype
+
     def merged_under(self, name: str) -> Tensor | None:
         """Return the merged weight that a free one of this checkpoint name is added to; None if there is none."""
         for part in self.parts():

@@ -102,7 +102,7 @@ class ProjectedPart(nn.Module):
     def student_tensors(self) -> dict[str, Tensor]:
         """Evaluate every tensor of the twin: merged, trained or inherited; names relative to the part."""
         teacher = dict(self.teacher.named_parameters())
-        dtype = self._dtype()
+        dtype = self.compute_dtype
         merged = self.merged_tensors() if self.formed is None else self.formed
         theirs = {name: value for name, value in self.teacher.named_buffers() if name in self._stored_buffers}
         tensors: dict[str, Tensor] = dict(self.twin.named_buffers()) | theirs
@@ -122,7 +122,7 @@ class ProjectedPart(nn.Module):
     def merged_tensors(self) -> dict[str, Tensor]:
         """Merge every tensor of the twin that is merged; names relative to the part."""
         teacher = dict(self.teacher.named_parameters())
-        dtype = self._dtype()
+        dtype = self.compute_dtype
         projections = {name: self.projection(name, dtype) for name in self.plan.projections}
         wanted = {name for name, _ in self.twin.named_parameters()} & self.plan.merges.keys()
         return {
@@ -141,8 +141,9 @@ class ProjectedPart(nn.Module):
         """The teacher's weights, parameters and held ones; none for a norm without a gain."""
         return [*self.teacher.parameters(), *self._held.values()]
 
-    def _dtype(self) -> torch.dtype:
-        """The compute dtype: the teacher's."""
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of the part's forward: the teacher's."""
         return next((tensor.dtype for tensor in self._teacher_tensors()), torch.float32)
 
     def _device(self) -> torch.device | None:

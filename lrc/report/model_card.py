@@ -3,12 +3,11 @@
 A fact that no file holds is said to be unknown; nothing is looked up.
 """
 
-from dataclasses import dataclass
-from pathlib import PurePath
+from dataclasses import dataclass, replace
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from lrc.report.facts_page import code, escaped, facts_block, markdown_table, plot_blocks, scores_blocks
+from lrc.report.facts_page import code, data_name, escaped, facts_block, markdown_table, plot_blocks, scores_blocks
 from lrc.report.licence import UNKNOWN, Licence
 from lrc.report.number_text import count_text
 from lrc.report.plots import Plot
@@ -47,22 +46,32 @@ class Origin:
     """The student's id on the hub; None if it is not uploaded."""
     after_training: str | None = None
     """What was done to the student after distillation, in words."""
+    scored_other: str | None = None
+    """Folder or hub id of another model, if the scores are of that one and not of the student."""
+    model_type: str | None = None
+    """transformers' name of the student's architecture; None: that of its teacher."""
+    quantised_by: str | None = None
+    """Package that holds the student's quantised weights; None: they are plain."""
 
 
 def model_card(data: RunData, plots: dict[str, Plot], origin: Origin) -> str:
     """Return the card: front matter, then the facts in plain sentences and tables."""
-    blocks = [f"---\n{front_matter_text(data, origin)}\n---", f"# {escaped(title_text(data))}"]
-    summary = summary_text(data)
+    # what the scorecard says of the model that it scored is true of no other
+    known = data if origin.scored_other is None else replace(data, results=None)
+    blocks = [f"---\n{front_matter_text(data, origin)}\n---", f"# {escaped(title_text(known))}"]
+    summary = summary_text(known)
     made = (
         "A student of its teacher by Low-Rank Clone (arXiv 2505.12781): projections of the teacher's weights, trained"
     )
     blocks.append(f"{escaped(summary)} {made} to follow its activations and predictions.".strip())
-    blocks += ["## Facts", facts_block(data)]
+    blocks += ["## Facts", facts_block(known)]
     if origin.after_training:
         blocks.append(f"After distillation: {origin.after_training}.")
     blocks += ["## Use", _usage(origin), "## Teacher and licence", _licence_text(data, origin)]
     blocks += ["## Training data", *_data_blocks(data)]
     scores = scores_blocks(data)
+    if origin.scored_other is not None:
+        scores.insert(0, f"**Scored was {code(short_name(origin.scored_other))}, another model than this student.**")
     blocks += ["## Scores", *(scores or ["Not scored yet."])]
     blocks += ["## Intended use and limits", _limits(data)]
     links = plot_blocks(plots)
@@ -72,8 +81,9 @@ def model_card(data: RunData, plots: dict[str, Plot], origin: Origin) -> str:
 
 def front_matter_text(data: RunData, origin: Origin) -> str:
     """Return the YAML that the hub reads."""
-    licence, results = origin.licence, _eval_results(data)
-    datasets = sorted({name for source in data.sources if (name := _hub_dataset(source.path))})
+    licence, results = origin.licence, [] if origin.scored_other is not None else _eval_results(data)
+    paths = [source.path for source in data.sources] + ([data.fine_tuned.data] if data.fine_tuned else [])
+    datasets = sorted({name for path in paths if (name := _hub_dataset(path))})
     card = ModelCardData(
         license=licence.id,
         license_name=licence.name,
@@ -120,8 +130,11 @@ def _hub_dataset(path: str) -> str | None:
 
 def _usage(origin: Origin) -> str:
     name = origin.repo or "STUDENT_FOLDER"
+    kind = "the teacher's own class" if origin.model_type is None else f"the model type {code(origin.model_type)}"
+    beside = "" if origin.quantised_by is None else f" with {code(origin.quantised_by)} installed"
     return (
-        "A plain model folder of the teacher's own class, which stock transformers loads:\n\n"
+        f"A {'plain' if origin.quantised_by is None else 'quantised'} model folder of {kind}, which stock transformers "
+        f"loads{beside}:\n\n"
         "```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
@@ -146,6 +159,16 @@ def _licence_text(data: RunData, origin: Origin) -> str:
 
 
 def _data_blocks(data: RunData) -> list[str]:
+    blocks = _distillation_data(data)
+    if (found := data.fine_tuned) is not None:
+        blocks.append(
+            f"Then it was fine-tuned on {found.sequences:,} chats ({count_text(found.tokens, 3)} tokens) made of "
+            f"{found.rows:,} rows of {code(data_name(found.data))}."
+        )
+    return blocks
+
+
+def _distillation_data(data: RunData) -> list[str]:
     tokens = training_tokens(data)
     seen = "The number of training tokens is unknown." if tokens is None else f"The student saw {tokens:,} tokens."
     if not data.sources:
@@ -155,7 +178,7 @@ def _data_blocks(data: RunData) -> list[str]:
     header = ("Source", "Kind", "Rows", "Documents kept", "Tokens")
     rows = [
         (
-            code(source.path if source.path.startswith("hf://") else PurePath(source.path).name),
+            code(data_name(source.path)),
             source.kind,
             f"{source.rows:,}",
             f"{source.kept:,}",

@@ -20,7 +20,7 @@ HUB = re.compile(r"hf://datasets/(?P<name>[^/]+/[^/]+)/data/(?P<split>\w+)-.*")
 TEMPLATES = {
     "<|start_header_id|>": "llama3",
     "<start_of_turn>": "gemma",
-    "[INST]": "llama2",
+    "<<SYS>>": "llama2",
     "Qwen": "qwen",
     "SmolLM": "smollm2",
 }
@@ -57,6 +57,10 @@ def llama_factory_files(
     """
     if settings.teacher_kl > 0:
         raise ConfigError("LLaMA-Factory has no teacher beside the student. Set sft.teacher_kl=0, or use lrc sft.")
+    if settings.over_long == "drop":
+        raise ConfigError(
+            "LLaMA-Factory cuts over-long chats, it drops none. Set sft.over_long=truncate, or use lrc sft."
+        )
     datasets = {f"chats_{number}": _dataset(path, row) for number, (path, row) in enumerate(files)}
     values = _values(settings, student=student, out=out, names=list(datasets), template=_template(chat_template))
     command = f"# llamafactory-cli train {out.absolute() / SETTINGS}\n"

@@ -96,26 +96,36 @@ def read_samples(
                 counts.tokens += len(kept.ids)
                 counts.answer_tokens += sum(label != IGNORED_LABEL for label in kept.labels)
                 yield kept
+    _check_bad_share(source, settings, counts)
+    if not counts.sequences:
+        raise DataError(f"{source} must hold at least one chat that fits into sft.sequence_length, found none.")
+
+
+def held_out_chats(encoder: ChatEncoder, settings: SftConfig) -> tuple[list[tuple[list[int], list[int]]], ChatCounts]:
+    """Read the first chats of `sft.held_out`, and no further.
+
+    Returns:
+        The chats as (ids, labels), none if the recipe names none, and what became of the rows that were read.
+
+    Raises:
+        DataError: As `read_samples`, the share being that of the rows that were read.
+    """
+    counts = ChatCounts()
+    if settings.held_out is None:
+        return [], counts
+    with TemporaryDirectory() as scratch:
+        samples = read_samples(settings.held_out, encoder, settings, counts, Path(scratch))
+        chats = [(sample.ids, sample.labels) for sample in islice(samples, settings.held_out_chats)]
+    _check_bad_share(settings.held_out, settings, counts)
+    return chats, counts
+
+
+def _check_bad_share(source: str, settings: SftConfig, counts: ChatCounts) -> None:
     if counts.bad_rows > settings.max_bad_share * counts.rows:
         raise DataError(
             f"{source}: {counts.bad_rows} of {counts.rows} rows are no usable chats, more than sft.max_bad_share = "
             f"{settings.max_bad_share} allows: {'; '.join(counts.listed_bad_rows[:3])}. Mend them or raise it."
         )
-    if not counts.sequences:
-        raise DataError(f"{source} must hold at least one chat that fits into sft.sequence_length, found none.")
-
-
-def held_out_chats(encoder: ChatEncoder, settings: SftConfig) -> list[tuple[list[int], list[int]]]:
-    """Read the first chats of `sft.held_out` as (ids, labels); none if the recipe names none.
-
-    Raises:
-        DataError: As `read_samples`.
-    """
-    if settings.held_out is None:
-        return []
-    with TemporaryDirectory() as scratch:
-        samples = read_samples(settings.held_out, encoder, settings, ChatCounts(), Path(scratch))
-        return [(sample.ids, sample.labels) for sample in islice(samples, settings.held_out_chats)]
 
 
 def _encoded(row: Conversation, encoder: ChatEncoder, settings: SftConfig, counts: ChatCounts) -> list[Sample]:

@@ -29,6 +29,8 @@ from lrc.training.together import by_first, together
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
+REPLACED = ".replaced"
+"""Ending of `.checkpoint-N.replaced`, the old checkpoint of a step while the new one gets its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +121,8 @@ def _write_tensors(draft: Path, files: dict[str, Mapping[str, Piece]]) -> dict[s
     for name, pieces in files.items():
         path = draft / name
         places = {key: (piece.start, list(piece.shape)) for key, piece in pieces.items() if not piece.is_whole}
-        metadata = {"format": "pt"} | ({PIECES: json.dumps(places)} if places else {})
+        # one key, since safetensors writes several in any order, and the same tensors are to be the same bytes
+        metadata = {PIECES: json.dumps(places)} if places else {"format": "pt"}
         save_file({key: piece.values for key, piece in pieces.items()}, path, metadata=metadata)
         path.chmod(0o644)  # safetensors lets nobody but the owner read
         _flush(path)
@@ -135,28 +138,44 @@ def _publish(draft: Path, target: Path, state: RunState, facts: dict[str, Any], 
     write_sums(draft, known)
     for path in (*(path for path in draft.iterdir() if path.name not in known), draft):
         _flush(path)
-    doomed = _set_aside(target) if target.exists() else None
-    draft.rename(target)
-    _flush(target.parent)
-    if doomed is not None:
-        shutil.rmtree(doomed)
+    _take_place(draft, target)
+
+
+def _take_place(draft: Path, target: Path) -> None:
+    """Give a draft its name; an old checkpoint of that name stays one until then."""
+    replaced = target.with_name(f".{target.name}{REPLACED}")
+    try:
+        if target.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            target.rename(replaced)  # after a kill here it still counts as the checkpoint
+        draft.rename(target)
+        _flush(target.parent)
+        if replaced.exists():
+            shutil.rmtree(replaced)
+    except OSError:
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        raise
 
 
 def remove_checkpoint(path: Path) -> None:
     """Delete a checkpoint; a kill on the way leaves no half of it under its name."""
-    shutil.rmtree(_set_aside(path))
-
-
-def _set_aside(path: Path) -> Path:
     doomed = path.with_name(f".{path.name}.removed")
     shutil.rmtree(doomed, ignore_errors=True)
-    return path.rename(doomed)
+    shutil.rmtree(path.rename(doomed))
 
 
 def clear_drafts(folder: Path) -> None:
-    """Delete what a kill left of checkpoints that were being written or deleted."""
-    for pattern in (".checkpoint-*.partial", ".checkpoint-*.removed"):
-        for path in folder.glob(pattern):
+    """Delete what a kill left of checkpoints that were being written, replaced or deleted.
+
+    A replaced one whose successor did not get its name gets its own back.
+    """
+    for path in folder.glob(f".checkpoint-*{REPLACED}"):
+        target = path.with_name(path.name[1:].removesuffix(REPLACED))
+        if not target.exists():
+            path.rename(target)
+    for ending in (".partial", ".removed", REPLACED):
+        for path in folder.glob(f".checkpoint-*{ending}"):
             shutil.rmtree(path)
 
 

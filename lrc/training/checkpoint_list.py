@@ -8,16 +8,25 @@ from accelerate import Accelerator
 
 from lrc.data.folder_hash import SUMS, find_damage
 from lrc.errors import CheckpointError
-from lrc.training.checkpoint import STATE, read_state, remove_checkpoint
+from lrc.training.checkpoint import REPLACED, STATE, read_state, remove_checkpoint
 from lrc.training.together import by_first, together
 
 _NAME = re.compile(r"checkpoint-(\d+)$")
+_REPLACED_NAME = re.compile(rf"\.checkpoint-(\d+){re.escape(REPLACED)}$")
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """List the checkpoints of a run, oldest first; half-written and half-deleted ones have another name."""
-    found = [path for path in folder.glob("checkpoint-*") if _NAME.match(path.name) and _is_checkpoint(path)]
-    return sorted(found, key=step_of)
+    """List the checkpoints of a run, oldest first; half-written and half-deleted ones have another name.
+
+    `.checkpoint-N.replaced` stands for a `checkpoint-N` that is absent: a kill came between the two renames of a save.
+    """
+    replaced = _named(folder, _REPLACED_NAME)
+    return [path for _, path in sorted((replaced | _named(folder, _NAME)).items())]
+
+
+def _named(folder: Path, name: re.Pattern[str]) -> dict[int, Path]:
+    found = {path: name.match(path.name) for path in folder.glob("*checkpoint-*")}
+    return {int(match[1]): path for path, match in found.items() if match and _is_checkpoint(path)}
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -25,8 +34,8 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def step_of(path: Path) -> int:
-    """Return `N` of a `checkpoint-N`."""
-    return int(path.name.rpartition("-")[2])
+    """Return `N` of a `checkpoint-N`, or of the one that was set aside to be replaced."""
+    return int(path.name.removesuffix(REPLACED).rpartition("-")[2])
 
 
 def find_resume(folder: Path, resume: str, note: Callable[[str], None]) -> Path | None:

@@ -15,9 +15,15 @@ from lrc.training.checkpoint import write_failure
 from lrc.training.run_state import RunState
 
 WINDOW = 64
-"""Steps whose median gradient norm the next one is compared with."""
+"""Steps with whose median loss and gradient norm the next one's are compared."""
 LEAST = 16
-"""Steps before a norm can be called exploding."""
+"""Steps before a loss or a norm can be called exploding."""
+LEAST_LOSS = 1.0
+"""A median loss below this counts as this, a nat a token.
+
+A trained student's loss is near zero, where an odd batch is a hundred times the median without doing harm. A student
+that has fallen apart loses many nats a token: a uniform guess among 128,000 words loses 12.
+"""
 MAX_ROLLBACKS = 3
 """Rollbacks to the same checkpoint before the run stops."""
 RECORD = "divergence.jsonl"
@@ -26,25 +32,38 @@ RECORD = "divergence.jsonl"
 def find_divergence(settings: TrainConfig, state: RunState, *, objective: float, norm: float) -> str | None:
     """Say what is wrong with a step before it is done, None if nothing is.
 
-    A loss or a gradient norm that is not finite, or a norm above `train.divergence_factor` times the median of the
-    last steps'.
+    A loss or a gradient norm that is not finite, or one above `train.divergence_factor` times the median of the last
+    steps'; for the loss, times `LEAST_LOSS` at least.
     """
     if not (math.isfinite(objective) and math.isfinite(norm)):
         return f"loss and gradient must be finite, found loss {objective:g} and gradient norm {norm:g}"
-    if settings.divergence_factor is None or len(state.gradient_norms) < LEAST:
+    return _find_explosion(settings, "loss", objective, state.objectives, least=LEAST_LOSS) or _find_explosion(
+        settings, "gradient norm", norm, state.gradient_norms, least=0.0
+    )
+
+
+def _find_explosion(
+    settings: TrainConfig, what: str, value: float, last: tuple[float, ...], *, least: float
+) -> str | None:
+    if settings.divergence_factor is None or len(last) < LEAST:
         return None
-    median = statistics.median(state.gradient_norms)
-    if norm > settings.divergence_factor * median:
-        return (
-            f"the gradient norm must be at most {settings.divergence_factor:g} times the median {median:.3g} of the "
-            f"last {len(state.gradient_norms)} steps, found {norm:.3g}"
-        )
-    return None
+    median = statistics.median(last)
+    if value <= settings.divergence_factor * max(least, median):
+        return None
+    counted = f" (which counts as {least:g})" if median < least else ""
+    return (
+        f"the {what} must be at most {settings.divergence_factor:g} times the median {median:.3g}{counted} of the last "
+        f"{len(last)} steps, found {value:.3g}"
+    )
 
 
-def with_norm(state: RunState, norm: float) -> RunState:
-    """Add a step's norm to those that the next one is compared with."""
-    return replace(state, gradient_norms=(*state.gradient_norms, norm)[-WINDOW:])
+def with_step(state: RunState, *, objective: float, norm: float) -> RunState:
+    """Add a step's numbers to those that the next one's are compared with."""
+    return replace(
+        state,
+        objectives=(*state.objectives, objective)[-WINDOW:],
+        gradient_norms=(*state.gradient_norms, norm)[-WINDOW:],
+    )
 
 
 def with_skipped(state: RunState, batch: int) -> RunState:

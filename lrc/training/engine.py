@@ -117,7 +117,7 @@ class FullEngine:
         tables = self.pair.tables()
         self.moment_shapes = moment_shapes(shapes, self.settings, tables)
         groups = parameter_groups(self.trained, tables, self.dense_rate_share)
-        self.optimizer = make_optimizer(groups, self.settings)
+        self.optimizer = make_optimizer(groups, self.settings, self.pair.compute_dtype)
         sizes = merged_row_sizes(self.pair, self.settings)
         for name, value in self.trained.items():
             if value in kept:

@@ -1,5 +1,6 @@
 """What stands around the loop: the accelerator, and checks that the run's folder can hold what it will write."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from lrc.errors import CheckpointError, ConfigError
 from lrc.models.dense import Dense
 from lrc.models.pair_model import PairModel
 from lrc.training.beside import write_beside
+from lrc.training.checkpoint_list import checkpoints
 from lrc.training.engine import Engine, FullEngine
 from lrc.training.sharded import ShardedEngine
 from lrc.training.strategy import ZERO_STAGES, make_distributed
@@ -103,28 +105,42 @@ def end_training(accelerator: Accelerator) -> None:
         torch.distributed.destroy_process_group()
 
 
-def check_space(folder: Path, pair: PairModel, *, keep: int | None, dense: Dense | None = None) -> None:
-    """Check that the disk holds the run's checkpoints, before the expensive part.
+def check_space(
+    folder: Path, pair: PairModel, *, keep: int | None, dense: Dense | None = None, goes_on: bool = False
+) -> None:
+    """Check that the run's folder can be written and its disk holds the checkpoints; writes and deletes nothing.
 
     Args:
-        folder: Where they will lie.
+        folder: Where they will lie; it need not stand yet.
         pair: What is trained at first.
         keep: Checkpoints kept.
         dense: The phase that comes later, if one does.
+        goes_on: The folder's checkpoints stay until newer ones take their place; else the folder is deleted first.
 
     Raises:
-        CheckpointError: It does not.
+        CheckpointError: It can't, or it does not.
     """
+    standing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not standing.is_dir() or not os.access(standing, os.W_OK | os.X_OK):
+        raise CheckpointError(f"The run folder {folder} can't be written: {standing} is no folder that may be changed.")
     trained = sum(parameter.numel() for parameter in pair.trained().values()) * 4
     if dense is not None:
         trained = max(trained, pair.num_trained(dense) * 4)
-    needed = 3 * trained * ((keep or 2) + 2)  # the best one beside those kept, and the one that is being written
-    free = shutil.disk_usage(folder).free
+    one, most = 3 * trained, (keep or 2) + 2  # the best one beside those kept, and the one that is being written
+    if goes_on:
+        held = min(sum(_num_bytes(path) for path in checkpoints(folder)), one * (most - 1))  # the next one is new
+    else:
+        held = _num_bytes(folder)
+    needed, free = one * most - held, shutil.disk_usage(standing).free
     if free < needed:
         raise CheckpointError(
             f"{folder} must have room for {needed / 1e9:.1f} GB of checkpoints, found {free / 1e9:.1f} GB. Free some "
             "space, lower train.save_total_limit, or name another run folder."
         )
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def write_recipe(path: Path, recipe: Recipe) -> None:

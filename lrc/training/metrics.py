@@ -76,14 +76,21 @@ class MetricsLog:
         self._began = time.monotonic()
         self._first_step: int | None = None
 
-    def rewind(self, step: int) -> None:
-        """Drop lines after `step`, and a last line that a kill cut off, before a resumed run appends."""
+    def rewind(self, step: int, *, is_measured: bool = True) -> None:
+        """Drop lines after `step`, and a last line that a kill cut off, before a resumed run appends.
+
+        Args:
+            step: Where the run goes on.
+            is_measured: Whether the held-out measure of `step` stays; else it will be made again.
+        """
         if not self.accelerator.is_main_process or not self.path.is_file():
             return
         kept = []
         for line in self.path.read_text().splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                values = json.loads(line)
+                is_redone = values.get("kind") == "held_out" and not is_measured
+                if values["step"] < step or (values["step"] == step and not is_redone):
                     kept.append(line)
             except (ValueError, KeyError):
                 continue

@@ -11,12 +11,14 @@ learning rate is the share of its own size that an entry moves by.
 
 import math
 from collections.abc import Callable, Collection, Iterable
+from contextlib import nullcontext
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from lrc.clone.products import rounded_products
 from lrc.config import TrainConfig
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -60,12 +62,26 @@ def set_rate(optimizer: Any, rate: float) -> None:
 
 
 def make_optimizer(
-    trained: Iterable[nn.Parameter] | Iterable[dict[str, Any]], settings: TrainConfig
+    trained: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+    settings: TrainConfig,
+    compute_dtype: torch.dtype = torch.float32,
 ) -> torch.optim.Optimizer:
-    """Make the recipe's optimiser over trained tensors, or over their `parameter_groups`."""
+    """Make the recipe's optimiser over trained tensors, or over their `parameter_groups`.
+
+    Args:
+        trained: Tensors or groups.
+        settings: The recipe's section.
+        compute_dtype: What the models compute in; trained tensors are float32.
+    """
     betas = (settings.beta1, settings.beta2)
     if settings.optimizer == "muon":
-        return Muon(trained, lr=settings.learning_rate, betas=betas, weight_decay=settings.weight_decay)
+        return Muon(
+            trained,
+            lr=settings.learning_rate,
+            betas=betas,
+            weight_decay=settings.weight_decay,
+            rounds=compute_dtype == torch.bfloat16,
+        )
     return torch.optim.AdamW(
         trained, lr=settings.learning_rate, betas=betas, weight_decay=settings.weight_decay, fused=True
     )
@@ -113,6 +129,7 @@ class Muon(torch.optim.Optimizer):
     every rank of DDP does; the stacks bound what is gathered at once.
 
     torch.optim.Muon orthogonalises in bfloat16, which many CPUs emulate a hundred times slower, and knows no row sizes.
+    Here products round where the models compute in bfloat16, so where that is fast.
     """
 
     def __init__(
@@ -122,8 +139,11 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         betas: tuple[float, float],
         weight_decay: float = 0.0,
+        rounds: bool = False,
     ) -> None:
         super().__init__(trained, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+        self.rounds = rounds
+        """Polar factors come from products that round to bfloat16 or TF32 (`lrc/clone/products.py`)."""
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -162,7 +182,9 @@ class Muon(torch.optim.Optimizer):
             gradient = matrix.grad * state["row_size"]
             state["momentum"].lerp_(gradient, 1 - momentum)
             directions.append(gradient.lerp(state["momentum"], momentum))
-        steps = orthogonalise(torch.stack([whole(direction) for direction in directions]))
+        stack = torch.stack([whole(direction) for direction in directions])
+        with rounded_products() if self.rounds else nullcontext():
+            steps = orthogonalise(stack)
         length = group["lr"] * math.sqrt(max(steps.shape[-2:]))
         for matrix, step in zip(matrices, steps, strict=True):
             matrix.mul_(1 - group["lr"] * group["weight_decay"])

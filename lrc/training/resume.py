@@ -61,10 +61,11 @@ def resume_from(checkpoint: Path, engine: Engine, log: MetricsLog) -> RunState:
     """
     saved = read_checkpoint(checkpoint, engine.shapes, engine.moment_shapes)
     engine.load(saved)
+    log.accelerator.wait_for_everyone()  # the checkpoint may get its name back, which no rank may be reading then
     if log.accelerator.is_main_process:
         folder = log.path.parent
         try:
-            log.rewind(saved.state.step)
+            log.rewind(saved.state.step, is_measured=saved.state.held_out_kl is not None)
             clear_drafts(folder)
             discard_after(folder, saved.state.step)
         except OSError as error:

@@ -23,6 +23,8 @@ class RunState:
     """Numbers of the batches that the divergence guard left out, rising."""
     gradient_norms: tuple[float, ...] = ()
     """The last steps' gradient norms, which the divergence guard compares the next one with."""
+    objectives: tuple[float, ...] = ()
+    """The last steps' losses, for the same; none in a checkpoint from before they were kept."""
 
     def to_json(self) -> str:
         """Return the content of `state.json`."""
@@ -36,7 +38,7 @@ class RunState:
             ValueError, TypeError, KeyError: It is not what `to_json` writes.
         """
         values: dict[str, Any] = json.loads(text)
-        if set(values) != {entry.name for entry in fields(cls)}:
+        if {*values, "objectives"} != {entry.name for entry in fields(cls)}:
             raise ValueError(f"keys {sorted(values)} are not those of a run's state")
         lists: dict[str, Any] = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
         return cls(**(values | lists))

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step, so that a resumed run needs no scheduler state."""
+"""Functions of the step alone, so that a resumed run needs no scheduler state: the learning rate, and what is due."""
 
 import math
 
@@ -24,3 +24,12 @@ def learning_rate(settings: TrainConfig, step: int) -> float:
     if settings.schedule == "cosine":
         return peak * 0.5 * (1 + math.cos(math.pi * done))
     return peak * (1 - done)
+
+
+def is_measured(settings: TrainConfig, step: int) -> bool:
+    """Whether held-out text is measured after `step` steps: as the recipe says, or in each quarter."""
+    if step == settings.max_steps:
+        return True
+    if settings.evaluate_steps is not None:
+        return step % settings.evaluate_steps == 0
+    return step in {round(settings.max_steps * quarter / 4) for quarter in (1, 2, 3)}

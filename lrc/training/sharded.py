@@ -61,7 +61,7 @@ class ShardedEngine:
         self.model._get_fsdp_state()._lazy_init()
         self.trained, self.stored = pair.trained(), pair.stored()
         groups = parameter_groups(self.trained, pair.tables(), dense_rate_share)
-        self.optimizer = make_optimizer(groups, settings)
+        self.optimizer = make_optimizer(groups, settings, pair.compute_dtype)
         for name, value in sizes.items():
             self.optimizer.state[self.trained[name]]["row_size"] = self._sharded(value, self.trained[name])
 

@@ -47,8 +47,22 @@ def launched_strategy(environment: Mapping[str, str]) -> str | None:
                 f"FSDP must be of version 2, found {version}. Write fsdp_version: 2 in the launcher's configuration, "
                 "as in configs/accel_fsdp.yaml."
             )
+        _refuse_other_sharding(environment)
         return "fsdp2"
     return None
+
+
+def _refuse_other_sharding(environment: Mapping[str, str]) -> None:
+    """Refuse what would change FSDP2's memory or traffic and is not done here."""
+    settings = (("offload_params", False), ("reshard_after_forward", True))
+    for name, done in settings:
+        found = is_true(environment.get(f"FSDP_{name.upper()}", str(done)))
+        if found != done:
+            raise ConfigError(
+                f"fsdp_{name} must be {str(done).lower()} in the launcher's configuration, found {str(found).lower()}: "
+                "weights stay on the GPU and are sharded again after each forward pass (lrc/training/sharded.py). "
+                "Less memory takes a held teacher, teacher_weights in the recipe, on one process or DDP."
+            )
 
 
 def choose_strategy(settings: TrainConfig, environment: Mapping[str, str]) -> str:

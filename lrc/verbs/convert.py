@@ -25,6 +25,9 @@ def convert(
 ) -> Path:
     """Merge a checkpoint with its teacher, prove the result and publish it as `out`.
 
+    Memory: the trained tensors beside one weights file while merging, then beside the whole teacher in float32 while
+    the result is proved (docs/formats.md).
+
     Args:
         checkpoint: `checkpoint-N` folder, or a safetensors file (also of the original code).
         out: Folder of the student.

@@ -190,14 +190,17 @@ def _dtype(folder: Path, device: torch.device, wanted: str) -> torch.dtype:
 def _command(
     settings: TaskSettings, suite: TaskSuite, folder: Path, dtype: str, batch_size: int | str, device: torch.device
 ) -> str:
-    """Word the library's own command for the student's scores."""
+    """Word the library's own command for the student's scores, and what it needs beside it."""
+    local = settings.write_tasks or ("TASKS" if settings.data_dir else None)
     words = [
-        "lm_eval --model hf",
+        "HF_ALLOW_CODE_EVAL=1 lm_eval --model hf" if settings.allow_code else "lm_eval --model hf",
         f"--model_args pretrained={folder},dtype={dtype}",
         f"--tasks {','.join(suite.names)}",
     ]
-    words += [f"--include_path {settings.write_tasks}"] if settings.write_tasks else []
+    words += [f"--include_path {local}"] if local else []
     words += [f"--num_fewshot {settings.num_fewshot}"] if settings.num_fewshot is not None else []
     words += [f"--limit {settings.limit}"] if settings.limit is not None else []
     words += ["--confirm_run_unsafe_code"] if settings.allow_code else []
-    return " ".join([*words, f"--batch_size {batch_size} --device {device.type}"])
+    words += [f"--batch_size {batch_size} --device {device.type}"]
+    words += ["(write them with --write-tasks TASKS)"] if settings.data_dir and not settings.write_tasks else []
+    return " ".join(words)

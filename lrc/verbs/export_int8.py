@@ -6,6 +6,7 @@ from lrc.export.folder import check_target
 from lrc.export.int8 import check_int8, write_int8
 from lrc.models.folder import resolve_folder
 from lrc.verbs.progress import say
+from lrc.verbs.sft_facts import carry_sft_facts
 from lrc.verbs.sources import locate_teacher
 
 
@@ -31,4 +32,6 @@ def export_int8(student: str, out: Path, *, overwrite: bool = False, dry_run: bo
     if dry_run:
         say(f"dry run: {student} ({config.model_type}) can be quantised to int8: good")
         return out
-    return write_int8(folder, out, config=config, overwrite=overwrite, say=say)
+    write_int8(folder, out, config=config, overwrite=overwrite, say=say)
+    carry_sft_facts(folder, out)
+    return out

@@ -8,6 +8,7 @@ from lrc.export.as_llama import llama_plan, write_llama
 from lrc.export.folder import check_target, written_folder
 from lrc.export.llama_parity import check_llama_parity
 from lrc.verbs.progress import progress_lines, say
+from lrc.verbs.sft_facts import carry_sft_facts
 
 
 def export_llama(
@@ -50,6 +51,7 @@ def export_llama(
             write_llama(plan, draft, max_shard_bytes=max_shard_bytes, progress=progress)
         facts = check_llama_parity(plan, draft)
         (draft / "parity.json").write_text(json.dumps(facts, indent=2) + "\n")
+        carry_sft_facts(plan.folder, draft)
     say(
         f"parity: {facts['after_reload']['relative_difference']:.1e} of the logits' scale; rounding to "
         f"{facts['dtype']} {facts['rounding']:.1e}"

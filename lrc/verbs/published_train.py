@@ -20,6 +20,7 @@ from lrc.config import (
 from lrc.data_config import DataConfig
 from lrc.errors import ConfigError
 from lrc.start_config import StartConfig
+from lrc.training.preemption import preemption_signals
 from lrc.verbs.published_flags import parse_flags, run_command, spell
 from lrc.verbs.published_launch import Launch, agree_on_run, read_launch
 from lrc.verbs.published_train_flags import (
@@ -81,7 +82,8 @@ def translate(argv: Sequence[str], launch: Launch) -> Translation:
 def _train(argv: Sequence[str]) -> None:
     launch = read_launch(os.environ)
     translation = translate(argv, launch)
-    recipe = replace(translation.recipe, run=agree_on_run(translation.recipe.run, launch))
+    with preemption_signals():
+        recipe = replace(translation.recipe, run=agree_on_run(translation.recipe.run, launch))
     is_main = launch.rank == 0
     if is_main:
         for note in translation.notes:
@@ -118,13 +120,31 @@ def _translate_bans(flags: TrainFlags) -> tuple[tuple[str, ...], list[str]]:
 
 
 def _choose_run(flags: TrainFlags, launch: Launch) -> tuple[Path, tuple[str, ...]]:
-    """Return the run folder: a new one, or the one that the checkpoint to resume (`RUN/train/checkpoint-N`) is in."""
+    """Return the run folder and notes on it.
+
+    A new one, the one that the checkpoint to resume (`RUN/train/checkpoint-N`) is in, or for `auto` the newest one with
+    a checkpoint among those of these tags.
+    """
+    runs = Path(flags.output_dir) / TAG_SEPARATOR.join(split_list(flags.extra_tags))
+    if flags.resume_checkpoint == "auto":
+        run = _newest_run(runs)
+        if run is not None:
+            return run, (f"--resume-checkpoint auto goes on with the run {run}.",)
+        return runs / launch.time, (f"--resume-checkpoint auto begins anew: no run in {runs} has a checkpoint.",)
     if flags.resume_checkpoint:
         checkpoint = Path(flags.resume_checkpoint)
         if checkpoint.parent.name == "train":
             run = checkpoint.parent.parent
             return run, (f"--output-dir is not used: the resumed run goes on in {run}.",)
-    return Path(flags.output_dir) / TAG_SEPARATOR.join(split_list(flags.extra_tags)) / launch.time, ()
+    return runs / launch.time, ()
+
+
+def _newest_run(runs: Path) -> Path | None:
+    """Return the last run, by the time that it is named after, that has a checkpoint."""
+    from lrc.training.checkpoint_list import checkpoints
+
+    found = [path for path in runs.glob("*") if checkpoints(path / "train")]
+    return max(found, key=lambda path: path.name, default=None)
 
 
 def _build_recipe(flags: TrainFlags, launch: Launch, *, run: Path, without: tuple[str, ...]) -> Recipe:

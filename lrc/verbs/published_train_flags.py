@@ -79,7 +79,7 @@ class TrainFlags:
     use_all_attn: bool = flag(False, "True: all attn, False: io attn (q, k, v share a projection)")
     use_additional_align: bool = flag(False, "not supported")
     gpus: int = flag(1, "not used: the launcher starts one process a GPU")
-    resume_checkpoint: str | None = flag(None, "checkpoint folder to go on from, in its own run folder")
+    resume_checkpoint: str | None = flag(None, "checkpoint to go on from, in its run folder; auto: the newest run's")
     load_model_weight_path: str | None = flag(None, "not supported")
     check_data_cls_loss: bool = flag(False, "log the LM loss of each data class")
     extra_tags: str = flag("ordinary", "comma list: tracker tags, and the name of the run's parent folder")
@@ -140,7 +140,7 @@ def find_problems(flags: TrainFlags, launch: Launch) -> list[str]:
         hint = nearest(flags.lr_scheduler, list(SCHEDULE_OF_NAME))
         problems.append(f"unknown --lr-scheduler {flags.lr_scheduler}; {hint}")
     if (flags.resume_checkpoint or "").lower() in WORDS_FOR_TRUE:
-        problems.append("--resume-checkpoint must name a checkpoint folder, since a new run folder holds none")
+        problems.append("--resume-checkpoint must name a checkpoint folder, or be auto for the newest run's")
     for name in ("gradient_accumulation_steps", "max_grad_norm"):
         wanted, fixed = getattr(flags, name), getattr(launch, name)
         if fixed is not None and wanted != fixed:

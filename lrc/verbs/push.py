@@ -9,9 +9,10 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from lrc.errors import CheckpointError, ConfigError
 from lrc.models.folder import has_weights
 from lrc.report.records import Parity
+from lrc.sft_config import SFT_FACTS
 
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*[A-Za-z0-9]", re.ASCII)
-NOT_UPLOADED = {"results.json", "recipe.yaml"}
+NOT_UPLOADED = {"results.json", "recipe.yaml", SFT_FACTS}
 """Files that a verb leaves beside a student; they name folders of this machine."""
 WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")
 """Weights of an earlier push; transformers would load an old model.safetensors rather than new shards."""
@@ -29,20 +30,24 @@ def check_repo(repo: str) -> None:
         )
 
 
+def default_student(run: Path) -> Path:
+    """Return the folder of the run's student: the fine-tuned one if there is one, else the converted one."""
+    return run / "sft" if (run / "sft" / "config.json").is_file() else run / "convert"
+
+
 def student_folder(run: Path, student: Path | None, *, parity: Parity | None) -> Path:
     """Return the student to upload: the one named, else the fine-tuned one, else the converted one.
 
     Raises:
         CheckpointError: It is not there, holds no model, or failed its parity check.
     """
-    tuned, converted = run / "sft", run / "convert"
-    folder = student or (tuned if (tuned / "config.json").is_file() else converted)
+    folder = student or default_student(run)
     if not (folder / "config.json").is_file() or not has_weights(folder):
         raise CheckpointError(
             f"{folder} must be a model folder with config.json and safetensors weights, but is none. Run lrc convert, "
             "or name the folder with --student."
         )
-    if folder == converted and parity is not None and not parity.passed:
+    if folder == run / "convert" and parity is not None and not parity.passed:
         raise CheckpointError(
             f"{folder} failed its parity check, so it is not the model that was trained. Convert anew."
         )

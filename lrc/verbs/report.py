@@ -2,20 +2,24 @@
 
 import shutil
 import uuid
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
 from lrc.embedded.teacher import TEACHER_HUB_ID, TEACHER_LICENSE
 from lrc.errors import DataError
+from lrc.report.json_fields import read_json
 from lrc.report.licence import Licence, read_licence
 from lrc.report.model_card import Origin, model_card
 from lrc.report.page import page_html
 from lrc.report.plots import draw_plots
-from lrc.report.read_run import read_run
+from lrc.report.read_run import RESULTS_FILE, read_fine_tuned, read_run
 from lrc.report.records import RunData
+from lrc.sft_config import SFT_FACTS
 from lrc.verbs.progress import say
-from lrc.verbs.push import REPO, check_repo, list_uploads, push, student_folder
+from lrc.verbs.push import REPO, check_repo, default_student, list_uploads, push, student_folder
 from lrc.verbs.sources import EMBEDDED
 
 PAGE_NAME = "report.html"
@@ -35,7 +39,7 @@ def report(
     Args:
         run: The run folder, with train/metrics.jsonl or evaluate/results.json at least.
         push_to_hub: OWNER/NAME of the hub repository that the student is uploaded to with its card; None: no upload.
-        student: Folder to upload; None: RUN/sft, or RUN/convert if there is none.
+        student: Folder that the card is of, to upload; None: RUN/sft, or RUN/convert if there is none.
         private: Make a new repository private.
         dry_run: List what would be written and uploaded; write nothing, connect to nothing.
 
@@ -54,9 +58,18 @@ def report(
     if push_to_hub is not None:
         check_repo(push_to_hub)
         student = student_folder(run, student, parity=data.parity)
+    subject = student or default_student(run)
+    sft_facts = subject / SFT_FACTS
+    data = replace(data, fine_tuned=read_fine_tuned(sft_facts) if sft_facts.is_file() else None)
+    origin = _origin(run, data, push_to_hub, subject)
+    if origin.scored_other is not None:
+        say(
+            f"note: {run / RESULTS_FILE} has the scores of {origin.scored_other}, not of {subject}: the card says so "
+            f"and gives the hub none. Score it: lrc evaluate {subject} --out {run / 'evaluate'} --overwrite"
+        )
     plots = draw_plots(data)
     files = {f"{name}.png": plot.light_png for name, plot in plots.items()}
-    files[CARD_NAME] = model_card(data, plots, _origin(run, data, push_to_hub, student)).encode("utf-8")
+    files[CARD_NAME] = model_card(data, plots, origin).encode("utf-8")
     uploads = {} if student is None else list_uploads(student, files)
     files[PAGE_NAME] = page_html(data, plots).encode("utf-8")
     if dry_run:
@@ -81,8 +94,8 @@ def _sizes(uploads: dict[str, Path | bytes]) -> dict[str, int]:
     return {name: len(what) if isinstance(what, bytes) else what.stat().st_size for name, what in uploads.items()}
 
 
-def _origin(run: Path, data: RunData, repo: str | None, student: Path | None) -> Origin:
-    """Find the teacher's name and licence on this machine; nothing is fetched."""
+def _origin(run: Path, data: RunData, repo: str | None, student: Path) -> Origin:
+    """Find the teacher's name and licence on this machine, and what is known of the student; nothing is fetched."""
     name = None if data.recipe is None else data.recipe.teacher
     teacher_id, licence = name, read_licence(None)
     if name is None:
@@ -95,9 +108,29 @@ def _origin(run: Path, data: RunData, repo: str | None, student: Path | None) ->
         licence = read_licence(folder)
     else:
         teacher_id = None  # a folder that is not there, which a relative path of two parts does not tell from a hub id
-    tuned = (student or run / "sft") == run / "sft" and (run / "sft" / "config.json").is_file()
-    after = "fine-tuned on chats with `lrc sft`" if tuned else None
-    return Origin(teacher_id=teacher_id, licence=licence, repo=repo, after_training=after)
+    config = _student_config(student)
+    tuned = config and (student.resolve() == (run / "sft").resolve() or (student / SFT_FACTS).is_file())
+    return Origin(
+        teacher_id=teacher_id,
+        licence=licence,
+        repo=repo,
+        after_training="fine-tuned on chats with `lrc sft`" if tuned else None,
+        scored_other=_scored_other(data, student) if config else None,
+        model_type=config.get("model_type"),
+        quantised_by=(config.get("quantization_config") or {}).get("quant_method"),
+    )
+
+
+def _student_config(student: Path) -> dict[str, Any]:
+    """Return the content of the student's config.json; empty where there is no student yet."""
+    path = student / "config.json"
+    return read_json(path).values if path.is_file() else {}
+
+
+def _scored_other(data: RunData, student: Path) -> str | None:
+    """Return the model that the scores are of, if it is not the student."""
+    scored = data.results.student.name if data.results else data.tasks.student if data.tasks else None
+    return None if scored is None or Path(scored).resolve() == student.resolve() else scored
 
 
 def _cached_folder(name: str) -> Path | None:

@@ -25,6 +25,7 @@ from lrc.models.folder import ModelTensors, weights_hash
 from lrc.models.teacher import load_model
 from lrc.sft.fine_tune import FineTuning, fine_tune
 from lrc.sft.samples import ChatCounts, held_out_chats, read_samples, write_samples
+from lrc.sft_config import SFT_FACTS
 from lrc.training.beside import write_beside
 from lrc.training.launch import write_recipe
 from lrc.verbs.progress import progress_lines, say
@@ -54,11 +55,11 @@ def sft(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False, d
         NumericsError: The loss was not finite.
     """
     inputs = check_inputs(recipe, resume=resume, overwrite=overwrite)
-    held_out = held_out_chats(inputs.encoder, recipe.sft)
+    held_out, held_out_counts = held_out_chats(inputs.encoder, recipe.sft)
     if dry_run:
         with tempfile.TemporaryDirectory() as scratch:
-            counts = _write_chats(recipe, inputs, Path(scratch) / "chats.arrow")
-        say(f"dry run: {recipe.sft.data} for {inputs.student}: {counts.line()}: good")
+            _say_counts(_write_chats(recipe, inputs, Path(scratch) / "chats.arrow"), held_out_counts)
+        say(f"dry run: {recipe.sft.data} for {inputs.student}: good")
         return inputs.out
     keep_freed_memory()
     device = choose_device(recipe.sft.device)
@@ -68,7 +69,7 @@ def sft(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False, d
     counts = ChatCounts()
     if state.is_main_process:
         counts = _prepare_work(recipe, inputs, chats)
-        say(f"chats: {counts.line()}")
+        _say_counts(counts, held_out_counts)
     state.wait_for_everyone()
     student, teacher = _load(recipe, inputs, device, dtype)
     before = measure_chats(student, teacher, held_out) if held_out else None
@@ -90,12 +91,19 @@ def sft(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False, d
     if state.is_main_process:
         after = measure_chats(model, teacher, held_out) if held_out else None
         facts |= _facts(recipe, inputs, counts)
-        facts["held_out"] = {"source": recipe.sft.held_out, "before": before, "after": after} if held_out else None
+        measured = {"source": recipe.sft.held_out, "chats": held_out_counts.facts(), "before": before, "after": after}
+        facts["held_out"] = measured if held_out else None
         facts["machine"] = {"device": str(device), "dtype": dtype_name(dtype), "threads": torch.get_num_threads()}
         _write(recipe, inputs, model, facts, overwrite=overwrite)
         say(_last_line(inputs.out, facts))
     state.wait_for_everyone()
     return inputs.out
+
+
+def _say_counts(chats: ChatCounts, held_out: ChatCounts) -> None:
+    say(f"chats: {chats.line()}")
+    if held_out.rows:
+        say(f"held out: {held_out.line()}")
 
 
 def _load(recipe: Recipe, inputs: SftInputs, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -212,7 +220,7 @@ def _write(recipe: Recipe, inputs: SftInputs, model: Any, facts: dict[str, Any],
             path.chmod(0o644)
         shutil.copyfile(inputs.work / "metrics.jsonl", draft / "metrics.jsonl")
         write_recipe(draft / "recipe.yaml", recipe)
-        (draft / "sft.json").write_text(json.dumps(facts, indent=2) + "\n")
+        (draft / SFT_FACTS).write_text(json.dumps(facts, indent=2) + "\n")
     shutil.rmtree(inputs.work, ignore_errors=True)
 
 

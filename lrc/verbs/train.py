@@ -23,6 +23,7 @@ from lrc.models.isolation import check_isolation
 from lrc.models.oracles import require_family
 from lrc.models.pair_model import PairModel
 from lrc.models.scratch import check_scratch
+from lrc.models.start import StartReport
 from lrc.models.student import student_config
 from lrc.models.teacher import load_config, load_tokenizer
 from lrc.models.terms import measured_terms
@@ -47,7 +48,7 @@ from lrc.training.strategy import choose_strategy
 from lrc.verbs.progress import bar_on_terminal, say
 from lrc.verbs.sources import locate_data, locate_teacher
 from lrc.verbs.teacher_weights import check_teacher_weights, load_teacher
-from lrc.verbs.train_start import StartText, calibration_batches, fill_and_measure
+from lrc.verbs.train_start import calibration_batches, fill, measure_start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +97,16 @@ def train(
     Raises:
         ConfigError, DataError, CheckpointError: Before anything is written, with what to do.
         NumericsError: A loss was not finite.
+        SystemExit: SIGTERM or SIGUSR1 came; what was trained is saved.
     """
-    inputs = _check(recipe, resume=resume, overwrite=overwrite)
-    if dry_run:
-        _begin(recipe, inputs, None if resume is None else find_resume(inputs.folder, resume, say))
-        size, blocks = recipe.student.hidden_size, len(inputs.blocks)
-        say(f"dry run: {recipe.teacher} -> hidden size {size}, {blocks} blocks: good")
-        return inputs.folder / f"checkpoint-{recipe.train.max_steps}"
-    keep_freed_memory()
     with preemption_signals() as preemption:
+        inputs = _check(recipe, resume=resume, overwrite=overwrite)
+        if dry_run:
+            _place(recipe, inputs, None if resume is None else find_resume(inputs.folder, resume, say))
+            size, blocks = recipe.student.hidden_size, len(inputs.blocks)
+            say(f"dry run: {recipe.teacher} -> hidden size {size}, {blocks} blocks: good")
+            return inputs.folder / f"checkpoint-{recipe.train.max_steps}"
+        keep_freed_memory()
         inputs = replace(inputs, also_measure=also_measure)
         return _train(recipe, inputs, preemption, resume=resume, overwrite=overwrite)
 
@@ -114,22 +116,21 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, resume: s
     check_strategy(recipe, strategy)
     accelerator = make_accelerator(recipe.train, inputs.folder, choose_device(recipe.train.device), strategy=strategy)
     found = None if resume is None else agreed_resume(accelerator, inputs.folder, resume, say)
-    begin = _begin(recipe, inputs, found)
-    plan = plan_batches(recipe.train, accelerator, begin.resume, say)
+    place = _place(recipe, inputs, found)
+    plan = plan_batches(recipe.train, accelerator, place.resume, say)
     teacher, pair = _load_pair(recipe, inputs, accelerator)
+    start = None
     if accelerator.is_main_process:
-        _prepare_folder(inputs.folder, begin.resume, recipe, overwrite=overwrite)
-        check_space(inputs.folder, pair, keep=recipe.train.save_total_limit, dense=phases.dense)
+        start = _begin(recipe, inputs.folder, place, teacher, pair, overwrite=overwrite)
     accelerator.wait_for_everyone()
     start_trackers(accelerator, recipe.train)
     log = MetricsLog(inputs.folder / "metrics.jsonl", accelerator, total_steps=recipe.train.max_steps)
     held_out = HeldOutText(pair, inputs.held_out, inputs.also_measure) if inputs.held_out else None
-    if begin.resume is None and accelerator.is_main_process:
-        text = StartText(calibration=begin.calibration, held_out=held_out)
-        fill_and_measure(pair, teacher, recipe, text, log, inputs.folder)
+    if start is not None:
+        measure_start(pair, start, held_out, log, inputs.folder)
     accelerator.wait_for_everyone()
-    if begin.phase != pair.dense:
-        pair.enter(begin.phase)
+    if place.phase != pair.dense:
+        pair.enter(place.phase)
     engine = make_engine(
         accelerator,
         pair,
@@ -139,8 +140,8 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, resume: s
         dense_rate_share=phases.rate_share,
     )
     state = RunState(step=0, tokens=0, seconds=0.0, sequences_per_step=plan.sequences_per_step)
-    if begin.resume is not None:
-        state = resume_from(begin.resume, engine, log)
+    if place.resume is not None:
+        state = resume_from(place.resume, engine, log)
 
     width = pair.architecture.hidden_size
     lasting = checkpoint_facts(recipe, teacher_hash=inputs.teacher_hash, d_teacher=width, step=0, tokens=0)
@@ -167,6 +168,17 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, resume: s
     if accelerator.is_main_process:
         say(f"trained: {last}")
     return last
+
+
+def _begin(
+    recipe: Recipe, folder: Path, place: _Beginning, teacher: nn.Module, pair: PairModel, *, overwrite: bool
+) -> StartReport | None:
+    """Check the disk and fill the start values, which may refuse; only then empty the run's folder and write to it."""
+    keep, goes_on = recipe.train.save_total_limit, place.resume is not None
+    check_space(folder, pair, keep=keep, dense=plan_phases(recipe).dense, goes_on=goes_on)
+    start = None if goes_on else fill(pair, teacher, recipe, place.calibration)
+    _prepare_folder(folder, recipe, goes_on=goes_on, overwrite=overwrite)
+    return start
 
 
 def _load_pair(recipe: Recipe, inputs: _Inputs, accelerator: Accelerator) -> tuple[nn.Module, PairModel]:
@@ -229,7 +241,7 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
     )
 
 
-def _begin(recipe: Recipe, inputs: _Inputs, found: Path | None) -> _Beginning:
+def _place(recipe: Recipe, inputs: _Inputs, found: Path | None) -> _Beginning:
     """Check that a checkpoint, which `find_resume` found whole, fits the run; without one choose the start's text."""
     if found is None:
         calibration = calibration_batches(recipe, inputs.blocks)
@@ -277,9 +289,9 @@ def _check_resume(checkpoint: Path, recipe: Recipe, teacher_hash: str) -> Dense 
     return phase
 
 
-def _prepare_folder(folder: Path, resume: Path | None, recipe: Recipe, *, overwrite: bool) -> None:
+def _prepare_folder(folder: Path, recipe: Recipe, *, goes_on: bool, overwrite: bool) -> None:
     try:
-        if resume is None and folder.exists():
+        if not goes_on and folder.exists():
             assert overwrite or not checkpoints(folder)
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +24,18 @@ from lrc.verbs.progress import progress_lines, say
 CALIBRATION_BATCH = 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class StartText:
-    """What a start reads and is measured on."""
+def fill(pair: PairModel, teacher: nn.Module, recipe: Recipe, calibration: list[Tensor]) -> StartReport:
+    """Fill the start values; writes nothing.
 
-    calibration: list[Tensor]
-    """Ids, `[batch, seq]` each; none for a random start."""
-    held_out: HeldOutText | None
+    Args:
+        pair: The pair to fill.
+        teacher: The model that the pair was made from.
+        recipe: The run.
+        calibration: Ids, `[batch, seq]` each; none for a random start.
 
-
-def fill_and_measure(
-    pair: PairModel, teacher: nn.Module, recipe: Recipe, text: StartText, log: MetricsLog, folder: Path
-) -> None:
-    """Fill the start values, measure them, and write `start.json` into the verb's folder."""
+    Raises:
+        ConfigError: The start can't follow this teacher.
+    """
     with ExitStack() as bars:
         shown: dict[str, Callable[[int, int], None]] = {}
 
@@ -49,7 +47,7 @@ def fill_and_measure(
 
         seed = recipe.train.seed
         if recipe.method == "clone":
-            report = fill_start(pair, teacher, recipe.start, text.calibration, seed=seed, progress=progress)
+            report = fill_start(pair, teacher, recipe.start, calibration, seed=seed, progress=progress)
         else:
             fill_scratch(pair, seed=seed)
             report = StartReport(method="scratch", tokens=0, seconds=0.0)
@@ -57,10 +55,17 @@ def fill_and_measure(
         say(f"start: not calibrated, kept at its pca start: {line}")
     if report.unrotated is not None:
         say(f"start: channels not rotated: {report.unrotated}")
+    return report
+
+
+def measure_start(
+    pair: PairModel, report: StartReport, held_out: HeldOutText | None, log: MetricsLog, folder: Path
+) -> None:
+    """Measure the filled pair, and write `start.json` into the verb's folder."""
     measured = None
-    if text.held_out is not None:
+    if held_out is not None:
         pair.eval()
-        measured = text.held_out.measure(0)
+        measured = held_out.measure(0)
         pair.train()
         log.write("held_out", {"step": 0, "tokens": 0, "seconds": 0.0, **measured})
     _write_start(folder / "start.json", report, measured)

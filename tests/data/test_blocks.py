@@ -185,14 +185,60 @@ def test_a_row_with_neither_ids_nor_text_is_refused_and_shows_what_it_has(tmp_pa
     assert "['class', 'tokens']" in str(caught.value)
 
 
-@pytest.mark.parametrize("bad_line", [1, 3])
-def test_opening_reads_the_first_and_the_last_row(tmp_path: Path, bad_line: int) -> None:
-    lines = ['{"input_ids": [1]}'] * 3
-    lines[bad_line - 1] = '{"input_ids": [100]}'
-    path = write(tmp_path / "a.jsonl", *lines)
-    with pytest.raises(DataError, match="token id 100") as caught:
-        open_letters(path)
+ROWS_OF_FIVE = 5 * len('{"input_ids": [1]}\n')
+
+
+def file_of_five(path: Path, bad_line: int, bad: str = '{"input_ids": [7]}') -> str:
+    """Five rows of one length; the bad one's id is outside a vocabulary of five, or what is given."""
+    lines = ['{"input_ids": [1]}'] * 5
+    lines[bad_line - 1] = bad
+    return write(path, *lines)
+
+
+@pytest.mark.parametrize("bad", ['{"input_ids": [7]}', '{"input_ids": [1}}', '{"input_idz": [1]}', '["input_ids", 01]'])
+@pytest.mark.parametrize("bad_line", [2, 3, 5])
+def test_opening_reads_every_row_of_a_small_file(tmp_path: Path, bad_line: int, bad: str) -> None:
+    path = file_of_five(tmp_path / "a.jsonl", bad_line, bad)
+    with pytest.raises(DataError) as caught:
+        open_blocks(path, None, sequence_length=4, vocab_size=5)
     assert str(caught.value).startswith(f"{path}:{bad_line}:")
+
+
+def test_opening_reads_every_row_of_several_small_files(tmp_path: Path) -> None:
+    file_of_five(tmp_path / "a.jsonl", 1, '{"input_ids": [2]}')
+    path = file_of_five(tmp_path / "b.jsonl", 3)
+    with pytest.raises(DataError) as caught:
+        open_blocks(str(tmp_path), None, sequence_length=4, vocab_size=5)
+    assert str(caught.value).startswith(f"{path}:3:")
+
+
+@pytest.mark.parametrize("bad_line", [1, 3, 5])
+def test_opening_reads_the_first_and_the_last_row_of_a_large_file(
+    tmp_path: Path, bad_line: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = file_of_five(tmp_path / "a.jsonl", bad_line)
+    monkeypatch.setattr("lrc.data.blocks.INDEXED_BYTES", ROWS_OF_FIVE)
+    if bad_line == 3:
+        assert len(open_blocks(path, None, sequence_length=4, vocab_size=5)) == 5
+    else:
+        with pytest.raises(DataError, match=f":{bad_line}: token id 7"):
+            open_blocks(path, None, sequence_length=4, vocab_size=5)
+
+
+@pytest.mark.parametrize("vocab_size", [91, 92])
+def test_text_with_an_id_outside_the_vocabulary_is_refused_with_file_and_line(tmp_path: Path, vocab_size: int) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "abcdef"}', '{"text": "gh"}')
+    if vocab_size == 92:  # the end mark is 91
+        assert len(open_blocks(path, Letters(), sequence_length=4, vocab_size=vocab_size)) == 3
+        return
+    with pytest.raises(
+        DataError, match=r"token id 91 of this text, which is outside the model's vocabulary \(0 to 90\)"
+    ):
+        open_blocks(path, Letters(), sequence_length=4, vocab_size=vocab_size)
+    rare = write(tmp_path / "b.jsonl", '{"text": "abcdef"}', '{"text": "gz"}')
+    with pytest.raises(DataError, match="token id 25") as caught:
+        open_blocks(rare, Letters(None, None), sequence_length=4, vocab_size=25)
+    assert str(caught.value).startswith(f"{rare}:2:")
 
 
 def test_rows_with_ids_need_no_tokenizer(tmp_path: Path) -> None:

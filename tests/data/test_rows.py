@@ -28,7 +28,9 @@ def numbered(*numbers: int) -> bytes:
 
 
 def all_numbers(lines: JsonLines) -> list[int]:
-    return [lines.read(row)["number"] for row in range(len(lines))]
+    found = [lines.read(row)["number"] for row in range(len(lines))]
+    assert [row["number"] for row in lines] == found
+    return found
 
 
 @given(

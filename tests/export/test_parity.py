@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from lrc.errors import NumericsError
 from lrc.export import parity
 from lrc.export.convert import read_source
 from lrc.export.parity import check_parity
+from lrc.models.pair_model import PairModel
 from lrc.verbs.convert import convert
 from lrc.verbs.train import train
 from tests.tiny import tiny_recipe
@@ -169,3 +171,41 @@ def test_a_teacher_stored_in_float64_converts(tmp_path: Path) -> None:
     )
     out = convert(train(recipe), tmp_path / "out")
     assert json.loads((out / "parity.json").read_text())["dtype"] == "float64"
+
+
+def test_each_model_is_freed_before_the_next_is_built_and_no_weight_is_held_twice(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = convert(checkpoint, tmp_path / "out")
+    source = read_source(checkpoint, teacher=None, student=None)
+    built: list[weakref.ref[Any]] = []
+    alive: list[tuple[str, int]] = []
+
+    def watched(name: str, build: Any) -> Any:
+        def build_watched(*arguments: Any, **options: Any) -> Any:
+            alive.append((name, sum(reference() is not None for reference in built)))
+            made = build(*arguments, **options)
+            if not any(made is tensor for tensor in source.trained.values()):  # a gain is the checkpoint's own
+                built.append(weakref.ref(made))
+            return made
+
+        return build_watched
+
+    def logits(pair: PairModel, ids: Tensor) -> Any:
+        shared.update(name for name, value in pair.trained().items() if value.data_ptr() == trained[name])
+        return plain_logits(pair, ids)
+
+    shared: set[str] = set()
+    trained = {name: value.data_ptr() for name, value in source.trained.items()}
+    plain_logits = PairModel.logits
+    monkeypatch.setattr(PairModel, "logits", logits)
+    for name in ("load_model", "PairModel", "merged_tensor"):
+        monkeypatch.setattr(parity, name, watched(name, getattr(parity, name)))
+    stock = SimpleNamespace(from_config=watched("merged", AutoModelForCausalLM.from_config))
+    monkeypatch.setattr(parity, "AutoModelForCausalLM", stock)
+    facts = check_parity(source, out)
+    expected = [("load_model", 0), ("PairModel", 1), ("merged", 0)]  # the pair is made of the teacher
+    expected += [("merged_tensor", 1)] * len(source.plan.names)  # the merged model, and no tensor before this one
+    assert alive == [*expected, ("load_model", 0)]
+    assert shared == set(source.trained)
+    assert facts == json.loads((out / "parity.json").read_text())

@@ -1,5 +1,6 @@
 """One layer's fit against explicit least squares in float64, on rows that stock models hand out."""
 
+import weakref
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -178,6 +179,32 @@ def test_a_fit_leaves_gains_before_readers_and_other_layers_alone() -> None:
     expected = {f"projections.model.layers.0.{name}" for name in names}
     gains = ("post_attention_layernorm", "post_feedforward_layernorm")
     assert changed == expected | {f"gains.model.layers.0.{norm}.weight" for norm in gains}
+
+
+def test_a_stream_that_the_caller_has_let_go_of_is_freed_once_the_readers_are_fitted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    teacher = tiny_teacher("llama")
+    pair, batches = make_pair(teacher, 16), id_batches(3)
+    fill_random(pair)
+    held = [[embed(ids) for ids in batches] for embed in (pair.base.embed_tokens, teacher.model.embed_tokens)]
+    streams = [weakref.ref(stream) for stream in held[1]]
+    alive: list[list[int]] = []
+
+    def count(self: LayerFit, *arguments: Any) -> None:
+        alive.append([sum(stream() is not None for stream in streams)])
+        readers(self, *arguments)
+
+    def count_again(self: LayerFit, *arguments: Any) -> list[Tensor]:
+        alive[-1].append(sum(stream() is not None for stream in streams))
+        return writer(self, *arguments)
+
+    readers, writer = LayerFit._fit_readers, LayerFit._fit_writer
+    monkeypatch.setattr(LayerFit, "_fit_readers", count)
+    monkeypatch.setattr(LayerFit, "_fit_writer", count_again)
+    with torch.no_grad():
+        layer_fits(pair, teacher, random_basis(), batches[0])[0].run(held.pop(), held.pop())
+    assert alive == [[3, 0], [0, 0]]
 
 
 def check_streams(found: Walk) -> None:

@@ -90,13 +90,19 @@ def test_a_teacher_beside_the_student_is_refused(tmp_path: Path) -> None:
         files(tmp_path, teacher_kl=1.0)
 
 
+def test_dropping_over_long_chats_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"sft\.over_long=truncate"):
+        files(tmp_path, over_long="drop")
+
+
 @pytest.mark.parametrize(
     ("template", "name"),
     [
         (LLAMA3, "llama3"),
         ("You are Qwen, created by Alibaba Cloud.<|im_start|>", "qwen"),
         ("<|im_start|>You are a helpful AI assistant named SmolLM", "smollm2"),
-        ("[INST] {{ m }} [/INST]", "llama2"),
+        ("[INST] <<SYS>>\n{{ s }}\n<</SYS>>\n\n{{ m }} [/INST]", "llama2"),
+        ("[INST] {{ m }} [/INST]", None),  # Mistral's
         ("<start_of_turn>", "gemma"),
         ("<|im_start|>", None),
     ],

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from lrc.cli import main
@@ -26,14 +27,17 @@ pytestmark = [
 ]
 
 
-def train(file: Path, out: Path, *overrides: str) -> None:
-    """Run it and check that a student came out that is not the one that went in."""
+def train(file: Path, student: Path, out: Path, *overrides: str) -> None:
+    """Run it and check that a student came out, every tensor of which is not the one that went in."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [str(COMMAND), "train", str(file), f"output_dir={out}", *SMALL, *overrides]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((out / "train_results.json").read_text())["train_loss"] > 0
-    assert load_file(out / "model.safetensors")
+    before, after = load_file(student / "model.safetensors"), load_file(out / "model.safetensors")
+    assert {name: value.shape for name, value in after.items()} == {name: value.shape for name, value in before.items()}
+    assert all(value.isfinite().all() for value in after.values())
+    assert [name for name in before if torch.equal(before[name].float(), after[name].float())] == []
 
 
 @pytest.mark.parametrize("name", ["llama3-sft-full", "qwen-sft-full"])
@@ -45,10 +49,12 @@ def test_the_shipped_file_trains_with_paths_and_sizes_overridden(tmp_path: Path,
     entry["file_name"] = str(root / "chats.jsonl")
     (root / "dataset_info.json").write_text(json.dumps(info))
     shipped = ROOT / "configs" / "llama_factory" / f"{name}.yaml"
-    train(shipped, root / "out", f"model_name_or_path={root / 'student'}", f"dataset_dir={root}", "pure_bf16=false")
+    student = root / "student"
+    paths = (f"model_name_or_path={student}", f"dataset_dir={root}")
+    train(shipped, student, root / "out", *paths, "pure_bf16=false")
 
 
 def test_the_written_file_trains(tmp_path: Path) -> None:
     root = sft_root(tmp_path)
     assert main(["sft", str(root / "recipe.yaml"), "--write-llama-factory", str(root / "factory")]) == 0
-    train(root / "factory" / "sft.yaml", root / "out")
+    train(root / "factory" / "sft.yaml", root / "student", root / "out")

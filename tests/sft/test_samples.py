@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
 
 from lrc.errors import DataError
 from lrc.sft.chat_encoder import ChatEncoder, Sample
-from lrc.sft.samples import ChatCounts, read_samples, write_samples
+from lrc.sft.samples import ChatCounts, held_out_chats, read_samples, write_samples
 from lrc.sft_config import SftConfig
 from tests.sft.tiny_chats import chat_tokenizer, turns
 
@@ -70,6 +71,33 @@ def test_bad_rows_are_left_out_up_to_the_share_allowed(tmp_path: Path) -> None:
     assert counts.listed_bad_rows[0].startswith(f"{tmp_path / 'a.jsonl'}:2: ")
     with pytest.raises(DataError, match=r"1 of 4 rows are no usable chats, more than sft.max_bad_share = 0\.2"):
         read(tmp_path / "a.jsonl", rows, SftConfig(max_bad_share=0.2))
+
+
+def held_out(path: Path, rows: list[object], **settings: Any) -> tuple[list[tuple[list[int], list[int]]], ChatCounts]:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return held_out_chats(encoder(), SftConfig(held_out=str(path), **settings))
+
+
+def test_held_out_chats_are_counted_like_the_others(tmp_path: Path) -> None:
+    rows = [SHORT, LONG, ASKED_TOO_LONG, SHORT, SHORT]
+    chats, counts = held_out(tmp_path / "h.jsonl", rows, sequence_length=70, held_out_chats=3)
+    short = encoder().encode(SHORT["messages"])[0]
+    assert [len(ids) for ids, _ in chats] == [len(short.ids), 70, len(short.ids)]
+    assert chats[0] == (short.ids, short.labels)
+    assert (counts.rows, counts.sequences, counts.truncated, counts.answerless) == (4, 3, 1, 1)
+    assert counts.tokens == sum(len(ids) for ids, _ in chats)
+    chats, counts = held_out(tmp_path / "h.jsonl", rows, sequence_length=70, over_long="drop", held_out_chats=3)
+    assert (len(chats), counts.rows, counts.dropped, counts.truncated) == (3, 5, 2, 0)
+    assert held_out_chats(encoder(), SftConfig()) == ([], ChatCounts())
+
+
+def test_the_share_of_bad_rows_is_checked_where_held_out_reading_stops(tmp_path: Path) -> None:
+    rows = [SHORT, BAD, SHORT, SHORT, SHORT]
+    chats, counts = held_out(tmp_path / "h.jsonl", rows, max_bad_share=0.4, held_out_chats=2)
+    assert (len(chats), counts.rows, counts.bad_rows) == (2, 3, 1)
+    assert counts.listed_bad_rows[0].startswith(f"{tmp_path / 'h.jsonl'}:2: ")
+    with pytest.raises(DataError, match=r"1 of 3 rows are no usable chats, more than sft.max_bad_share = 0\.3"):
+        held_out(tmp_path / "h.jsonl", rows, max_bad_share=0.3, held_out_chats=2)
 
 
 def test_no_chat_that_fits_is_an_error(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from lrc.data.folder_hash import find_damage, write_sums
 from lrc.errors import CheckpointError
 from lrc.training import checkpoint
 from lrc.training.checkpoint import clear_drafts, read_checkpoint, remove_checkpoint, save_checkpoint
-from lrc.training.checkpoint_list import find_resume
+from lrc.training.checkpoint_list import checkpoints, find_resume, step_of
 from lrc.training.engine import FullEngine
 from lrc.training.run_state import RunState
 
@@ -110,6 +110,7 @@ def test_files_hold_what_the_formats_page_says(tmp_path: Path) -> None:
         "held_out_kl": None,
         "skipped_batches": [],
         "gradient_norms": [],
+        "objectives": [],
     }
     assert find_damage(folder) is None
     assert {path.stat().st_mode & 0o044 for path in folder.iterdir()} == {0o044}
@@ -149,6 +150,61 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["checkpoint-1"]
     assert names_in(folder) == FILES
     assert_bit_equal(load_file(folder / "model.safetensors"), run.tensors())
+
+
+def kill_after_renaming(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    """Let the process die right after so many renames."""
+    rename, done = Path.rename, [0]
+
+    def renaming(self: Path, target: Path) -> Path:
+        found = rename(self, target)
+        done[0] += 1
+        if done[0] == calls:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Path, "rename", renaming)
+
+
+@pytest.mark.parametrize(("calls", "is_new"), [(1, False), (2, True)], ids=["before the new one", "after the new one"])
+def test_a_kill_while_one_is_replaced_loses_no_checkpoint(
+    tmp_path: Path, calls: int, is_new: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = Run(seed=1).step(1, 1), Run(seed=2).step(1, 1)
+    folder = old.save(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        kill_after_renaming(patch, calls)
+        with pytest.raises(KeyboardInterrupt):
+            new.save(tmp_path, 1)
+    assert folder.exists() == is_new
+    (found,) = checkpoints(tmp_path)
+    assert step_of(found) == 1
+    assert find_resume(tmp_path, "auto", lambda note: pytest.fail(note)) == found
+    run = Run(seed=3)
+    assert run.load(found) == state_at(1)
+    assert_bit_equal(run.tensors(), (new if is_new else old).tensors())
+    clear_drafts(tmp_path)
+    assert names_in(tmp_path) == ["checkpoint-1"]
+    assert_bit_equal(load_file(folder / "model.safetensors"), run.tensors())
+    assert find_damage(folder) is None
+
+
+def test_a_replaced_checkpoint_is_back_when_the_new_one_can_not_get_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = Run(seed=1).step(1, 1)
+    folder, rename = old.save(tmp_path, 1), Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        Run(seed=2).step(1, 1).save(tmp_path, 1)
+    assert names_in(tmp_path) == ["checkpoint-1"]
+    assert_bit_equal(load_file(folder / "model.safetensors"), old.tensors())
 
 
 @pytest.mark.parametrize(

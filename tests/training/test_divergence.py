@@ -14,7 +14,7 @@ from lrc.config import TrainConfig
 from lrc.data.blocks import BatchPlan, open_blocks
 from lrc.errors import CheckpointError, NumericsError
 from lrc.training.checkpoint_list import checkpoints, step_of
-from lrc.training.divergence import LEAST, WINDOW, find_divergence, sources_of, with_norm
+from lrc.training.divergence import LEAST, WINDOW, find_divergence, sources_of, with_step
 from lrc.training.run_state import RunState
 from lrc.verbs.train import train
 from tests.tiny import tiny_recipe, write_rows
@@ -24,8 +24,9 @@ SETTINGS = TrainConfig(max_steps=1, divergence_factor=10.0)
 CHANGES: dict[str, Any] = {"start__method": "random", "data__held_out": None, "train__log_steps": 1}
 
 
-def state_with(norms: list[float]) -> RunState:
-    return RunState(step=0, tokens=0, seconds=0, sequences_per_step=1, gradient_norms=tuple(norms))
+def state_with(norms: list[float], objectives: list[float] | None = None) -> RunState:
+    numbers = {"gradient_norms": tuple(norms), "objectives": tuple(objectives or [])}
+    return RunState(step=0, tokens=0, seconds=0, sequences_per_step=1, **numbers)
 
 
 @pytest.mark.parametrize(("objective", "norm"), [(NAN, 1.0), (1.0, NAN), (INF, 1.0), (1.0, INF), (-INF, NAN)])
@@ -45,11 +46,31 @@ def test_a_norm_is_compared_with_the_median_of_enough_steps() -> None:
     assert find_divergence(replace(SETTINGS, divergence_factor=None), enough, objective=1.0, norm=1e30) is None
 
 
-def test_only_the_last_norms_are_kept() -> None:
+def test_a_loss_is_compared_with_the_median_of_enough_steps() -> None:
+    few, enough = ([2.0] * (LEAST - 1), [2.0] * (LEAST - 1) + [1e9])
+    assert find_divergence(SETTINGS, state_with(enough, few), objective=1e6, norm=1.0) is None
+    state = state_with([], enough)
+    assert find_divergence(SETTINGS, state, objective=20.0, norm=1e6) is None
+    assert find_divergence(SETTINGS, state, objective=20.1, norm=1.0) == (
+        "the loss must be at most 10 times the median 2 of the last 16 steps, found 20.1"
+    )
+    assert find_divergence(replace(SETTINGS, divergence_factor=None), state, objective=1e30, norm=1.0) is None
+
+
+def test_a_loss_near_zero_does_not_explode_by_its_ratio() -> None:
+    state = state_with([], [1e-4] * LEAST)
+    assert find_divergence(SETTINGS, state, objective=9.9, norm=1.0) is None
+    assert find_divergence(SETTINGS, state, objective=10.1, norm=1.0) == (
+        "the loss must be at most 10 times the median 0.0001 (which counts as 1) of the last 16 steps, found 10.1"
+    )
+
+
+def test_only_the_last_steps_are_kept() -> None:
     state = state_with([])
     for number in range(WINDOW + 5):
-        state = with_norm(state, float(number))
+        state = with_step(state, objective=2.0 * number, norm=float(number))
     assert state.gradient_norms == tuple(float(number) for number in range(5, WINDOW + 5))
+    assert state.objectives == tuple(2.0 * number for number in range(5, WINDOW + 5))
 
 
 def test_every_sequence_of_a_batch_is_named_on_all_ranks(tmp_path: Path) -> None:
@@ -67,8 +88,8 @@ def test_every_sequence_of_a_batch_is_named_on_all_ranks(tmp_path: Path) -> None
     )
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, batches: set[int], factor: float) -> None:
-    """Multiply the objective of some batches."""
+def poison(monkeypatch: pytest.MonkeyPatch, batches: set[int], factor: float, offset: float = 0.0) -> None:
+    """Multiply the objective of some batches and add to it."""
     from lrc.models import pair_model
     from lrc.training import loop
 
@@ -80,7 +101,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, batches: set[int], factor: float) ->
 
     def poisoned(*arguments: Any, **options: Any) -> Any:
         total, lm, kl = losses(*arguments, **options)
-        return total * (factor if current[0] in batches else 1.0), lm, kl
+        return (total * factor + offset if current[0] in batches else total), lm, kl
 
     monkeypatch.setattr(loop, "step_batches", reading)
     monkeypatch.setattr(pair_model, "head_losses", poisoned)
@@ -108,18 +129,28 @@ def test_stop_ends_before_the_optimiser_moves_and_names_the_sequences(
     assert all(name.startswith(f"{tmp_path / 'train.jsonl'}:") for name in record["sequences"])
 
 
-@pytest.mark.parametrize(("factor", "guard"), [(NAN, None), (1e6, 100.0)], ids=["nan", "exploding"])
+@pytest.mark.parametrize(
+    ("factor", "offset", "guard", "reason"),
+    [
+        (NAN, 0.0, None, "must be finite"),
+        (1e6, 0.0, 100.0, "the loss must be at most 100 times"),
+        (1.0, 1e6, 100.0, "the loss must be at most 100 times"),
+        (1e6, -1e9, 100.0, "the gradient norm must be at most 100 times"),
+    ],
+    ids=["nan", "exploding", "loss alone", "norm alone"],
+)
 def test_rollback_goes_back_to_the_checkpoint_and_leaves_the_batch_out(
-    tmp_path: Path, factor: float, guard: float | None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, factor: float, offset: float, guard: float | None, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps, bad = LEAST + 6, LEAST + 3
     changes = {**CHANGES, "train__max_steps": steps, "train__on_divergence": "rollback", "train__save_steps": 4}
-    poison(monkeypatch, {bad}, factor)
+    poison(monkeypatch, {bad}, factor, offset)
     last = train(tiny_recipe(tmp_path, **changes, train__divergence_factor=guard))
     state = RunState.from_json((last / "state.json").read_text())
     assert (state.step, state.skipped_batches, state.next_batch) == (steps, (bad,), steps + 1)
     (record,) = records(tmp_path / "run")
     assert record["action"] == "rollback to step 16"
+    assert reason in record["reason"]
     lines = [json.loads(line) for line in (tmp_path / "run" / "train" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, steps + 1))
     # the same as a run that never met the batch
@@ -158,7 +189,7 @@ def test_a_run_that_keeps_diverging_ends(tmp_path: Path, save_steps: int, monkey
 def test_every_rank_hears_that_no_checkpoint_is_whole(
     tmp_path: Path, is_main: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lrc.training import loop, together
+    from lrc.training import rollback, together
 
     (tmp_path / "checkpoint-1").mkdir()
     (tmp_path / "checkpoint-1" / "state.json").write_text("{")
@@ -176,6 +207,6 @@ def test_every_rank_hears_that_no_checkpoint_is_whole(
     log = SimpleNamespace(say=lambda line: None)
     parts: Any = SimpleNamespace(accelerator=accelerator, log=log, folder=tmp_path)
     with pytest.raises(CheckpointError, match=r"No checkpoint .* is whole, the newest too: state\.json"):
-        loop._last_checkpoint(parts)
+        rollback.last_checkpoint(parts)
     assert sent[0] == ([found] if is_main else None, None)
     assert len(sent) == 2

@@ -42,7 +42,11 @@ def test_a_step_count_lies_where_the_optimiser_counts(
 ) -> None:
     trained = trained_on_meta()
     pair: Any = SimpleNamespace(
-        trained=lambda: trained, stored=lambda: trained, tables=frozenset, merged_under=lambda name: None
+        trained=lambda: trained,
+        stored=lambda: trained,
+        tables=frozenset,
+        merged_under=lambda name: None,
+        compute_dtype=torch.float32,
     )
     engine = FullEngine(Accelerator(cpu=True), pair, TrainConfig(max_steps=1, optimizer=optimizer), accumulation=1)
     engine.load(saved_moments(tmp_path, engine.moment_shapes))

@@ -90,6 +90,59 @@ def test_the_disk_must_hold_the_kept_checkpoints_the_best_and_one_more(
     assert asked == [tmp_path, tmp_path]
 
 
+def say_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr("lrc.training.launch.shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
+
+
+def write_checkpoints(folder: Path, *sizes: int) -> None:
+    for step, size in enumerate(sizes):
+        (folder / f"checkpoint-{step}").mkdir(parents=True)
+        (folder / f"checkpoint-{step}" / "state.json").write_bytes(bytes(size))
+
+
+ONE = 3 * 4 * TRAINED_VALUES
+
+
+@pytest.mark.parametrize(
+    ("sizes", "needed"),
+    [((), 4 * ONE), ((ONE // 2,), 4 * ONE - ONE // 2), ((ONE, ONE), 2 * ONE), ((ONE,) * 9, ONE)],
+    ids=["none", "half", "two", "more than it keeps"],
+)
+def test_a_run_that_goes_on_needs_no_room_for_the_checkpoints_that_it_has(
+    tmp_path: Path, pair: PairModel, sizes: tuple[int, ...], needed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "train"
+    write_checkpoints(folder, *sizes)
+    (tmp_path / "train.log").write_bytes(bytes(ONE))  # no checkpoint of the run
+    say_free(monkeypatch, needed)
+    check_space(folder, pair, keep=2, goes_on=True)
+    say_free(monkeypatch, needed - 1)
+    with pytest.raises(CheckpointError, match="must have room"):
+        check_space(folder, pair, keep=2, goes_on=True)
+
+
+def test_a_run_that_begins_anew_counts_what_its_folder_frees(
+    tmp_path: Path, pair: PairModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run" / "train"
+    say_free(monkeypatch, 4 * ONE)
+    check_space(folder, pair, keep=2)
+    assert list(tmp_path.iterdir()) == []
+    write_checkpoints(folder, ONE, ONE, ONE)
+    (folder / "metrics.jsonl").write_bytes(bytes(10))
+    say_free(monkeypatch, ONE - 10)
+    check_space(folder, pair, keep=2)
+    say_free(monkeypatch, ONE - 11)
+    with pytest.raises(CheckpointError, match="must have room"):
+        check_space(folder, pair, keep=2)
+
+
+def test_a_file_in_the_run_folders_place_is_refused(tmp_path: Path, pair: PairModel) -> None:
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"The run folder .*run/train can't be written"):
+        check_space(tmp_path / "run" / "train", pair, keep=2)
+
+
 def test_a_full_disk_is_told_in_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     big: Any = SimpleNamespace(trained=lambda: {"projections.lm_head": torch.empty(10**9, device="meta")})
     monkeypatch.setattr("lrc.training.launch.shutil.disk_usage", lambda folder: SimpleNamespace(free=1_540_000_000))

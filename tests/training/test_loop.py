@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lrc.errors import ConfigError
+from lrc.config import Recipe
+from lrc.data.blocks import BatchPlan
+from lrc.errors import ConfigError, DataError
+from lrc.training.launch import write_recipe
 from lrc.verbs.train import train
 from tests.tiny import tiny_recipe, write_rows
 
@@ -94,8 +98,6 @@ def test_two_gloo_ranks_give_the_update_of_one(ragged_root: Path, checkpointing:
     }
     recipe = tiny_recipe(ragged_root, run=str(ragged_root / "one"), train__batch_size=8, **changes)
     one = load_file(train(recipe) / "model.safetensors")
-    from lrc.training.launch import write_recipe
-
     path = ragged_root / "two.yaml"
     two_recipe = tiny_recipe(
         ragged_root,
@@ -140,3 +142,75 @@ def test_a_tracker_gets_the_numbers(tmp_path: Path) -> None:
 def test_an_unknown_tracker_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.trackers"):
         train(tiny_recipe(tmp_path, train__trackers=["carrier-pigeon"]))
+
+
+BAD_STEP = 3
+
+
+def with_a_bad_row(root: Path, **changes: Any) -> tuple[Recipe, int, str]:
+    """A run whose data has a bad row that step 3 is the first to read; returns its line, and the line put right."""
+    recipe = tiny_recipe(
+        root,
+        start__method="random",
+        train__max_steps=6,
+        train__save_steps=100,
+        train__schedule="constant",
+        **changes,
+    )
+    settings, data = recipe.train, root / "train.jsonl"
+    sequences = settings.batch_size * settings.gradient_accumulation_steps
+    plan = BatchPlan(seed=settings.seed, batch_size=sequences, accumulation=1)
+    number = next(block for block in next(plan.indices(BAD_STEP, 40)) if block not in (0, 39))
+    lines = data.read_text().splitlines()
+    whole = lines[number]
+    lines[number] = whole[:-9]
+    data.write_text("\n".join(lines) + "\n")
+    return recipe, number + 1, whole
+
+
+def test_a_bad_row_amid_a_large_file_costs_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrc.data.blocks.INDEXED_BYTES", 1)
+    recipe, line, whole = with_a_bad_row(tmp_path)
+    folder = tmp_path / "run" / "train"
+    with pytest.raises(DataError, match=rf"train\.jsonl:{line}: .*JSON.* The 3 steps before it are saved"):
+        train(recipe)
+    assert [path.name for path in folder.glob("*checkpoint*")] == ["checkpoint-3"]
+    kept = (folder / "checkpoint-3" / "model.safetensors").stat().st_mtime_ns
+    with pytest.raises(DataError, match=f"train.jsonl:{line}:"):
+        train(recipe, resume="auto")
+    assert (folder / "checkpoint-3" / "model.safetensors").stat().st_mtime_ns == kept
+    data = tmp_path / "train.jsonl"
+    lines = data.read_text().splitlines()
+    lines[line - 1] = whole
+    data.write_text("\n".join(lines) + "\n")
+    found = load_file(train(recipe, resume="auto") / "model.safetensors")
+    uninterrupted = replace(recipe, run=str(tmp_path / "uninterrupted"))
+    expected = load_file(train(uninterrupted) / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+TWO_RANKS = """
+import sys
+from pathlib import Path
+import lrc.data.blocks
+from benchmarks.ranks import start_ranks, wait_for
+from lrc.config import load_recipe
+from lrc.verbs.train import train
+
+lrc.data.blocks.INDEXED_BYTES = 1
+recipe = load_recipe(Path(sys.argv[1]))
+print(wait_for(start_ranks(lambda rank: train(recipe), 2, Path(sys.argv[2])), seconds=120))
+"""
+
+
+def test_a_bad_row_on_one_of_two_ranks_ends_both_with_their_steps_saved(tmp_path: Path) -> None:
+    recipe, line, _ = with_a_bad_row(tmp_path, train__batch_size=2, train__gradient_accumulation_steps=2)
+    write_recipe(tmp_path / "recipe.yaml", replace(recipe, train=replace(recipe.train, gradient_accumulation_steps=1)))
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "-c", TWO_RANKS, str(tmp_path / "recipe.yaml"), str(tmp_path / "output")]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.stdout == "[2, 2]\n", done.stderr[-3000:]
+    said = [(tmp_path / "output" / f"rank-{rank}.txt").read_text() for rank in (0, 1)]
+    assert sum(f"train.jsonl:{line}: " in text for text in said) == 1
+    assert sum("Another process has met a row" in text for text in said) == 1
+    assert (tmp_path / "run" / "train" / "checkpoint-3" / "model.safetensors").is_file()

@@ -201,6 +201,17 @@ def test_rewinding_drops_later_and_cut_lines_and_keeps_the_others_as_they_are(tm
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+@pytest.mark.parametrize(("is_measured", "kept"), [(True, [0, 1, 2]), (False, [0, 1])])
+def test_rewinding_drops_a_measure_that_will_be_made_again(tmp_path: Path, is_measured: bool, kept: list[int]) -> None:
+    log = log_at(tmp_path, Tracker())
+    lines = [
+        f'{{"kind": "{kind}", "step": {step}}}\n' for kind, step in (("held_out", 3), ("train", 4), ("held_out", 4))
+    ]
+    log.path.write_text("".join(lines))
+    log.rewind(4, is_measured=is_measured)
+    assert log.path.read_text() == "".join(lines[number] for number in kept)
+
+
 def test_rewinding_without_a_log_does_nothing(tmp_path: Path) -> None:
     log_at(tmp_path, Tracker()).rewind(4)
     assert list(tmp_path.iterdir()) == []

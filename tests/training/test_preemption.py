@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from lrc.models.pair_model import PairModel
 from lrc.training.checkpoint import read_state
 from lrc.training.checkpoint_list import checkpoints, step_of
 from lrc.training.preemption import PREEMPTED, SIGNALS, preemption_signals
+from lrc.verbs import train as train_module
 from lrc.verbs.train import train
 from tests.tiny import tiny_recipe
 
@@ -73,3 +75,115 @@ def test_a_signal_saves_the_very_step_and_the_run_goes_on_as_if_nothing_was(
     # the checkpoint knows it too, so that the best one can be kept
     (line,) = [line for line in measured[1].splitlines() if '"held_out", "step": 3,' in line]
     assert read_state(tmp_path / "stopped" / "train" / "checkpoint-3").held_out_kl == json.loads(line)["kl"]
+
+
+CHANGES: dict[str, Any] = {
+    "start__method": "random",
+    "train__max_steps": 6,
+    "train__save_steps": 100,
+    "train__evaluate_steps": 3,
+}
+
+
+def kill_at(step: int) -> Callable[[PairModel, int], dict[str, Any]]:
+    """Send SIGTERM during the held-out measure of a step."""
+
+    def measure(pair: PairModel, now: int) -> dict[str, Any]:
+        if now == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    return measure
+
+
+def files_of(last: Path) -> dict[str, bytes]:
+    return {name: (last / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")}
+
+
+def steps_in(run: Path) -> list[int]:
+    return [step_of(path) for path in checkpoints(run / "train")]
+
+
+def num_measured(run: Path, step: int) -> int:
+    return (run / "train" / "metrics.jsonl").read_text().count(f'"held_out", "step": {step},')
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_during_the_checks_ends_the_process_too(
+    tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module, "weights_hash", lambda folder: os.kill(os.getpid(), number))
+    with pytest.raises(SystemExit) as caught:
+        train(tiny_recipe(tmp_path, **CHANGES))
+    assert caught.value.code == PREEMPTED
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_during_a_held_out_measure_saves_that_step(tmp_path: Path) -> None:
+    whole = train(tiny_recipe(tmp_path, run=str(tmp_path / "whole"), **CHANGES))
+    recipe = tiny_recipe(tmp_path, **CHANGES)
+    with pytest.raises(SystemExit) as caught:
+        train(recipe, also_measure=kill_at(3))
+    assert caught.value.code == PREEMPTED
+    assert steps_in(tmp_path / "run") == [3]
+    assert read_state(tmp_path / "run" / "train" / "checkpoint-3").held_out_kl is not None
+    assert files_of(train(recipe, resume="auto")) == files_of(whole)
+    assert num_measured(tmp_path / "run", 3) == 1
+
+
+def test_a_signal_during_the_last_measure_finds_the_run_finished(tmp_path: Path) -> None:
+    last = train(tiny_recipe(tmp_path, **CHANGES), also_measure=kill_at(6))
+    assert last.name == "checkpoint-6"
+    assert num_measured(tmp_path / "run", 6) == 1
+
+
+def stop_at_three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Stop a run after step 3, whose measure is left for later; return its recipe."""
+    recipe = tiny_recipe(tmp_path, **CHANGES)
+    with monkeypatch.context() as patch:
+        on_batch(patch, lambda batch: os.kill(os.getpid(), signal.SIGTERM) if batch == 2 else None)
+        with pytest.raises(SystemExit):
+            train(recipe)
+    assert (steps_in(tmp_path / "run"), num_measured(tmp_path / "run", 3)) == ([3], 0)
+    return recipe
+
+
+def test_a_signal_while_a_measure_is_made_up_for_ends_before_another_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = stop_at_three(tmp_path, monkeypatch)
+    with monkeypatch.context() as patch:
+        on_batch(patch, lambda batch: pytest.fail(f"batch {batch} was read"))
+        with pytest.raises(SystemExit) as caught:
+            train(recipe, resume="auto", also_measure=kill_at(3))
+    assert caught.value.code == PREEMPTED
+    assert read_state(tmp_path / "run" / "train" / "checkpoint-3").held_out_kl is not None
+    train(recipe, resume="auto")
+    assert num_measured(tmp_path / "run", 3) == 1
+
+
+def test_a_kill_while_the_only_checkpoint_gets_its_measure_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(tiny_recipe(tmp_path, run=str(tmp_path / "whole"), **CHANGES))
+    recipe = stop_at_three(tmp_path, monkeypatch)
+    rename = Path.rename
+
+    def dying(self: Path, target: Path) -> Path:
+        if self.name == ".checkpoint-3.partial":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dying)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, resume="auto")
+    assert not (tmp_path / "run" / "train" / "checkpoint-3").exists()
+    with monkeypatch.context() as patch:
+        begun: list[int] = []
+        on_batch(patch, begun.append)
+        last = train(recipe, resume="auto")
+    assert begun == [3, 4, 5]
+    assert num_measured(tmp_path / "run", 3) == 1
+    assert files_of(last) == files_of(whole)
+    assert sorted(path.name for path in last.parent.glob("*checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]

@@ -1,5 +1,7 @@
 """A run's state reads back equal, and says which batch comes next."""
 
+import json
+
 import pytest
 
 from lrc.training.run_state import RunState
@@ -19,11 +21,18 @@ STATE = RunState(step=7, tokens=99, seconds=1.25, sequences_per_step=8)
             held_out_kl=0.1 + 0.2,
             skipped_batches=(1, 2),
             gradient_norms=(1e-7, 3.3),
+            objectives=(2.5, 0.0),
         ),
     ],
 )
 def test_a_state_reads_back_equal(state: RunState) -> None:
     assert RunState.from_json(state.to_json()) == state
+
+
+def test_a_state_from_before_losses_were_kept_reads() -> None:
+    values = json.loads(STATE.to_json())
+    del values["objectives"]
+    assert RunState.from_json(json.dumps(values)) == STATE
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", '{"step": 1}', STATE.to_json().replace('"tokens"', '"token"')])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrc.config import TrainConfig
-from lrc.training.schedule import learning_rate
+from lrc.training.schedule import is_measured, learning_rate
 
 Schedule = Literal["linear", "cosine", "wsd", "constant"]
 SCHEDULES: tuple[Schedule, ...] = ("linear", "cosine", "wsd", "constant")
@@ -79,3 +79,14 @@ def test_every_schedule_rises_to_the_peak_then_never_rises_again(
     assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
     if warmup:
         assert rates[warmup - 1] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "evaluate_steps", "expected"),
+    [(10, None, [2, 5, 8, 10]), (3, None, [1, 2, 3]), (10, 4, [4, 8, 10]), (10, 20, [10])],
+)
+def test_held_out_text_is_measured_as_asked_or_each_quarter_and_at_the_end(
+    max_steps: int, evaluate_steps: int | None, expected: list[int]
+) -> None:
+    settings = TrainConfig(max_steps=max_steps, evaluate_steps=evaluate_steps)
+    assert [step for step in range(1, max_steps + 1) if is_measured(settings, step)] == expected

@@ -1,5 +1,6 @@
 """One process, DDP, FSDP2 and ZeRO give the same losses and student, and go on from each other's checkpoints."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -19,11 +20,11 @@ from lrc.verbs.convert import convert
 from tests.tiny import teacher_folder, tiny_recipe, write_rows
 
 pytestmark = pytest.mark.slow
-pytest.importorskip("deepspeed")
 
 STEPS, HALF = 20, 10
-STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
-SHARDED = ("fsdp2", "zero3")
+ZERO = ("zero1", "zero2", "zero3") if importlib.util.find_spec("deepspeed") else ()
+STRATEGIES = ("ddp", "fsdp2", *ZERO)
+SHARDED = ("fsdp2", *ZERO[2:])
 FILES = ("model.safetensors", "optimizer.safetensors")
 RESUMES = {
     # name: (strategy that saved, strategy that goes on); "one" is one process
@@ -41,6 +42,13 @@ RESUMES = {
     "odd-one-to-fsdp2": ("odd-one", "fsdp2"),
     "odd-fsdp2-to-zero3": ("odd-fsdp2", "zero3"),
 }
+
+
+def runnable(*names: str) -> list[str]:
+    return [name for name in names if ZERO or "zero" not in name]
+
+
+RESUMES = {name: RESUMES[name] for name in runnable(*RESUMES)}
 MUON_RESUMES = {"muon-one-to-fsdp2": ("one", "fsdp2"), "muon-fsdp2-to-one": ("fsdp2", "one")}
 
 
@@ -109,7 +117,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     once = {"train__merge": "step"}
     jobs += [job(root, "fsdp2-once", "fsdp2", **once), job(root, "fsdp2-tied-once", "fsdp2", **tied, **once)]
     low = {"train__compute_dtype": "bfloat16", "train__max_steps": 4}
-    jobs += [job(root, f"{name}-low", name, **low) for name in ("one", "fsdp2", "zero2", "zero3")]
+    jobs += [job(root, f"{name}-low", name, **low) for name in ("one", "fsdp2", *ZERO[1:])]
+    whole = {"train__max_steps": 4, "train__gradient_accumulation_steps": 1}
+    jobs += [
+        job(root, f"{name}-gas1", name, train__batch_size=size, **whole) for name, size in (("one", 8), ("ddp", 4))
+    ]
+    jobs += [
+        job(root, f"{name}-micro", name, train__max_steps=4, train__merge="micro_batch") for name in ("one", "ddp")
+    ]
     run_jobs(root, jobs)
     return root
 
@@ -173,7 +188,8 @@ def test_checkpoints_hold_the_trained_tensors_and_nothing_of_the_teacher(root: P
             name: (value.shape, value.dtype) for name, value in expected.items()
         }
         for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=0)
+            # second moments are near 1e-6: an absolute limit would compare them with nothing
+            assert float((found[name] - value).norm()) <= 1e-4 * float(value.norm()), name
 
 
 @pytest.mark.parametrize("name", ["fsdp2", "fsdp2-muon", "odd-fsdp2"])
@@ -195,7 +211,7 @@ def test_each_rank_writes_its_rows_and_no_more(root: Path, name: str) -> None:
             assert torch.equal(torch.cat([first[key], second[key]]), whole)
 
 
-@pytest.mark.parametrize("name", ["zero3", "odd-zero3"])
+@pytest.mark.parametrize("name", runnable("zero3", "odd-zero3"))
 def test_each_rank_of_zero_3_writes_its_flat_pieces(root: Path, name: str) -> None:
     folder = checkpoint(root / name, HALF)
     for stem in ("model", "optimizer"):
@@ -207,7 +223,7 @@ def test_each_rank_of_zero_3_writes_its_flat_pieces(root: Path, name: str) -> No
             assert torch.equal(torch.cat([first[key], second[key]]), whole.flatten())
 
 
-@pytest.mark.parametrize("name", ["fsdp2", "odd-fsdp2", "zero3"])
+@pytest.mark.parametrize("name", runnable("fsdp2", "odd-fsdp2", "zero3"))
 def test_a_checkpoint_in_pieces_converts_to_the_student_of_a_whole_one(root: Path, tmp_path: Path, name: str) -> None:
     folder, whole = checkpoint(root / name, STEPS), tmp_path / "whole"
     whole.mkdir()
@@ -225,7 +241,7 @@ def test_a_checkpoint_in_pieces_converts_to_the_student_of_a_whole_one(root: Pat
     assert len(set(students)) == 1
 
 
-@pytest.mark.parametrize("name", ["odd-fsdp2", "odd-zero3"])
+@pytest.mark.parametrize("name", runnable("odd-fsdp2", "odd-zero3"))
 def test_rows_that_ranks_share_unevenly_train_as_whole_ones(root: Path, name: str) -> None:
     assert_near(losses_of(root / name), losses_of(root / "odd-one"), 1e-5)
 
@@ -272,7 +288,7 @@ def test_a_tied_pair_is_sharded_with_activation_checkpointing(root: Path, strate
     assert_near(losses_of(root / f"{strategy}-tied"), losses_of(root / "one-tied"), 1e-5)
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["fsdp2", *ZERO[1:]])
 def test_a_bfloat16_teacher_is_sharded_beside_float32_projections(root: Path, strategy: str) -> None:
     found, expected = losses_of(root / f"{strategy}-low"), losses_of(root / "one-low")
     assert len(found) == 4
@@ -300,3 +316,20 @@ def test_a_preempted_checkpoint_gets_its_measure_before_anything_is_trained(tmp_
             kept, expected = tensors_of(again, file), load_file(saved / file)
             assert set(kept) == set(expected)
             assert all(torch.equal(kept[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("kind", ["gas1", "micro"])
+def test_ddp_that_merges_in_each_micro_batch_has_the_gradient_of_one_process(root: Path, kind: str) -> None:
+    """AdamW's update does not depend on the gradient's size, so losses alone would not show a mean over ranks."""
+    norms, expected = (
+        {step: line["gradient_norm"] for step, line in lines_of(root / f"{name}-{kind}", "train").items()}
+        for name in ("ddp", "one")
+    )
+    assert len(norms) == 4
+    assert norms == pytest.approx(expected, rel=1e-4)
+    weights, expected_weights = (
+        load_file(root / f"{name}-{kind}" / "train" / "checkpoint-4" / "model.safetensors") for name in ("ddp", "one")
+    )
+    assert set(weights) == set(expected_weights)
+    for name, tensor in expected_weights.items():
+        torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=0)

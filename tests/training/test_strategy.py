@@ -11,6 +11,7 @@ import yaml
 from lrc.config import TrainConfig
 from lrc.errors import ConfigError
 from lrc.training.strategy import choose_strategy, join_processes, launched_strategy
+from lrc.verbs.published_launch import read_launch
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 EXPECTED = {
@@ -20,10 +21,20 @@ EXPECTED = {
     "accel_fsdp.yaml": "fsdp2",
     "accel_multinode.yaml": "fsdp2",
     "accel_ds.yaml": "zero2",
+    "accel_ds_4gpus.yaml": "zero2",
+    "accel_ds_8h800.yaml": "zero2",
     "accel_ds_8h800_gas1.yaml": "zero2",
+    "accel_ds_8h800_gas1_maxgrad0.5.yaml": "zero2",
+    "accel_ds_8h800_gas1_zero3.yaml": "zero3",
+    "accel_ds_8h800_gas2.yaml": "zero2",
+    "accel_ds_8h800_gas3.yaml": "zero2",
+    "accel_ds_8h800_gas4.yaml": "zero2",
     "accel_ds_zero1.yaml": "zero1",
     "accel_ds_zero3.yaml": "zero3",
 }
+
+
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
 def environment_of(path: Path) -> dict[str, str]:
@@ -58,7 +69,41 @@ def test_every_configuration_asks_for_its_strategy(name: str, monkeypatch: pytes
 def test_every_configuration_is_known_here() -> None:
     assert {path.name for path in CONFIGS.glob("accel*.yaml")} == set(EXPECTED)
     processes = {name: yaml.safe_load((CONFIGS / name).read_text())["num_processes"] for name in EXPECTED}
-    assert set(processes.values()) == {1, 8, 16}
+    assert {name: count for name, count in processes.items() if count != 8} == {
+        "accel_cpu.yaml": 1,
+        "accel_1gpu.yaml": 1,
+        "accel_ds_4gpus.yaml": 4,
+        "accel_multinode.yaml": 16,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "accumulation", "clipping"),
+    [
+        ("4gpus", 2, 1.0),
+        ("8h800", 2, 1.0),
+        ("8h800_gas1", 1, 1.0),
+        ("8h800_gas1_maxgrad0.5", 1, 0.5),
+        ("8h800_gas1_zero3", 1, 1.0),
+        ("8h800_gas2", 2, 1.0),
+        ("8h800_gas3", 3, 1.0),
+        ("8h800_gas4", 4, 1.0),
+    ],
+)
+def test_published_configurations_fix_what_the_command_must_say(
+    name: str, accumulation: float, clipping: float
+) -> None:
+    launch = read_launch(environment_of(CONFIGS / f"accel_ds_{name}.yaml"))
+    assert (launch.gradient_accumulation_steps, launch.max_grad_norm) == (accumulation, clipping)
+
+
+@pytest.mark.parametrize(("key", "value"), [("fsdp_offload_params", True), ("fsdp_reshard_after_forward", False)])
+def test_fsdp_settings_that_are_not_done_are_refused(tmp_path: Path, key: str, value: bool) -> None:
+    config = yaml.safe_load((CONFIGS / "accel_fsdp.yaml").read_text())
+    config["fsdp_config"][key] = value
+    (tmp_path / "accel.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError, match=f"{key} must be {str(not value).lower()}"):
+        launched_strategy(environment_of(tmp_path / "accel.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -94,6 +139,8 @@ def test_the_strategy_is_the_launchers_or_the_recipes(
         ),
         ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "zero2", "asks for zero3"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "ddp", "train.strategy is ddp"),
+        ({**FSDP2, "FSDP_OFFLOAD_PARAMS": "true"}, "auto", "fsdp_offload_params must be false .*, found true"),
+        ({**FSDP2, "FSDP_RESHARD_AFTER_FORWARD": "false"}, "auto", "fsdp_reshard_after_forward must be true"),
     ],
 )
 def test_what_can_not_be_is_refused(environment: dict[str, str], strategy: Any, said: str) -> None:

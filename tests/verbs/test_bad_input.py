@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from lrc.cli import main
 from lrc.data.folder_hash import write_sums
@@ -87,8 +88,10 @@ def spoil_ids(line: str) -> str:
         (40, lambda line: line[:-7], ["train.jsonl:40", "cut off"]),
         (1, lambda line: "{not json}", ["train.jsonl:1", "JSON"]),
         (1, lambda line: '{"words": 3}', ["train.jsonl:1", "input_ids"]),
+        (20, spoil_ids, ["train.jsonl:20", "999", "0 to 47"]),
+        (20, lambda line: line[:-7], ["train.jsonl:20", "JSON"]),
     ],
-    ids=["id-beyond-vocabulary", "empty-line", "truncated", "not-json", "no-ids"],
+    ids=["id-beyond-vocabulary", "empty-line", "truncated", "not-json", "no-ids", "id-amid", "truncated-amid"],
 )
 def test_bad_data_is_refused_with_file_and_line(
     root: Path, number: int, spoil: Callable[[str], str], said: list[str], capsys: pytest.CaptureFixture[str]
@@ -99,6 +102,19 @@ def test_bad_data_is_refused_with_file_and_line(
     data.write_text("\n".join(lines))
     text = refused(root, ["train", str(root / "recipe.yaml"), f"run={root / 'other'}"], capsys)
     for part in said:
+        assert part in text
+
+
+def test_text_that_the_models_vocabulary_has_no_id_for_is_refused(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(root / "teacher")
+    tokenizer.add_tokens(["w99"])
+    tokenizer.save_pretrained(root / "teacher")
+    rows = [json.dumps({"text": "w1 w2 w3 " * 20 + ("w99" if number == 20 else "w4")}) for number in range(1, 41)]
+    (root / "train.jsonl").write_text("\n".join(rows) + "\n")
+    text = refused(root, ["train", str(root / "recipe.yaml"), f"run={root / 'other'}"], capsys)
+    for part in ("train.jsonl:20", "token id 48", "0 to 47"):
         assert part in text
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import evaluate as hf_metrics
 import pytest
 import torch
 
@@ -103,6 +104,9 @@ def test_a_limit_takes_the_first_items_and_the_table_says_so(
     row = results["tasks"]["scores"][0]
     assert (row["items"], results["tasks"]["limit"], results["tasks"]["average"]) == (5, 5, None)
     assert row["student"]["value"] * 5 == pytest.approx(round(row["student"]["value"] * 5))
+    command = results["tasks"]["command"]
+    assert " --include_path TASKS --limit 5 " in command
+    assert command.endswith(" (write them with --write-tasks TASKS)")
     capsys.readouterr()
     print_scorecard(tmp_path / "out" / "results.json")
     printed = capsys.readouterr().out
@@ -138,6 +142,47 @@ def test_reasoning_generates_after_examples_and_leaves_code_out(
     assert (row["task"], row["metric"], row["items"]) == ("gsm8k", "exact_match,strict-match", 2)
     assert row["num_fewshot"] == 5
     assert "exact_match,flexible-extract" in results["tasks"]["metrics"]["student"]["gsm8k"]
+
+
+def test_the_command_names_the_task_files_that_were_written(root: Path, results: dict[str, Any]) -> None:
+    command = results["tasks"]["command"]
+    assert command.startswith("lm_eval --model hf ")
+    assert f" --include_path {root / 'task_files'} " in command
+    assert "write them" not in command
+
+
+class _Passes:
+    """In place of the hub's metric: everything that a model writes passes, and nothing is run."""
+
+    def compute(self, **what: Any) -> tuple[dict[str, float], dict[str, Any]]:
+        assert len(what["predictions"]) == len(what["references"]) == 1
+        assert what["k"] == [1]
+        return {"pass@1": 1.0}, {}
+
+
+def test_code_tasks_are_scored_by_the_hubs_metric_where_they_may_run(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr(hf_metrics, "load", lambda name: loaded.append(name) or _Passes())
+    student = byte_model_folder(tmp_path / "student")
+    config = json.loads((student / "config.json").read_text())
+    (student / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 2048}))
+    (tmp_path / "data").mkdir()
+    humaneval = [{"prompt": f"def f{n}():\n", "test": "def check(f): f()", "entry_point": f"f{n}"} for n in range(2)]
+    write_rows(tmp_path / "data" / "humaneval.jsonl", humaneval)
+    mbpp = [{"text": f"Write f{n}.", "test_list": [f"assert f{n}() == {m}" for m in range(3)]} for n in range(2)]
+    write_rows(tmp_path / "data" / "mbpp.jsonl", mbpp)
+    chosen = TaskSettings(tasks="humaneval,mbpp", data_dir=str(tmp_path / "data"), allow_code=True)
+    path = evaluate(student, out=tmp_path / "out", settings=EvaluateConfig(), tasks=chosen)
+    tasks = json.loads(path.read_text())["tasks"]
+    rows = [(row["task"], row["metric"], row["items"], row["num_fewshot"]) for row in tasks["scores"]]
+    assert rows == [("humaneval", "pass@1,create_test", 2, 0), ("mbpp", "pass_at_1,none", 2, 3)]
+    assert [row["student"]["value"] for row in tasks["scores"]] == [1.0, 1.0]
+    assert set(loaded) == {"code_eval"}
+    assert tasks["command"].startswith("HF_ALLOW_CODE_EVAL=1 lm_eval --model hf ")
+    assert " --confirm_run_unsafe_code " in tasks["command"]
+    assert "HF_ALLOW_CODE_EVAL" not in os.environ
 
 
 @pytest.fixture

@@ -16,7 +16,9 @@ def test_dry_run_then_export_then_refusals(tmp_path: Path, capsys: pytest.Captur
     arguments = ["export", str(student), str(out), "--as", "int8"]
     assert main([*arguments, "--dry-run"]) == 0
     assert not out.exists()
+    (student / "sft.json").write_text('{"steps": 3}\n')
     assert main(arguments) == 0
+    assert (out / "sft.json").read_text() == '{"steps": 3}\n'
     assert json.loads((out / "int8_parity.json").read_text())["passed"]
     capsys.readouterr()
     assert main(arguments) == 2

@@ -36,6 +36,13 @@ def test_a_qwen2_with_an_odd_head_size_becomes_a_llama_with_its_logits(
     assert torch.equal(*texts)
     for name in ("tokenizer.json", "generation_config.json"):
         assert (out / name).read_bytes() == (student / name).read_bytes()
+    assert not (out / "sft.json").exists()
+
+
+def test_the_card_of_a_fine_tuned_ones_export_can_tell(tmp_path: Path, student: Path) -> None:
+    (student / "sft.json").write_text('{"steps": 3}\n')
+    export_llama(str(student), tmp_path / "out")
+    assert (tmp_path / "out" / "sft.json").read_text() == '{"steps": 3}\n'
 
 
 def test_padding_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,8 @@ import yaml
 from lrc.cli import main
 from tests.models.family_configs import FAMILY_CONFIGS
 from tests.models.tiny_configs import tiny_config
+from tests.plan.published import Published, published_runs
+from tests.plan.test_sizes import hand_count
 
 
 @pytest.fixture
@@ -85,6 +87,47 @@ def test_a_size_of_memory_is_answered_with_the_largest_hidden_size(
     assert plan["student"]["hidden_size"] == 28
     assert main(["plan", str(tmp_path / "teacher"), "--fits", "0.001GB"]) == 0
     assert "no student" in capsys.readouterr().out
+
+
+def hand_hours(run: Published, tokens: float, positions: int, sequence: int) -> float:
+    """Count the hours on 8 x H100 at 25 % of their peak, from METHOD's definition.
+
+    A token costs 2 FLOPs a teacher weight, 6 a student weight, and attention's scores over the whole sequence; merging
+    costs 2 FLOPs a product of teacher weight and student channel, once forward and once for the projections' gradient,
+    shared by a micro-batch's positions.
+    """
+    student, _ = hand_count(run)
+    config, ratio = run.config, run.config.hidden_size / run.d_student
+    teacher = student * ratio  # but for the gains: every matrix has one hidden axis
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = 4 * sequence * config.num_attention_heads * size * config.num_hidden_layers
+    embedding = 0 if config.tie_word_embeddings else config.vocab_size
+    forward = 2 * (teacher - embedding * config.hidden_size) + attention
+    trained = 3 * (2 * (student - embedding * run.d_student) + attention)
+    merges = 4 * teacher * run.d_student / positions
+    return tokens * (forward + trained + merges) / (8 * 989e12 * 0.25) / 3600
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", published_runs(), ids=lambda run: run.recipe)
+def test_published_recipes_have_the_published_sizes_and_hours(
+    run: Published, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.config.save_pretrained(tmp_path / "teacher")
+    arguments = [f"configs/recipes/{run.recipe}.yaml", f"teacher={tmp_path / 'teacher'}", "--on", "8xh100"]
+    plan = planned(arguments, tmp_path / "plan.json")
+    counts = (plan["student"]["parameters"], plan["trained_parameters"])
+    assert counts == hand_count(run)
+    said = capsys.readouterr().out
+    assert all(f"{count:,} parameters" in said for count in counts)
+    (offer,) = [offer for offer in plan["machines"] if offer["machine"] == "8 x H100 80 GB"]
+    sequence, positions = plan["sequence_length"], plan["sequence_length"] * plan["batch_size"]
+    assert offer["activation_checkpointing"] is False
+    assert offer["hours"] == pytest.approx(hand_hours(run, plan["tokens"], positions, sequence), rel=0.1)
+    if run.student is not None and run.trained is not None and run.hours is not None:
+        assert tuple(round(count / 1e9, 2) for count in counts) == (run.student, run.trained)
+        # the share of the peak is taken from the first run
+        assert offer["hours"] == pytest.approx(run.hours, rel=0.02 if run.recipe == "lrc_1.5b" else 0.2)
 
 
 @pytest.mark.slow

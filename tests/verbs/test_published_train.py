@@ -258,6 +258,24 @@ def test_a_resumed_run_goes_on_in_its_own_folder() -> None:
     assert len(translation.notes) == 1
 
 
+def test_auto_goes_on_with_the_newest_run_of_the_tags_that_has_a_checkpoint(tmp_path: Path) -> None:
+    for name in ("a/2026-11-22_09-00-00", "a/2026-11-23_08-00-00", "b/2026-11-24_08-00-00"):
+        (tmp_path / name / "train" / "checkpoint-5").mkdir(parents=True)
+        (tmp_path / name / "train" / "checkpoint-5" / "state.json").write_text("{}")
+    (tmp_path / "a" / "2026-11-24_11-00-00" / "train").mkdir(parents=True)
+    flags = ["--output_dir", str(tmp_path), "--resume_checkpoint", "auto", "--extra_tags"]
+    translation = translate_least(*flags, "a")
+    newest = f"{tmp_path}/a/2026-11-23_08-00-00"
+    assert (translation.recipe.run, translation.resume) == (newest, "auto")
+    assert translation.notes == (f"--resume-checkpoint auto goes on with the run {newest}.",)
+
+
+def test_auto_without_a_checkpoint_says_that_it_begins_anew(tmp_path: Path) -> None:
+    translation = translate_least("--output_dir", str(tmp_path), "--extra_tags", "a", "--resume_checkpoint", "auto")
+    assert (translation.recipe.run, translation.resume) == (f"{tmp_path}/a/{NOON.time}", "auto")
+    assert translation.notes == (f"--resume-checkpoint auto begins anew: no run in {tmp_path}/a has a checkpoint.",)
+
+
 def test_resuming_needs_a_checkpoint_folder() -> None:
     assert "--resume-checkpoint" in message_of("--resume_checkpoint", "True")
 

@@ -85,7 +85,7 @@ def test_the_least_flags_have_no_problem() -> None:
         ),
         (
             {"resume_checkpoint": "True"},
-            "--resume-checkpoint must name a checkpoint folder, since a new run folder holds none",
+            "--resume-checkpoint must name a checkpoint folder, or be auto for the newest run's",
         ),
         ({"extra_tags": "fine,a/b"}, "tag 'a/b' can't be part of a folder's name"),
         ({"extra_tags": "a\\b"}, "tag 'a\\\\b' can't be part of a folder's name"),

@@ -1,30 +1,40 @@
 """What would go to the hub is listed exactly, offline; the upload is one commit of just that."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import CommitOperationDelete
+from huggingface_hub import CommitOperationDelete, ModelCard
 
 from lrc.errors import CheckpointError, ConfigError
 from lrc.verbs import push as module
 from lrc.verbs.push import check_repo, list_uploads, push
 from lrc.verbs.report import report
-from tests.report.synthetic_run import parity_values, write_json
+from tests.report.synthetic_run import parity_values, sft_values, write_json
 from tests.tiny import teacher_folder
 from tests.verbs.test_report import write_scored_run
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A scored run with a converted student."""
+    """A scored run with a converted student, the one that was scored."""
     run = write_scored_run(tmp_path / "run")
     teacher_folder(run / "convert")
+    scored(run, run / "convert")
     (run / "convert" / "README.md").write_text("an older card")
     (run / "convert" / ".cache").mkdir()
     (run / "convert" / ".cache" / "lock").write_text("")
     (run / "convert" / "recipe.yaml").write_text("teacher: /home/someone\n")
     return run
+
+
+def scored(run: Path, student: Path) -> None:
+    """Let the results be those of this student."""
+    path = run / "evaluate/results.json"
+    results = json.loads(path.read_text("utf-8"))
+    results["student"]["name"] = results["tasks"]["models"]["student"] = str(student)
+    write_json(path, results)
 
 
 class FakeApi:
@@ -97,13 +107,71 @@ def test_nothing_is_uploaded_unless_a_repository_is_named(run: Path, api: FakeAp
 
 def test_the_fine_tuned_student_goes_first_and_another_can_be_named(run: Path, tmp_path: Path, api: FakeApi) -> None:
     teacher_folder(run / "sft", seed=1)
+    scored(run, run / "sft")
     report(run, push_to_hub="me/small")
     assert api.calls[1][2]["config.json"].path_or_fileobj == str(run / "sft/config.json")
+    assert (run / "sft/sft.json").is_file()
+    assert "sft.json" not in api.calls[1][2]
     assert b"fine-tuned on chats" in api.calls[1][2]["README.md"].path_or_fileobj
+    assert b"Scored was" not in api.calls[1][2]["README.md"].path_or_fileobj
     other = teacher_folder(tmp_path / "other")
     report(run, push_to_hub="me/small", student=other)
     assert api.calls[3][2]["config.json"].path_or_fileobj == str(other / "config.json")
     assert b"fine-tuned on chats" not in api.calls[3][2]["README.md"].path_or_fileobj
+
+
+def card_of(run: Path) -> ModelCard:
+    return ModelCard.load(run / "report/README.md")
+
+
+@pytest.mark.parametrize("tasks_alone", [False, True])
+def test_scores_of_another_folder_are_named_and_kept_from_the_hub(
+    run: Path, capsys: pytest.CaptureFixture[str], tasks_alone: bool
+) -> None:
+    if tasks_alone:
+        path = run / "evaluate/results.json"
+        results = json.loads(path.read_text("utf-8"))
+        write_json(path, {key: results[key] for key in ("tasks", "versions", "machine")})
+    report(run)
+    assert len(card_of(run).data.eval_results) == 2
+    assert "Scored was" not in card_of(run).text
+    teacher_folder(run / "sft", seed=1)
+    capsys.readouterr()
+    report(run)
+    assert card_of(run).data.eval_results is None
+    text = card_of(run).text
+    assert "**Scored was `convert`, another model than this student.**" in text
+    assert "| arc_easy |" in text
+    assert "picks the teacher's most likely next token" not in text
+    assert "67.27 M" not in text.split("## Scores")[0]
+    said = capsys.readouterr().err
+    assert f"scores of {run / 'convert'}, not of {run / 'sft'}" in said
+    assert f"lrc evaluate {run / 'sft'} --out {run / 'evaluate'} --overwrite" in said
+
+
+def test_an_export_is_named_by_its_own_class_and_fine_tuning(run: Path, tmp_path: Path) -> None:
+    teacher_folder(run / "sft", "qwen2")
+    report(run)
+    assert "A plain model folder of the model type `qwen2`" in card_of(run).text
+    export = teacher_folder(tmp_path / "export")
+    report(run, student=export)
+    assert "A plain model folder of the model type `llama`" in card_of(run).text
+    assert "fine-tuned" not in card_of(run).text
+    write_json(export / "sft.json", {**sft_values(), "steps": 77})
+    config = json.loads((export / "config.json").read_text())
+    write_json(export / "config.json", {**config, "quantization_config": {"quant_method": "torchao"}})
+    report(run, student=export)
+    assert "After distillation: fine-tuned on chats with `lrc sft`." in card_of(run).text
+    assert "| Fine-tuning | 77 steps on " in card_of(run).text
+    assert "loads with `torchao` installed" in card_of(run).text
+
+
+def test_folders_are_compared_by_where_they_lie(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run.parent / "link").symlink_to(run, target_is_directory=True)
+    monkeypatch.chdir(run.parent)
+    scored(run, Path("link/../run/convert"))
+    report(Path("link"))
+    assert len(card_of(run).data.eval_results) == 2
 
 
 @pytest.mark.parametrize("repo", ["small", "a/b/c", "me/sm all", "me/..x", ""])

@@ -119,7 +119,9 @@ def test_a_dry_run_counts_the_chats_and_writes_nothing(root: Path, capsys: pytes
     before = snapshot(root)
     assert main(["sft", str(root / "recipe.yaml"), "--dry-run"]) == 0
     assert snapshot(root) == before
-    assert "24 sequences of 24 rows" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "24 sequences of 24 rows" in said
+    assert "held out: 4 sequences of 4 rows" in said
 
 
 def spoil(root: Path, *rows: Any) -> None:
@@ -146,6 +148,16 @@ def test_over_long_chats_are_counted(root: Path) -> None:
     spoil(root, {"messages": turns("a", "b" * 200)})
     assert facts(run(root))["chats"]["truncated"] == 1
     assert facts(run(root, "sft.over_long=drop", overwrite=True))["chats"]["dropped"] == 1
+
+
+def test_over_long_held_out_chats_are_said_and_counted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (root / "held_out.jsonl").open("a") as stream:
+        stream.write(json.dumps({"messages": turns("a", "b" * 200)}) + "\n")
+    found = facts(run(root, "sft.max_steps=1"))["held_out"]["chats"]
+    assert (found["rows"], found["sequences"], found["truncated"]) == (5, 5, 1)
+    (said,) = (line for line in capsys.readouterr().err.splitlines() if "held out: " in line)
+    assert "5 sequences of 5 rows" in said
+    assert said.endswith("1 cut off")
 
 
 def test_an_output_that_exists_is_not_replaced_unasked(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

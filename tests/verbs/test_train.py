@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from lrc.config import load_recipe
 from lrc.errors import CheckpointError, ConfigError, DataError
@@ -218,6 +221,43 @@ def test_a_refused_start_leaves_the_earlier_run(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         train(tiny_recipe(tmp_path), overwrite=True)
     assert files_below(tmp_path) == before
+
+
+def refuses_without_a_change(root: Path, error: type[Exception], said: str) -> None:
+    """The run that stands is to be overwritten, and another one begun; both are refused."""
+    before = files_below(root)
+    for name in ("run", "other"):
+        with pytest.raises(error, match=said):
+            train(tiny_recipe(root, run=str(root / name)), overwrite=True)
+        assert files_below(root) == before
+        assert not (root / "other").exists()
+
+
+def test_a_disk_too_small_leaves_the_earlier_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tiny_recipe(tmp_path, start__method="random", train__max_steps=2))
+    monkeypatch.setattr("lrc.training.launch.shutil.disk_usage", lambda folder: SimpleNamespace(free=99))
+    refuses_without_a_change(tmp_path, CheckpointError, "must have room")
+
+
+def test_a_start_that_can_t_follow_the_teacher_leaves_the_earlier_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tiny_recipe(tmp_path, start__method="random", train__max_steps=2))
+    called = LlamaDecoderLayer.__call__
+
+    def by_position(self: nn.Module, stream: Tensor, attention_mask: Any = None, **keywords: Any) -> Any:
+        return called(self, stream, attention_mask, **keywords)
+
+    monkeypatch.setattr(LlamaDecoderLayer, "__call__", by_position)
+    refuses_without_a_change(tmp_path, ConfigError, "layers called by position")
+
+
+def test_a_run_goes_on_where_its_checkpoints_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes: dict[str, Any] = {"start__method": "random", "train__save_total_limit": 1}
+    last = train(tiny_recipe(tmp_path, train__max_steps=2, **changes))
+    size = sum(path.stat().st_size for path in last.iterdir())
+    monkeypatch.setattr("lrc.training.launch.shutil.disk_usage", lambda folder: SimpleNamespace(free=2 * size))
+    assert train(tiny_recipe(tmp_path, train__max_steps=4, **changes), resume="auto").name == "checkpoint-4"
 
 
 def test_too_few_start_tokens_are_called_by_their_name(tmp_path: Path) -> None:
