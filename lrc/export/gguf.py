@@ -19,6 +19,7 @@ from lrc.export.gguf_parity import check_gguf_parity
 from lrc.export.gguf_runner import NONE
 from lrc.export.llama_cpp import has_llama_cpp
 from lrc.export.own_process import run_module
+from lrc.export.plain_folder import check_plain_weights
 from lrc.export.pre_tokenizer import pre_tokenizer_name
 from lrc.export.serving import has_own_head_size, stored_head_size
 from lrc.models.folder import ModelTensors
@@ -92,6 +93,7 @@ def check_gguf(student: Path, kind: str) -> Any:
             f"'lrc[export]', or export f16 and run llama.cpp's llama-quantize on it."
         )
     config = load_config(str(student))
+    check_plain_weights(config, student)
     _check_class(config)
     tokenizer_files = ("tokenizer.json", "tokenizer.model")
     if not any((student / name).is_file() for name in tokenizer_files):
@@ -176,5 +178,11 @@ def _convert(student: Path, gguf: Path, *, outtype: str, unpacked: Path, scratch
             f"llama.cpp must know how the tokenizer of {student} splits text into words, but its converter does not "
             f"know this tokenizer, and it splits unlike GPT-2, SmolLM, Llama 3 and Qwen 2. Use the tokenizer of a "
             f"published teacher."
+        )
+    if "ForCausalLM is not supported" in failure:
+        kind = load_config(str(student)).model_type
+        raise ConfigError(
+            f"llama.cpp's converter must know the class of {student}, but knows no {kind}. Serve it with transformers, "
+            f"or see what else takes it: lrc serve-check {student}."
         )
     raise CheckpointError(f"llama.cpp's converter could not convert {student}: {failure}")
