@@ -68,15 +68,22 @@ def write_proven_gguf(
         if has_llama_cpp():
             say(f"{written}; llama.cpp computes it beside transformers.")
             facts = {"verified": True} | check_gguf_parity(student, gguf, kind=kind, vocab_size=config.vocab_size)
-            say(
-                f"llama.cpp against transformers in float32, {facts['positions']} positions: KL {facts['kl']:.2e}, "
-                f"first choice equal at {facts['top1_agreement']:.2%}, largest difference "
-                f"{facts['max_abs_difference']:.2e}"
-            )
+            say(_told(facts))
         else:
             say(f"{written}. {UNVERIFIED}")
         (draft / PARITY_NAME).write_text(json.dumps(facts, indent=2) + "\n")
     return out / gguf.name
+
+
+def _told(facts: dict[str, Any]) -> str:
+    line = (
+        f"llama.cpp against transformers in float32, {facts['positions']} positions: KL {facts['kl']:.2e}, first "
+        f"choice equal at {facts['top1_agreement']:.2%}, largest difference {facts['max_abs_difference']:.2e}"
+    )
+    if facts["chaotic_positions"] and facts["settled"]["positions"]:
+        line += f" ({facts['settled']['max_abs_difference']:.2e} where float32 settles the logits: all but "
+        line += f"{facts['chaotic_positions']})"
+    return line
 
 
 def check_gguf(student: Path, kind: str) -> Any:
