@@ -9,7 +9,7 @@ from lrc.errors import CheckpointError
 from lrc.training.checkpoint import REPLACED, STATE, read_state, remove_checkpoint
 
 _NAME = re.compile(r"checkpoint-(\d+)$")
-_REPLACED_NAME = re.compile(rf"\.checkpoint-(\d+){re.escape(REPLACED)}$")
+_REPLACED_NAME = re.compile(rf"\.checkpoint-(\d+)\{REPLACED}$")
 
 
 def checkpoints(folder: Path) -> list[Path]:
