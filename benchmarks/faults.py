@@ -35,6 +35,7 @@ from ranks import start_ranks, wait_for
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lrc.training.checkpoint as checkpoint_module
+import lrc.training.loop as loop_module
 import lrc.verbs.train as train_module
 from lrc.config import Recipe, recipe_from_dict
 from lrc.data.folder_hash import find_damage
@@ -261,17 +262,24 @@ class Drill:
 
     def kill_while_replacing(self, recipe: Recipe, count: int) -> str:
         """Stop a run by a signal, so that its checkpoint is due a measure, and kill it as it replaces that one."""
-        stopped = self.terminate(recipe, count)
-        before = self.random.random() < 0.5
+        first, before = newest_step(recipe), self.random.random() < 0.5
+        if first == STEPS:
+            return "finished before"
+        batch = self.random.randint(first, STEPS - 1)
+
+        def prepare_to_stop(rank: int) -> None:
+            if rank == 0:
+                stop_at_batch(batch)
 
         def prepare(rank: int) -> None:
             if rank == 0:
                 die_at_replacing(before=before)
 
+        codes = self.launch(recipe, count, prepare=prepare_to_stop)
+        assert codes == [PREEMPTED] * count, f"SIGTERM in a step ended with {codes}"
         codes = self.launch(recipe, count, prepare=prepare)
-        assert codes[0] in (0, -signal.SIGKILL), f"kill -9 while replacing ended with {codes}"
-        met = codes[0] != 0
-        return f"{stopped}, {'before' if before else 'after'} the new one had its name{'' if met else ', not met'}"
+        assert codes[0] == -signal.SIGKILL, f"kill -9 while replacing ended with {codes}"
+        return f"after step {batch + 1}, {'before' if before else 'after'} the new one had its name"
 
     def fill_disk(self, recipe: Recipe, count: int) -> str:
         size = self.random.randint(500, 40_000)
@@ -383,6 +391,18 @@ def die_at_call(number: int, *, before: bool) -> None:
         setattr(checkpoint_module, name, deadly(getattr(checkpoint_module, name)))
     shutil.rmtree = deadly(shutil.rmtree)  # type: ignore[assignment]
     Path.rename = deadly(Path.rename)  # type: ignore[method-assign]
+
+
+def stop_at_batch(number: int) -> None:
+    """Send SIGTERM to this process when the loop reads a batch."""
+    read = loop_module.step_batches
+
+    def reading(blocks: Any, plan: Any, batch: int, **options: Any) -> Any:
+        if batch == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return read(blocks, plan, batch, **options)
+
+    loop_module.step_batches = reading  # type: ignore[assignment]
 
 
 def die_at_replacing(*, before: bool) -> None:

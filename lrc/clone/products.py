@@ -23,7 +23,7 @@ def exact_products(dtype: torch.dtype) -> AbstractContextManager[None]:
 @contextmanager
 def rounded_products() -> Iterator[None]:
     """Let float32 products round their factors to bfloat16 (CPU) or TF32 (GPU); sums and results stay float32."""
-    backends = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
+    backends = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     for backend, precision in zip(backends, ("bf16", "tf32"), strict=True):
         backend.fp32_precision = precision

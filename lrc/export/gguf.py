@@ -19,6 +19,7 @@ from lrc.export.gguf_parity import check_gguf_parity
 from lrc.export.gguf_runner import NONE
 from lrc.export.llama_cpp import has_llama_cpp
 from lrc.export.own_process import run_module
+from lrc.export.plain_folder import check_plain_weights
 from lrc.export.pre_tokenizer import pre_tokenizer_name
 from lrc.export.serving import has_own_head_size, stored_head_size
 from lrc.models.folder import ModelTensors
@@ -67,15 +68,22 @@ def write_proven_gguf(
         if has_llama_cpp():
             say(f"{written}; llama.cpp computes it beside transformers.")
             facts = {"verified": True} | check_gguf_parity(student, gguf, kind=kind, vocab_size=config.vocab_size)
-            say(
-                f"llama.cpp against transformers in float32, {facts['positions']} positions: KL {facts['kl']:.2e}, "
-                f"first choice equal at {facts['top1_agreement']:.2%}, largest difference "
-                f"{facts['max_abs_difference']:.2e}"
-            )
+            say(_told(facts))
         else:
             say(f"{written}. {UNVERIFIED}")
         (draft / PARITY_NAME).write_text(json.dumps(facts, indent=2) + "\n")
     return out / gguf.name
+
+
+def _told(facts: dict[str, Any]) -> str:
+    line = (
+        f"llama.cpp against transformers in float32, {facts['positions']} positions: KL {facts['kl']:.2e}, first "
+        f"choice equal at {facts['top1_agreement']:.2%}, largest difference {facts['max_abs_difference']:.2e}"
+    )
+    if facts["chaotic_positions"] and facts["settled"]["positions"]:
+        line += f" ({facts['settled']['max_abs_difference']:.2e} where float32 settles the logits: all but "
+        line += f"{facts['chaotic_positions']})"
+    return line
 
 
 def check_gguf(student: Path, kind: str) -> Any:
@@ -92,6 +100,7 @@ def check_gguf(student: Path, kind: str) -> Any:
             f"'lrc[export]', or export f16 and run llama.cpp's llama-quantize on it."
         )
     config = load_config(str(student))
+    check_plain_weights(config, student)
     _check_class(config)
     tokenizer_files = ("tokenizer.json", "tokenizer.model")
     if not any((student / name).is_file() for name in tokenizer_files):
@@ -176,5 +185,11 @@ def _convert(student: Path, gguf: Path, *, outtype: str, unpacked: Path, scratch
             f"llama.cpp must know how the tokenizer of {student} splits text into words, but its converter does not "
             f"know this tokenizer, and it splits unlike GPT-2, SmolLM, Llama 3 and Qwen 2. Use the tokenizer of a "
             f"published teacher."
+        )
+    if "ForCausalLM is not supported" in failure:
+        kind = load_config(str(student)).model_type
+        raise ConfigError(
+            f"llama.cpp's converter must know the class of {student}, but knows no {kind}. Serve it with transformers, "
+            f"or see what else takes it: lrc serve-check {student}."
         )
     raise CheckpointError(f"llama.cpp's converter could not convert {student}: {failure}")

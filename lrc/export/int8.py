@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, TorchAoConfig
 
 from lrc.errors import CheckpointError, ConfigError, NumericsError
 from lrc.export.folder import written_folder
-from lrc.export.plain_folder import copy_companions, write_config
+from lrc.export.plain_folder import check_plain_weights, copy_companions, write_config
 from lrc.export.probe import compare, log_probabilities, probe_sequences
 from lrc.models.compute import dtype_name
 from lrc.models.folder import ModelTensors
@@ -37,8 +37,7 @@ def check_int8(student: Path) -> Any:
     if find_spec("torchao") is None:
         raise ConfigError("The int8 export needs torchao. Install it with: pip install torchao.")
     config = load_config(str(student))
-    if getattr(config, "quantization_config", None):
-        raise ConfigError(f"The student must hold plain weights, but {student} is quantised. Export what it came from.")
+    check_plain_weights(config, student)
     return config
 
 

@@ -75,6 +75,8 @@ def ask_llama_cpp(
         if failure is not None:
             raise NumericsError(f"llama.cpp must load and run {gguf.name}, but ended with: {failure}")
         answers = json.loads((Path(scratch) / "answers.json").read_text(encoding="utf-8"))
-        rows = torch.from_numpy(np.load(Path(scratch) / "log_probabilities.npy"))
+        rows = torch.from_numpy(np.load(Path(scratch) / "log_probabilities.npy")).double()
     # llama.cpp sums the vocabulary's exponentials in float32, which is off by 1e-4; the differences are not
-    return LlamaCppAnswers(log_probabilities=rows.log_softmax(-1), tokens=answers["tokens"], chats=answers["chats"])
+    for row in rows:  # in place: a whole vocabulary at a thousand positions is 400 MB
+        row -= row.logsumexp(-1)
+    return LlamaCppAnswers(log_probabilities=rows, tokens=answers["tokens"], chats=answers["chats"])

@@ -27,12 +27,11 @@ def answer_job(job_file: Path) -> None:
     chats = [_chat(server, messages, job["max_tokens"]) for messages in job["chats"]]
     tokens = [_tokenise(server.listening_address, text) for text in job["texts"]]
     ordinary = _tokenise(server.listening_address, "a")[-1]
-    rows = [
-        _next_log_probabilities(server, ids[: position + 1], job["vocab_size"], ordinary)
-        for ids in job["sequences"]
-        for position in range(0, len(ids), job["every"])
-    ]
-    np.save(job_file.with_name("log_probabilities.npy"), np.array(rows, dtype=np.float64))
+    prompts = [ids[: end + 1] for ids in job["sequences"] for end in range(0, len(ids), job["every"])]
+    rows = np.empty((len(prompts), job["vocab_size"]), dtype=np.float32)  # as llama.cpp computes them
+    for row, prompt in zip(rows, prompts, strict=True):
+        row[:] = _next_log_probabilities(server, prompt, job["vocab_size"], ordinary)
+    np.save(job_file.with_name("log_probabilities.npy"), rows)
     job_file.with_name("answers.json").write_text(json.dumps({"tokens": tokens, "chats": chats}), encoding="utf-8")
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from lrc.errors import ConfigError
 from lrc.models.folder import WEIGHTS_INDEX
 
 CONFIG = "config.json"
@@ -28,6 +29,16 @@ COPIED = (
 )
 LAYERED_ROPE = ("gemma3_text", "olmo3")
 """Model types whose sliding and full layers turn differently, and that transformers 4 knew how to say so."""
+
+
+def check_plain_weights(config: Any, student: Path) -> None:
+    """Check that a student's weights are not quantised.
+
+    Raises:
+        ConfigError: They are.
+    """
+    if getattr(config, "quantization_config", None):
+        raise ConfigError(f"The student must hold plain weights, but {student} is quantised. Export what it came from.")
 
 
 def write_config(config: Any, folder: Path) -> None:

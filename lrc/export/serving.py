@@ -44,6 +44,8 @@ TRIED_IN_TRANSFORMERS_4 = (
 AS_LLAMA = "lrc export STUDENT OUT --as llama"
 QWEN2_AS_LLAMA = """--hf-overrides '{"architectures": ["LlamaForCausalLM"], "qkv_bias": true}'"""
 OWN_MODEL = "--model-impl transformers"
+LLAMA_CPP = "llama.cpp (GGUF)"
+GGUF_MULTIPLES = {"Q8_0": 32, "Q4_K_M": 256}
 
 Answer = Literal["as is", "with a flag", "re-express", "no", "not known"]
 
@@ -86,14 +88,36 @@ def verdicts(values: Mapping[str, Any], problem: str | None) -> list[Verdict]:
         values: Content of its config.json.
         problem: Why the installed transformers refuse that config, or None.
     """
+    if values.get("quantization_config"):
+        return _of_quantised(values, problem)
     return [
         _transformers(values, problem),
         _transformers_4(values),
         _vllm(values),
         _sglang(values),
         _llama_cpp(values),
-        *(_gguf_type(values, name, multiple) for name, multiple in (("Q8_0", 32), ("Q4_K_M", 256))),
+        *(_gguf_type(values, name, multiple) for name, multiple in GGUF_MULTIPLES.items()),
         _text_generation_inference(values),
+    ]
+
+
+def _of_quantised(values: Mapping[str, Any], problem: str | None) -> list[Verdict]:
+    """Judge a folder of quantised weights, such as `lrc export --as int8` writes."""
+    method = str(values["quantization_config"].get("quant_method", "unnamed"))
+    if problem is None and method != "torchao":
+        known = Verdict(engine="transformers 5", answer="not known", why=f"no weights of {method} were tried")
+    elif problem is None:
+        known = Verdict(engine="transformers 5", answer="as is", why="with torchao installed, in which its weights are")
+    else:
+        known = _transformers(values, problem)
+    why = f"its weights are quantised ({method}), a GGUF file is made of plain ones"
+    formats = (LLAMA_CPP, *(f"GGUF {name}" for name in GGUF_MULTIPLES))
+    unknown = f"weights of {method} were not tried"
+    return [
+        known,
+        *(Verdict(engine=name, answer="not known", why=unknown) for name in ("transformers 4.57", "vLLM", "SGLang")),
+        *(Verdict(engine=name, answer="no", how="export the student it came from", why=why) for name in formats),
+        Verdict(engine="TGI", answer="not known", why=unknown),
     ]
 
 
@@ -185,7 +209,7 @@ def _sglang(values: Mapping[str, Any]) -> Verdict:
 
 
 def _llama_cpp(values: Mapping[str, Any]) -> Verdict:
-    name, kind = "llama.cpp (GGUF)", values["model_type"]
+    name, kind = LLAMA_CPP, values["model_type"]
     if is_indivisible_llama(values):
         return Verdict(engine=name, answer="re-express", how=AS_LLAMA, why="its converter reads it with transformers")
     if kind == "qwen2" and has_own_head_size(values):

@@ -12,7 +12,7 @@ from lrc.training.checkpoint import REPLACED, STATE, read_state, remove_checkpoi
 from lrc.training.together import by_first, together
 
 _NAME = re.compile(r"checkpoint-(\d+)$")
-_REPLACED_NAME = re.compile(rf"\.checkpoint-(\d+){re.escape(REPLACED)}$")
+_REPLACED_NAME = re.compile(rf"\.checkpoint-(\d+)\{REPLACED}$")
 
 
 def checkpoints(folder: Path) -> list[Path]:

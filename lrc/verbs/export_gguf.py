@@ -5,6 +5,7 @@ from pathlib import Path
 from lrc.embedded.converter import gguf_converter
 from lrc.export.folder import check_target
 from lrc.export.gguf import check_gguf, write_proven_gguf
+from lrc.export.serving import LLAMA_CPP, read_config_file, verdicts
 from lrc.models.folder import resolve_folder
 from lrc.verbs.progress import say
 from lrc.verbs.sources import locate_teacher
@@ -31,8 +32,19 @@ def export_gguf(student: str, out: Path, *, kind: str, overwrite: bool = False, 
     folder = resolve_folder(locate_teacher(student))
     config = check_gguf(folder, kind)
     if dry_run:
-        say(f"dry run: {student} ({config.model_type}) can be written as {kind}: good")
+        said = f"dry run: {student} ({config.model_type}) can be written as {kind}"
+        say(f"{said}{_doubt(folder) or ': good'}")
         return out
     return write_proven_gguf(
         folder, out, kind=kind, converter=gguf_converter(report=say), config=config, overwrite=overwrite, say=say
     )
+
+
+def _doubt(folder: Path) -> str:
+    """What stands behind a dry run's answer where llama.cpp is not known to take the class; else nothing."""
+    verdict = next(verdict for verdict in verdicts(read_config_file(folder), None) if verdict.engine == LLAMA_CPP)
+    if verdict.answer == "as is":
+        return ""
+    if verdict.answer == "not known":
+        return " by its sizes; class not known to be taken by llama.cpp; the converter decides"
+    return f" by its sizes; {verdict.why}; the converter decides, {verdict.how} avoids that"

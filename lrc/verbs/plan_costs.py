@@ -4,12 +4,14 @@ import json
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from rich.console import Console
 
 from lrc.config import Recipe, load_recipe, recipe_from_dict
 from lrc.errors import ConfigError
+from lrc.export.size_advice import size_advice
 from lrc.method_config import first_dense_step
 from lrc.models.checkpoint import variant_of
 from lrc.models.dense import Dense
@@ -91,11 +93,21 @@ def plan_costs(source: str, overrides: tuple[str, ...], question: Question, *, t
         console.print(phase, markup=False, highlight=False)
     found = Planner(sizes, shape, wanted_dtype=recipe.train.compute_dtype).plan(machine, _others(machine))
     print_plan(found, console)
+    if is_recipe:  # of a teacher it is listed above
+        print("\n".join(_size_lines(config, size)))
     if question.out is not None:
         _write(question.out, plan_to_dict(found))
     if found.problem is None:
         print(verdict(found))
     print(supported)
+
+
+def _size_lines(config: Any, hidden_size: int) -> list[str]:
+    title = "size       "
+    return [
+        fill(line, WIDTH, initial_indent=title, subsequent_indent=" " * len(title))
+        for line in size_advice(config, hidden_size)
+    ]
 
 
 def _phase_line(recipe: Recipe, sizes: Sizes) -> str | None:

@@ -1,7 +1,6 @@
 """`lrc train`: everything that can be wrong is checked, then teacher, pair, start values and the loop."""
 
 import os
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,10 +34,12 @@ from lrc.training.launch import (
     end_training,
     make_accelerator,
     make_engine,
+    prepare_folder,
     start_trackers,
-    write_recipe,
+    trackers_need_folder,
 )
-from lrc.training.loop import LoopParts, run_loop
+from lrc.training.loop import run_loop
+from lrc.training.loop_parts import LoopParts
 from lrc.training.metrics import MetricsLog
 from lrc.training.phases import check_phase, check_strategy, plan_phases
 from lrc.training.preemption import Preemption, preemption_signals
@@ -121,9 +122,8 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, resume: s
     teacher, pair = _load_pair(recipe, inputs, accelerator)
     start = None
     if accelerator.is_main_process:
-        start = _begin(recipe, inputs.folder, place, teacher, pair, overwrite=overwrite)
+        start = _begin(recipe, inputs.folder, place, (teacher, pair), accelerator=accelerator, overwrite=overwrite)
     accelerator.wait_for_everyone()
-    start_trackers(accelerator, recipe.train)
     log = MetricsLog(inputs.folder / "metrics.jsonl", accelerator, total_steps=recipe.train.max_steps)
     held_out = HeldOutText(pair, inputs.held_out, inputs.also_measure) if inputs.held_out else None
     if start is not None:
@@ -171,13 +171,25 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, resume: s
 
 
 def _begin(
-    recipe: Recipe, folder: Path, place: _Beginning, teacher: nn.Module, pair: PairModel, *, overwrite: bool
+    recipe: Recipe,
+    folder: Path,
+    place: _Beginning,
+    models: tuple[nn.Module, PairModel],
+    *,
+    accelerator: Accelerator,
+    overwrite: bool,
 ) -> StartReport | None:
-    """Check the disk and fill the start values, which may refuse; only then empty the run's folder and write to it."""
+    """On the first process: do what may refuse, then empty the run's folder, write to it, and return the start."""
+    teacher, pair = models
     keep, goes_on = recipe.train.save_total_limit, place.resume is not None
     check_space(folder, pair, keep=keep, dense=plan_phases(recipe).dense, goes_on=goes_on)
+    starts_later = trackers_need_folder(recipe.train)
+    if not starts_later:
+        start_trackers(accelerator, recipe.train)
     start = None if goes_on else fill(pair, teacher, recipe, place.calibration)
-    _prepare_folder(folder, recipe, goes_on=goes_on, overwrite=overwrite)
+    prepare_folder(folder, recipe, goes_on=goes_on, overwrite=overwrite)
+    if starts_later:
+        start_trackers(accelerator, recipe.train)
     return start
 
 
@@ -287,14 +299,3 @@ def _check_resume(checkpoint: Path, recipe: Recipe, teacher_hash: str) -> Dense 
     phase = dense_of_facts(facts)
     check_phase(phase, plan_phases(recipe), facts["step"], origin=str(checkpoint))
     return phase
-
-
-def _prepare_folder(folder: Path, recipe: Recipe, *, goes_on: bool, overwrite: bool) -> None:
-    try:
-        if not goes_on and folder.exists():
-            assert overwrite or not checkpoints(folder)
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_recipe(folder / "recipe.yaml", recipe)
-    except OSError as error:
-        raise CheckpointError(f"The run folder {folder} can't be written: {error}.") from error

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DiffLlamaConfig, DiffLlamaForCausalLM
 
+from lrc.cli import main
 from lrc.errors import CheckpointError, ConfigError, NumericsError
 from lrc.export import gguf as gguf_export
 from lrc.export import gguf_parity
@@ -16,14 +17,24 @@ from lrc.export.ggml_quantise import mixture_type, quantise
 from lrc.export.gguf import PARITY_NAME, check_gguf, write_proven_gguf
 from lrc.export.gguf_parity import check_gguf_parity
 from lrc.export.llama_cpp import ask_llama_cpp
-from lrc.export.probe import compare, log_probabilities, probe_sequences
+from lrc.export.probe import compare, log_probabilities, probe_windows
 from lrc.models.teacher import load_model, load_tokenizer
 from lrc.verbs.export_llama import export_llama
-from tests.export.bpe_student import bpe_student
-from tests.tiny import teacher_folder
+from tests.export.bpe_student import bpe_student, save_bpe_tokenizer
+from tests.models.tiny_configs import SIZES
+from tests.tiny import teacher_folder, tiny_teacher
 
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
 FIT_32 = {"hidden_size": 32, "intermediate_size": 64, "head_dim": 8}
+
+
+EVERY = 8
+"""Each how many-th position these tests compare; llama.cpp's server takes its time, and 128 tell a wrong file."""
+
+
+@pytest.fixture(autouse=True)
+def fewer_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf_parity, "scored_every", lambda vocab_size: EVERY)
 
 
 def export(student: Path, out: Path, kind: str, converter: Path, *, overwrite: bool = False) -> dict[str, Any]:
@@ -38,6 +49,16 @@ def export(student: Path, out: Path, kind: str, converter: Path, *, overwrite: b
     return facts | {"lines": lines}
 
 
+LLAMA_3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
 def fake_converter(path: Path, main: str) -> Path:
     """Write a converter of the real one's form whose `main` has this body."""
     with zipfile.ZipFile(path, "w") as archive:
@@ -50,16 +71,61 @@ def fake_converter(path: Path, main: str) -> Path:
 WRITES_ITS_ARGUMENTS = "open(sys.argv[sys.argv.index('--outfile') + 1], 'w').write(' '.join(sys.argv))"
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_f32_file_computes_what_transformers_does(tmp_path: Path, converter: Path, tied: bool) -> None:
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {"tie_word_embeddings": True}),
+        ("llama", {"tie_word_embeddings": False}),
+        ("llama", {"rope_parameters": LLAMA_3_ROPE}),
+        ("qwen3", {"tie_word_embeddings": True}),
+        ("qwen3", {"tie_word_embeddings": False}),
+    ],
+    ids=["llama, tied", "llama, untied", "llama, llama3 rope", "qwen3, tied", "qwen3, untied"],
+)
+def test_f32_file_computes_what_transformers_does(
+    tmp_path: Path, converter: Path, family: str, changes: dict[str, Any]
+) -> None:
     pytest.importorskip("xllamacpp")
-    student = bpe_student(tmp_path / "student", tie_word_embeddings=tied)
+    student = bpe_student(tmp_path / "student", family, **changes)
     facts = export(student, tmp_path / "out", "f32", converter)
     assert facts["verified"]
     assert facts["passed"]
     assert facts["max_abs_difference"] <= 1e-3
     assert facts["top1_agreement"] >= 0.99
-    assert facts["positions"] == 4 * 32
+    assert facts["positions"] == 8 * 128 // EVERY
+    assert "float32, 128 positions: KL " in facts["lines"][-1]
+
+
+def test_the_probe_sees_whether_a_file_scales_its_rope(tmp_path: Path) -> None:
+    scaled = tiny_teacher("llama", vocab_size=320, rope_parameters=LLAMA_3_ROPE)
+    plain = tiny_teacher("llama", vocab_size=320)
+    windows = probe_windows(None, 320)
+    measured = compare(log_probabilities(plain, windows), log_probabilities(scaled, windows))
+    assert measured["max_abs_difference"] > 10 * 1e-3
+
+
+@pytest.mark.slow
+def test_a_family_that_the_converter_does_not_know_ends_with_exit_code_2_and_leaves_nothing(
+    tmp_path: Path, converter: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = tmp_path / "student"
+    student.mkdir()
+    sizes = SIZES | {"vocab_size": save_bpe_tokenizer(student), "head_dim": 8}
+    DiffLlamaForCausalLM(DiffLlamaConfig(**sizes)).save_pretrained(student)
+    before = sorted(path.name for path in student.iterdir())
+    assert main(["export", str(student), str(tmp_path / "out"), "--as", "gguf"]) == 2
+    assert "llama.cpp's converter must know the class of" in capsys.readouterr().err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["student"]
+    assert sorted(path.name for path in student.iterdir()) == before
+
+
+def test_what_is_said_is_of_all_positions_and_names_those_that_float32_does_not_settle() -> None:
+    facts = {"positions": 1024, "kl": 0.02, "top1_agreement": 0.5, "max_abs_difference": 2.0}
+    settled = {"positions": 1018, "max_abs_difference": 1.0}
+    told = gguf_export._told(facts | {"chaotic_positions": 6, "settled": settled})
+    assert "1024 positions: KL 2.00e-02, first choice equal at 50.00%, largest difference 2.00e+00 (1.00e+00" in told
+    assert told.endswith("settles the logits: all but 6)")
+    assert gguf_export._told(facts | {"chaotic_positions": 0}).endswith("largest difference 2.00e+00")
 
 
 @pytest.mark.slow
@@ -94,8 +160,8 @@ def kl_of_rounded_weights(student: Path, kind: str) -> float:
     import gguf
 
     model = load_model(str(student), dtype=torch.float32, device=torch.device("cpu"))
-    sequences = probe_sequences(load_tokenizer(student), model.config.vocab_size)
-    plain = log_probabilities(model, sequences)
+    sequences = probe_windows(load_tokenizer(student), model.config.vocab_size)
+    plain = log_probabilities(model, sequences, every=EVERY)
     for name, weight in model.named_parameters():
         if weight.dim() < 2:
             continue
@@ -103,7 +169,7 @@ def kl_of_rounded_weights(student: Path, kind: str) -> float:
         ggml_type = gguf.GGMLQuantizationType[chosen]
         packed = quantise(weight.numpy(), ggml_type, gguf.quant_shape_to_byte_shape(weight.shape, ggml_type))
         weight.copy_(torch.from_numpy(gguf.quants.dequantize(packed, ggml_type)))
-    return float(compare(log_probabilities(model, sequences), plain)["kl"])
+    return float(compare(log_probabilities(model, sequences, every=EVERY), plain)["kl"])
 
 
 def gguf_name(name: str) -> str:
@@ -215,6 +281,15 @@ def test_a_qwen2_that_became_a_llama_computes_what_the_qwen2_does(
     # and against the Qwen2 itself, which no step before has seen beside the file
     (path,) = (tmp_path / "out").glob("*.gguf")
     check_gguf_parity(student, path, kind="f32", vocab_size=load_tokenizer(student).vocab_size)
+
+
+def test_quantised_student_is_refused(tmp_path: Path) -> None:
+    student = bpe_student(tmp_path / "student")
+    path = student / "config.json"
+    quantised = {"quantization_config": {"quant_method": "torchao", "quant_type": {"default": {}}}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | quantised))
+    with pytest.raises(ConfigError, match=r"must hold plain weights, but .* is quantised\. Export what it came from"):
+        check_gguf(student, "f16")
 
 
 def test_unknown_type_and_missing_tokenizer_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from lrc.errors import NumericsError
 from lrc.export import gguf_parity
 from lrc.export.gguf_parity import check_gguf_parity
 from lrc.export.llama_cpp import LlamaCppAnswers
-from lrc.export.probe import ODD_TEXT, TEXTS, chaotic_positions, log_probabilities, probe_sequences
+from lrc.export.probe import WINDOW_TOKENS, chaotic_positions, log_probabilities, probe_windows
+from lrc.export.probe_texts import ODD_TEXT, TEXTS
 from lrc.models.teacher import load_model, load_tokenizer
 from tests.export.bpe_student import bpe_student
 
@@ -24,12 +25,12 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exact(student: Path) -> Tensor:
     model = load_model(str(student), dtype=torch.float32, device=torch.device("cpu"))
-    return log_probabilities(model, probe_sequences(load_tokenizer(student), model.config.vocab_size))
+    return log_probabilities(model, probe_windows(load_tokenizer(student), model.config.vocab_size))
 
 
 def check(
     student: Path, found: Tensor, kind: str, monkeypatch: pytest.MonkeyPatch, *, wrong_token: bool = False
-) -> dict[str, object]:
+) -> dict[str, Any]:
     tokenizer = load_tokenizer(student)
     tokens = [tokenizer.encode(text, add_special_tokens=False) for text in (*TEXTS, ODD_TEXT)]
     if wrong_token:
@@ -59,7 +60,7 @@ def test_one_logit_decides_for_f32_alone(
             check(student, found, kind, monkeypatch)
 
 
-@pytest.mark.parametrize(("flips", "passes"), [(1, True), (2, False)])
+@pytest.mark.parametrize(("flips", "passes"), [(10, True), (11, False)])  # of 1,024
 def test_first_choices_decide_for_f16(
     student: Path, exact: Tensor, flips: int, passes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,26 +99,71 @@ def test_text_that_is_split_otherwise_is_named(student: Path, exact: Tensor, mon
         check(student, exact, "f32", monkeypatch, wrong_token=True)
 
 
-@pytest.mark.parametrize(("many", "passes"), [(1, True), (30, False)])
-def test_positions_that_float32_does_not_settle_are_counted_and_left_out(
+def settle_all_but(chaotic: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the check find these positions chaotic, window by window."""
+    rest = iter(chaotic.split(WINDOW_TOKENS))
+    monkeypatch.setattr(gguf_parity, "chaotic_positions", lambda *arguments, **options: next(rest))
+
+
+@pytest.mark.parametrize(("many", "passes"), [(1, True), (102, True), (103, False)])  # a tenth of 1,024
+def test_positions_that_float32_does_not_settle_are_left_out_of_f32s_largest_difference(
     student: Path, exact: Tensor, many: int, passes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chaotic = torch.arange(len(exact)) < many
-    monkeypatch.setattr(gguf_parity, "chaotic_positions", lambda *arguments: chaotic)
+    settle_all_but(torch.arange(len(exact)) < many, monkeypatch)
     found = exact.clone()
     found[0] = found[0].flip(0)
     if not passes:
-        with pytest.raises(NumericsError, match=f"at {many} of {len(exact)} positions"):
+        with pytest.raises(NumericsError, match=f"at {many} of 1024 positions"):
             check(student, found, "f32", monkeypatch)
         return
     facts = check(student, found, "f32", monkeypatch)
-    assert (facts["chaotic_positions"], facts["positions"]) == (1, len(exact) - 1)
-    assert facts["max_abs_difference"] == 0.0
+    assert (facts["chaotic_positions"], facts["positions"]) == (many, 1024)
+    assert facts["max_abs_difference"] == pytest.approx(float((exact[0].flip(0) - exact[0]).abs().max()))
+    assert facts["settled"] == {
+        "max_abs_difference": 0.0,
+        "kl": 0.0,
+        "top1_agreement": 1.0,
+        "positions": 1024 - many,
+    }
+
+
+@pytest.mark.parametrize(("kind", "name"), [("q8_0", "kl"), ("f16", "top1_agreement")])
+def test_a_chaotic_position_counts_for_every_other_kind(
+    student: Path, exact: Tensor, kind: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chaotic = torch.arange(len(exact)) < 11
+    found = exact.clone()
+    found[chaotic] = (30 * torch.nn.functional.one_hot(found[chaotic].argmin(-1), exact.shape[1])).double()
+    found = found.log_softmax(-1)
+    settle_all_but(chaotic, monkeypatch)
+    with pytest.raises(NumericsError, match=rf"{name} at .* found .*'chaotic_positions': 11"):
+        check(student, found, kind, monkeypatch)
+    settle_all_but(chaotic, monkeypatch)
+    assert check(student, found, "f32", monkeypatch)["passed"] is True  # these positions alone are spoilt
+
+
+def test_one_chaotic_position_can_spoil_the_kl_of_q8_0(
+    student: Path, exact: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = exact.clone()
+    found[0, :-1] = -30.0
+    found[0] = found[0].log_softmax(-1)
+    settle_all_but(torch.arange(len(exact)) == 0, monkeypatch)
+    with pytest.raises(NumericsError, match=r"kl at most 0\.01, found 0\.0[12]"):
+        check(student, found, "q8_0", monkeypatch)
+
+
+def test_a_student_of_chaos_alone_is_judged_by_all_positions(
+    student: Path, exact: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle_all_but(torch.ones(len(exact), dtype=torch.bool), monkeypatch)
+    facts = check(student, exact, "q8_0", monkeypatch)
+    assert (facts["kl"], facts["settled"]) == (0.0, {"positions": 0})
 
 
 def test_chaos_is_found_by_a_millionth_of_noise(student: Path, exact: Tensor) -> None:
     model = load_model(str(student), dtype=torch.float32, device=torch.device("cpu"))
-    sequences = probe_sequences(load_tokenizer(student), model.config.vocab_size)
+    sequences = probe_windows(load_tokenizer(student), model.config.vocab_size)
     assert not chaotic_positions(model, sequences, exact).any()
     first = model.get_submodule("model.layers.0")
 

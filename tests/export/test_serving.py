@@ -123,6 +123,28 @@ def test_gguf_types_depend_on_every_row(changes: dict[str, Any], q8_0: str, q4_k
         assert ("lrc export refuses" in found[name].why) is (answer != "as is")
 
 
+@pytest.mark.parametrize(
+    ("method", "problem", "answer"),
+    [("torchao", None, "as is"), ("awq", None, "not known"), ("torchao", "no such class", "no")],
+)
+def test_quantised_weights_make_no_gguf_file_and_are_known_to_torchao_alone(
+    method: str, problem: str | None, answer: str
+) -> None:
+    values = LLAMA | {"quantization_config": {"quant_method": method}}
+    assert answers(values, problem) == {
+        "transformers 5": answer,
+        "transformers 4.57": "not known",
+        "vLLM": "not known",
+        "SGLang": "not known",
+        "llama.cpp (GGUF)": "no",
+        "GGUF Q8_0": "no",
+        "GGUF Q4_K_M": "no",
+        "TGI": "not known",
+    }
+    assert hints(values)["llama.cpp (GGUF)"] == "export the student it came from"
+    assert [verdict.engine for verdict in verdicts(values, None)] == list(answers(LLAMA))
+
+
 def test_a_model_without_attention_is_judged_too() -> None:
     values = {"model_type": "mamba", "hidden_size": 512}
     assert answers(values)["vLLM"] == "not known"

@@ -27,7 +27,7 @@ def test_facts_of_a_whole_run(data: RunData) -> None:
         "| Start | `calibrated`, 65,536 calibration tokens |",
         "| Objective | 0 x LM + 1 x KL (T = 1, token_mean) + 0.2 x clone (relative, mean) |",
         "| Steps | 120 |",
-        "| Batch | 4 x 1 sequences on each process, 2,048 tokens each |",
+        "| Batch | 4 x 1 sequences on each process, 512 tokens each |",
         "| Optimiser | `adamw`, learning rate 0.0001, linear |",
         "| Projections | all attn, all ffn |",
         "| Parity of the export | passed |",
@@ -71,7 +71,8 @@ def test_the_recipe_rows_follow_the_recipe(data: RunData) -> None:
         data.recipe.student, attention_projections="io", ffn_projections="io", tie_embedding_projection=True
     )
     train = replace(data.recipe.train, optimizer="muon", batch_size=3, gradient_accumulation_steps=2, max_steps=208_000)
-    text = facts_block(replace(data, recipe=replace(data.recipe, student=student, train=train)))
+    texts = replace(data.recipe.data, sequence_length=2048)
+    text = facts_block(replace(data, recipe=replace(data.recipe, student=student, train=train, data=texts)))
     assert "| Steps | 208,000 |" in text
     assert "| Batch | 3 x 2 sequences on each process, 2,048 tokens each |" in text
     assert "| Optimiser | `muon`, " in text

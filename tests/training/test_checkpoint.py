@@ -35,6 +35,8 @@ def state_at(step: int) -> RunState:
 class Pair(torch.nn.Module):
     """Trained tensors, all that an engine asks a pair for."""
 
+    compute_dtype = torch.float32
+
     def __init__(self, seed: int, shapes: dict[str, tuple[int, ...]]) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)

@@ -3,6 +3,10 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +42,36 @@ def test_a_signal_in_the_loop_is_noted_and_handlers_are_put_back(number: signal.
         os.kill(os.getpid(), number)
         assert preemption.is_requested
     assert [signal.getsignal(each) for each in SIGNALS] == before
+
+
+def test_a_signal_ends_a_process_that_waits_inside_torch_for_the_others() -> None:
+    """A handler of Python's alone would wait for the other rank, which never comes."""
+    waiting = """
+from torch.distributed import TCPStore
+from lrc.training.preemption import preemption_signals
+with preemption_signals():
+    print("waits", flush=True)
+    TCPStore("127.0.0.1", 0, world_size=2, is_master=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", waiting], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waits\n"
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    try:
+        assert process.wait(timeout=30) == PREEMPTED
+    finally:
+        process.kill()
+        process.stdout.close()
+
+
+def test_signal_handling_leaves_no_thread_and_no_open_file() -> None:
+    before = (threading.active_count(), len(os.listdir("/proc/self/fd")))
+    for _ in range(3):
+        with preemption_signals() as preemption:
+            preemption.is_deferred = True
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == before
 
 
 def on_batch(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], None]) -> None:

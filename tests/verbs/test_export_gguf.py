@@ -32,6 +32,23 @@ def test_dry_run_checks_and_writes_nothing(tmp_path: Path, capsys: pytest.Captur
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("gemma3_text", "as f16 by its sizes; class not known to be taken by llama.cpp; the converter decides"),
+        ("mistral", "tried as a llama, not as a mistral; the converter decides, lrc export STUDENT OUT --as llama"),
+    ],
+)
+def test_dry_run_calls_no_class_good_that_llama_cpp_is_not_known_to_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str, said: str
+) -> None:
+    student = bpe_student(tmp_path / "student", family)
+    assert main(["export", str(student), str(tmp_path / "out"), "--as", "gguf", "--dry-run"]) == 0
+    told = capsys.readouterr().err
+    assert said in told
+    assert ": good" not in told
+
+
 def test_what_can_not_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     student, out = bpe_student(tmp_path / "student", hidden_size=48, head_dim=12), tmp_path / "out"
     arguments = [str(student), str(out), "--as", "gguf", "--type"]

@@ -24,6 +24,7 @@ def test_a_plain_family_lists_readers_writers_gains_and_nothing_odd(tmp_path: Pa
     assert "gains      model.norm.weight" in lines
     assert "inherited  none" in lines
     assert "odd        nothing" in lines
+    assert any(line.startswith("size       hidden size 16 is no multiple of 32: no GGUF block") for line in lines)
     assert lines[-1].startswith("supported: mistral")
 
 

@@ -43,6 +43,12 @@ def test_a_recipe_is_planned_from_its_teachers_config_alone(
     assert said[0].startswith("teacher    llama, hidden size 32")
     assert said[-2].startswith("fits: DDP on 8 x H100 80 GB, up to ")
     assert said[-1] == "supported: llama"
+    assert [line.split(":")[0] for line in said if line.startswith("size ")] == [
+        "size       hidden size 16 is no multiple of 32",
+        "size       nearest good hidden sizes",
+        "size       heads x head size 24 is the teacher's, and no multiple of 32",
+        "size       FFN width 56 is the teacher's, and no multiple of 32",
+    ]
     assert max(map(len, said)) <= 132
     assert len(said) <= 50  # a screen
     assert plan["tokens"] == 100 * 2 * 32 * 8
@@ -63,6 +69,7 @@ def test_a_teachers_listing_stays_and_the_plan_is_added(
     plan = planned([str(tmp_path / "teacher"), "--hidden-size", "16", "--on", "h100"], tmp_path / "plan.json")
     said = capsys.readouterr().out
     assert "readers    model.layers.*.self_attn.q_proj.weight x 2" in said
+    assert said.count("size       hidden size 16 is no multiple of 32") == 1
     assert "fits: 1 device on 1 x H100 80 GB" in said
     assert said.splitlines()[-1].startswith("supported: llama")
     assert plan["student"]["hidden_size"] == 16

@@ -35,6 +35,18 @@ def test_a_config_that_the_installed_transformers_refuse_is_judged_too(
     assert "not a multiple of the number of attention heads" in text
 
 
+def test_a_folder_of_int8_weights_is_no_ordinary_student(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_config("llama").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    quantised = {"quantization_config": {"quant_method": "torchao", "quant_type": {"default": {}}}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | quantised))
+    text = checked(tmp_path, capsys)
+    assert "transformers 5     as is        with torchao installed" in text
+    assert "llama.cpp (GGUF)   no           its weights are quantised (torchao)" in text
+    assert text.count("-> export the student it came from") == 3
+    assert "vLLM               not known    " in text
+
+
 @pytest.mark.parametrize("name", ["missing", "empty", "other"])
 def test_what_is_no_student_is_refused(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
