@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from lrc.config import Recipe
 from lrc.method_config import method_objective
-from lrc.report.number_text import MISSING, count_text, duration_text
+from lrc.report.number_text import MISSING, count_text, duration_text, significant
 from lrc.report.plots import Plot
-from lrc.report.records import RunData
+from lrc.report.records import FineTuned, RunData
 from lrc.report.scorecard import scorecard_rows, short_name, teacher_name, training_tokens
 from lrc.report.task_records import TABLE_HEADER, task_rows
 
@@ -78,10 +79,43 @@ def _fact_rows(data: RunData) -> list[tuple[str, str]]:
             free = f"{phases.dense_tensors}, {phases.dense_form}"
             rows.append(("Dense phase", f"the last {phases.dense_share:.0%} of the steps ({free})"))
         rows.append(("Objective", _objective_text(data)))
-        rows.append(("Learning rate", f"{data.recipe.train.learning_rate:g}, {data.recipe.train.schedule}"))
+        rows += _recipe_rows(data.recipe)
     if data.parity is not None:
         rows.append(("Parity of the export", "passed" if data.parity.passed else "**failed**"))
+    return rows + ([] if data.fine_tuned is None else _fine_tuned_rows(data.fine_tuned))
+
+
+def _recipe_rows(recipe: Recipe) -> list[tuple[str, str]]:
+    train, student = recipe.train, recipe.student
+    sequences = f"{train.batch_size} x {train.gradient_accumulation_steps}"
+    projections = f"{student.attention_projections} attn, {student.ffn_projections} ffn"
+    shared = ", one for embedding and head" if student.tie_embedding_projection else ""
+    rows = [
+        ("Steps", f"{train.max_steps:,}"),
+        ("Batch", f"{sequences} sequences on each process, {recipe.data.sequence_length:,} tokens each"),
+        ("Optimiser", f"{code(train.optimizer)}, learning rate {train.learning_rate:g}, {train.schedule}"),
+    ]
+    return [*rows, ("Projections", f"{projections}{shared}")] if recipe.method == "clone" else rows
+
+
+def _fine_tuned_rows(found: FineTuned) -> list[tuple[str, str]]:
+    rows = [
+        ("Fine-tuning", f"{found.steps:,} steps on {found.sequences:,} chats of {code(data_name(found.data))}"),
+        ("Chat tokens", f"{found.tokens:,}, {found.answer_tokens:,} of them answers that are learnt"),
+        ("Teacher KL in fine-tuning", "none" if not found.teacher_kl else f"weight {found.teacher_kl:g}"),
+    ]
+    if found.left_out or found.truncated:
+        rows.append(("Over-long or bad chats", f"{found.truncated:,} cut off, {found.left_out:,} left out"))
+    for label, change in (("cross entropy", found.cross_entropy), ("KL to the teacher", found.kl)):
+        if change is not None:
+            before, after = (significant(value) for value in change)
+            rows.append((f"Held-out chats, {label}", f"{before} -> {after} nats per token"))
     return rows
+
+
+def data_name(path: str) -> str:
+    """Return data as a card may name it: what lies on the hub in full, of anything else the last part."""
+    return path if path.startswith("hf://") else short_name(path)
 
 
 def _objective_text(data: RunData) -> str:

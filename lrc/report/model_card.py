@@ -4,11 +4,10 @@ A fact that no file holds is said to be unknown; nothing is looked up.
 """
 
 from dataclasses import dataclass, replace
-from pathlib import PurePath
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from lrc.report.facts_page import code, escaped, facts_block, markdown_table, plot_blocks, scores_blocks
+from lrc.report.facts_page import code, data_name, escaped, facts_block, markdown_table, plot_blocks, scores_blocks
 from lrc.report.licence import UNKNOWN, Licence
 from lrc.report.number_text import count_text
 from lrc.report.plots import Plot
@@ -83,7 +82,8 @@ def model_card(data: RunData, plots: dict[str, Plot], origin: Origin) -> str:
 def front_matter_text(data: RunData, origin: Origin) -> str:
     """Return the YAML that the hub reads."""
     licence, results = origin.licence, [] if origin.scored_other is not None else _eval_results(data)
-    datasets = sorted({name for source in data.sources if (name := _hub_dataset(source.path))})
+    paths = [source.path for source in data.sources] + ([data.fine_tuned.data] if data.fine_tuned else [])
+    datasets = sorted({name for path in paths if (name := _hub_dataset(path))})
     card = ModelCardData(
         license=licence.id,
         license_name=licence.name,
@@ -159,6 +159,16 @@ def _licence_text(data: RunData, origin: Origin) -> str:
 
 
 def _data_blocks(data: RunData) -> list[str]:
+    blocks = _distillation_data(data)
+    if (found := data.fine_tuned) is not None:
+        blocks.append(
+            f"Then it was fine-tuned on {found.sequences:,} chats ({count_text(found.tokens, 3)} tokens) made of "
+            f"{found.rows:,} rows of {code(data_name(found.data))}."
+        )
+    return blocks
+
+
+def _distillation_data(data: RunData) -> list[str]:
     tokens = training_tokens(data)
     seen = "The number of training tokens is unknown." if tokens is None else f"The student saw {tokens:,} tokens."
     if not data.sources:
@@ -168,7 +178,7 @@ def _data_blocks(data: RunData) -> list[str]:
     header = ("Source", "Kind", "Rows", "Documents kept", "Tokens")
     rows = [
         (
-            code(source.path if source.path.startswith("hf://") else PurePath(source.path).name),
+            code(data_name(source.path)),
             source.kind,
             f"{source.rows:,}",
             f"{source.kept:,}",

@@ -9,13 +9,26 @@ from lrc.config import Recipe, load_recipe
 from lrc.errors import DataError
 from lrc.report.json_fields import Fields, read_json, read_json_lines
 from lrc.report.manifest_records import MANIFEST, DataSource, read_sources
-from lrc.report.records import Card, HeldOut, Parity, ParityDifference, Results, RunData, Sample, Start, TrainPoint
+from lrc.report.records import (
+    Card,
+    FineTuned,
+    HeldOut,
+    Parity,
+    ParityDifference,
+    Results,
+    RunData,
+    Sample,
+    Start,
+    TrainPoint,
+)
 from lrc.report.task_records import read_task_results
+from lrc.sft_config import SFT_FACTS
 
 RECIPE_FILE = "train/recipe.yaml"
 START_FILE = "train/start.json"
 METRICS_FILE = "train/metrics.jsonl"
 PARITY_FILE = "convert/parity.json"
+FINE_TUNED_FILE = f"sft/{SFT_FACTS}"
 RESULTS_FILE = "evaluate/results.json"
 
 
@@ -51,6 +64,7 @@ def read_run(run: Path) -> RunData:
         train=train,
         held_out=held_out,
         parity=_read_parity(run / PARITY_FILE) if (run / PARITY_FILE).exists() else None,
+        fine_tuned=read_fine_tuned(run / FINE_TUNED_FILE) if (run / FINE_TUNED_FILE).exists() else None,
         results=_read_results(scores)
         if scores is not None and (tasks is None or "held_out" in scores.values)
         else None,
@@ -142,6 +156,35 @@ def _parity_difference(values: Fields) -> ParityDifference:
     return ParityDifference(
         max_abs_difference=values.number("max_abs_difference"),
         relative_difference=values.number("relative_difference"),
+    )
+
+
+def read_fine_tuned(path: Path) -> FineTuned:
+    """Read the `sft.json` of a fine-tuned student.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    values = read_json(path)
+    chats, held_out = values.section("chats"), values.optional_section("held_out")
+
+    def change(measure: str) -> tuple[float | None, float | None] | None:
+        if held_out is None or measure not in held_out.section("after").values:
+            return None
+        return held_out.section("before").number(measure), held_out.section("after").number(measure)
+
+    return FineTuned(
+        data=values.text("data"),
+        rows=chats.count("rows"),
+        sequences=chats.count("sequences"),
+        left_out=sum(chats.count(what) for what in ("bad_rows", "dropped", "answerless")),
+        truncated=chats.count("truncated"),
+        tokens=chats.count("tokens"),
+        answer_tokens=chats.count("answer_tokens"),
+        steps=values.count("steps"),
+        teacher_kl=values.number("teacher_kl"),
+        cross_entropy=change("cross_entropy"),
+        kl=change("kl"),
     )
 
 

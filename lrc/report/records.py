@@ -189,6 +189,34 @@ class Results:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FineTuned:
+    """The fine-tuning on chats that followed the distillation."""
+
+    data: str
+    """The chats, as the recipe names them."""
+    rows: int
+    """Rows read of them."""
+    sequences: int
+    """Training sequences made of them."""
+    left_out: int
+    """Rows and sequences that were not learnt from: bad rows, over-long ones without room for an answer or dropped."""
+    truncated: int
+    """Over-long sequences whose end was cut off."""
+    tokens: int
+    """Tokens of the sequences."""
+    answer_tokens: int
+    """Those of them that are learnt."""
+    steps: int
+    """Optimiser steps."""
+    teacher_kl: float | None
+    """Weight of the KL to the teacher; 0: plain fine-tuning."""
+    cross_entropy: tuple[float | None, float | None] | None
+    """On the answers of held-out chats before and after, nats per token; None if nothing was held out."""
+    kl: tuple[float | None, float | None] | None
+    """KL(teacher || student) on them before and after, nats per token; None without a teacher too."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunData:
     """Everything the report shows; a part that no verb has written yet is None (or empty)."""
 
@@ -206,6 +234,8 @@ class RunData:
     """From train/metrics.jsonl in the order of steps, with the measure of start.json as step 0."""
     parity: Parity | None
     """From convert/parity.json."""
+    fine_tuned: FineTuned | None
+    """From sft/sft.json."""
     results: Results | None
     """From evaluate/results.json; None if only tasks were scored."""
     tasks: TaskResults | None

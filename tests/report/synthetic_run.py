@@ -55,6 +55,7 @@ def write_run(
     write_lines(run / "train/metrics.jsonl", lines)
     write_json(run / "convert/parity.json", parity_values())
     write_json(run / "evaluate/results.json", results_values(num_layers, noise, with_teacher=with_teacher))
+    write_json(run / "sft/sft.json", sft_values())
     return run
 
 
@@ -261,6 +262,35 @@ def task_values(*, with_teacher: bool = True) -> dict[str, Any]:
         "average": row(0.4575, 0.39125, 0.011, 0.0087),
         "metrics": {"student": {"arc_easy": {"acc,none": 0.5125}}},
         "command": "lm_eval --model hf --model_args pretrained=runs/demo/convert --tasks arc_easy,logiqa",
+    }
+
+
+def sft_values() -> dict[str, Any]:
+    """Return the sft.json of a student that was fine-tuned beside its teacher."""
+    counts = {"rows": 1204, "bad_rows": 2, "listed_bad_rows": ["/home/someone/chats.jsonl:7: a system message alone"]}
+    counts |= {"sequences": 1200, "truncated": 31, "dropped": 1, "answerless": 1, "longest": 5211, "unended_answers": 0}
+    counts |= {"tokens": 1_234_567, "answer_tokens": 654_321}
+    before = {"cross_entropy": 3.1234, "kl": 0.9876, "positions": 2048}
+    return {
+        "steps": 50,
+        "rows": 1200,
+        "processes": 1,
+        "loss": 2.4,
+        "seconds": 812.5,
+        "student": "runs/demo/convert",
+        "student_hash": "5f3a",
+        "teacher": "embedded:smollm2-135m-instruct",
+        "teacher_kl": 0.5,
+        "data": "hf://datasets/owner/chats/data/train_sft-*.parquet",
+        "chats": counts,
+        "held_out": {
+            "source": "/home/someone/held_out.jsonl",
+            "chats": {**counts, "rows": 64, "sequences": 64},
+            "before": before,
+            "after": {**before, "cross_entropy": 2.3456, "kl": 0.6543},
+        },
+        "versions": VERSIONS,
+        "machine": {"device": "cpu", "dtype": "float32", "threads": 2},
     }
 
 

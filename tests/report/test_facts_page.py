@@ -26,7 +26,17 @@ def test_facts_of_a_whole_run(data: RunData) -> None:
         "| Training tokens | 8,192 |",
         "| Start | `calibrated`, 65,536 calibration tokens |",
         "| Objective | 0 x LM + 1 x KL (T = 1, token_mean) + 0.2 x clone (relative, mean) |",
+        "| Steps | 120 |",
+        "| Batch | 4 x 1 sequences on each process, 512 tokens each |",
+        "| Optimiser | `adamw`, learning rate 0.0001, linear |",
+        "| Projections | all attn, all ffn |",
         "| Parity of the export | passed |",
+        "| Fine-tuning | 50 steps on 1,200 chats of `hf://datasets/owner/chats/data/train_sft-*.parquet` |",
+        "| Chat tokens | 1,234,567, 654,321 of them answers that are learnt |",
+        "| Teacher KL in fine-tuning | weight 0.5 |",
+        "| Over-long or bad chats | 31 cut off, 4 left out |",
+        "| Held-out chats, cross entropy | 3.123 -> 2.346 nats per token |",
+        "| Held-out chats, KL to the teacher | 0.9876 -> 0.6543 nats per token |",
     ):
         assert line in lines
 
@@ -55,10 +65,36 @@ def test_facts_of_a_run_in_training(data: RunData) -> None:
     assert "Parity" not in text
 
 
+def test_the_recipe_rows_follow_the_recipe(data: RunData) -> None:
+    assert data.recipe is not None
+    student = replace(
+        data.recipe.student, attention_projections="io", ffn_projections="io", tie_embedding_projection=True
+    )
+    train = replace(data.recipe.train, optimizer="muon", batch_size=3, gradient_accumulation_steps=2, max_steps=208_000)
+    texts = replace(data.recipe.data, sequence_length=2048)
+    text = facts_block(replace(data, recipe=replace(data.recipe, student=student, train=train, data=texts)))
+    assert "| Steps | 208,000 |" in text
+    assert "| Batch | 3 x 2 sequences on each process, 2,048 tokens each |" in text
+    assert "| Optimiser | `muon`, " in text
+    assert "| Projections | io attn, io ffn, one for embedding and head |" in text
+
+
+def test_plain_fine_tuning_of_local_chats_names_no_folder(data: RunData) -> None:
+    assert data.fine_tuned is not None
+    plain = replace(data.fine_tuned, data="/home/someone/c.jsonl", teacher_kl=0.0, left_out=0, truncated=0, kl=None)
+    text = facts_block(replace(data, fine_tuned=plain))
+    assert "| Fine-tuning | 50 steps on 1,200 chats of `c.jsonl` |" in text
+    assert "| Teacher KL in fine-tuning | none |" in text
+    assert "Over-long" not in text
+    assert "Held-out chats, KL" not in text
+    assert "ine-tuning" not in facts_block(replace(data, fine_tuned=None))
+
+
 def test_a_baseline_and_a_dense_phase_are_named(data: RunData) -> None:
     assert data.recipe is not None
     text = facts_block(replace(data, recipe=replace(data.recipe, method="origin")))
     assert "| Method | `origin`, from scratch |" in text
+    assert "Projections" not in text
     assert "| Objective | 1 x LM + 0 x KL (T = 1, token_mean) + 0 x clone (relative, mean) |" in text
     phases, objective = PhasesConfig(dense_share=0.25), replace(data.recipe.objective, kl_direction="skewed")
     text = facts_block(replace(data, recipe=replace(data.recipe, phases=phases, objective=objective)))

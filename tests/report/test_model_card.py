@@ -32,7 +32,7 @@ def test_the_front_matter_is_what_the_hub_reads(data: RunData, tmp_path: Path) -
     found = card_of(tmp_path, model_card(data, {}, ORIGIN)).data
     assert (found.license, found.base_model, found.library_name) == ("apache-2.0", "owner/teacher", "transformers")
     assert found.pipeline_tag == "text-generation"
-    assert found.datasets == ["owner/corpus"]
+    assert found.datasets == ["owner/chats", "owner/corpus"]
     assert found.model_name == "small-teacher"
     results = {result.dataset_config: result for result in found.eval_results}
     assert set(results) == {"ARC-Easy", "LogiQA"}
@@ -51,6 +51,8 @@ def test_the_sentences_follow_the_run(data: RunData) -> None:
         "The student saw 8,192 tokens.",
         "| `hf://datasets/owner/corpus/data/*.parquet` | text | 1,000 | 640 | 812.3 k |",
         "| `chats.jsonl` | chat | 50 | 49 | 9.1 k |",
+        "Then it was fine-tuned on 1,200 chats (1.23 M tokens) made of 1,204 rows of "
+        "`hf://datasets/owner/chats/data/train_sft-*.parquet`.",
         "| arc_easy | acc | 2,376 | 63.50 ± 1.0 | 51.25 ± 1.0 |",
         'from_pretrained("me/small-teacher")',
         "a demonstration of the method, not a finished model",
@@ -60,7 +62,8 @@ def test_the_sentences_follow_the_run(data: RunData) -> None:
 
 
 def test_what_is_unknown_is_said(data: RunData, tmp_path: Path) -> None:
-    bare = replace(data, results=None, tasks=None, sources=(), train=(), held_out=(), recipe=None, parity=None)
+    nothing = {"results": None, "tasks": None, "recipe": None, "parity": None, "fine_tuned": None}
+    bare = replace(data, sources=(), train=(), held_out=(), **nothing)
     text = model_card(bare, {}, Origin(teacher_id=None, licence=Licence(id="unknown"), repo=None))
     assert "do not name the teacher. Its licence is unknown: look it up before" in text
     assert "The number of training tokens is unknown. The training data is unknown." in text

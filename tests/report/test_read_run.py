@@ -7,10 +7,19 @@ from pathlib import Path
 import pytest
 
 from lrc.errors import ConfigError, DataError
-from lrc.report.read_run import METRICS_FILE, PARITY_FILE, RECIPE_FILE, RESULTS_FILE, START_FILE, read_run
-from tests.report.synthetic_run import ALL_TERMS, manifest_values, write_json, write_lines, write_run
+from lrc.report.read_run import (
+    FINE_TUNED_FILE,
+    METRICS_FILE,
+    PARITY_FILE,
+    RECIPE_FILE,
+    RESULTS_FILE,
+    START_FILE,
+    read_fine_tuned,
+    read_run,
+)
+from tests.report.synthetic_run import ALL_TERMS, manifest_values, sft_values, write_json, write_lines, write_run
 
-FILES = (RECIPE_FILE, START_FILE, METRICS_FILE, PARITY_FILE, RESULTS_FILE)
+FILES = (RECIPE_FILE, START_FILE, METRICS_FILE, PARITY_FILE, RESULTS_FILE, FINE_TUNED_FILE)
 
 
 @pytest.fixture
@@ -46,10 +55,11 @@ def test_any_single_file_may_be_missing(run: Path, missing: str) -> None:
     assert (data.start is None) == (missing == START_FILE)
     assert (data.parity is None) == (missing == PARITY_FILE)
     assert (data.recipe is None) == (missing == RECIPE_FILE)
+    assert (data.fine_tuned is None) == (missing == FINE_TUNED_FILE)
     assert (not data.train) == (missing == METRICS_FILE)
 
 
-@pytest.mark.parametrize("missing", [START_FILE, PARITY_FILE, RESULTS_FILE])
+@pytest.mark.parametrize("missing", [START_FILE, PARITY_FILE, RESULTS_FILE, FINE_TUNED_FILE])
 def test_cut_file_is_named_with_its_line(run: Path, missing: str) -> None:
     path = run / missing
     content = path.read_text("utf-8")
@@ -130,6 +140,21 @@ def test_sources_are_those_of_the_training_data_where_it_still_is(run: Path, tmp
     values["sources"].pop()
     write_json(tmp_path / "data/manifest.json", values)
     assert [source.kept for source in read_run(run).sources] == [640]
+
+
+def test_fine_tuning_is_read_with_as_much_as_was_measured(run: Path) -> None:
+    found = read_fine_tuned(run / FINE_TUNED_FILE)
+    assert (found.cross_entropy, found.kl) == ((3.1234, 2.3456), (0.9876, 0.6543))
+    assert (found.rows, found.sequences, found.left_out, found.truncated) == (1204, 1200, 4, 31)
+    values = sft_values()
+    for moment in ("before", "after"):
+        del values["held_out"][moment]["kl"]
+    write_json(run / FINE_TUNED_FILE, values)
+    found = read_fine_tuned(run / FINE_TUNED_FILE)
+    assert (found.cross_entropy, found.kl) == ((3.1234, 2.3456), None)
+    write_json(run / FINE_TUNED_FILE, {**values, "held_out": None})
+    found = read_fine_tuned(run / FINE_TUNED_FILE)
+    assert (found.cross_entropy, found.kl) == (None, None)
 
 
 def test_held_out_lines_of_older_versions_have_no_ranks(run: Path) -> None:

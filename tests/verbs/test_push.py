@@ -11,7 +11,7 @@ from lrc.errors import CheckpointError, ConfigError
 from lrc.verbs import push as module
 from lrc.verbs.push import check_repo, list_uploads, push
 from lrc.verbs.report import report
-from tests.report.synthetic_run import parity_values, write_json
+from tests.report.synthetic_run import parity_values, sft_values, write_json
 from tests.tiny import teacher_folder
 from tests.verbs.test_report import write_scored_run
 
@@ -26,7 +26,6 @@ def run(tmp_path: Path) -> Path:
     (run / "convert" / ".cache").mkdir()
     (run / "convert" / ".cache" / "lock").write_text("")
     (run / "convert" / "recipe.yaml").write_text("teacher: /home/someone\n")
-    (run / "convert" / "sft.json").write_text('{"data": "/home/someone/chats.jsonl"}\n')
     return run
 
 
@@ -68,7 +67,7 @@ def api(monkeypatch: pytest.MonkeyPatch) -> FakeApi:
 
 def uploaded(run: Path) -> set[str]:
     files = {path.name for path in (run / "convert").iterdir() if path.is_file()}
-    return (files - {"recipe.yaml", "sft.json"}) | {"README.md", "effective_rank.png"}
+    return (files - {"recipe.yaml"}) | {"README.md", "effective_rank.png"}
 
 
 def test_a_dry_run_lists_every_file_with_its_size_and_touches_nothing(
@@ -111,6 +110,8 @@ def test_the_fine_tuned_student_goes_first_and_another_can_be_named(run: Path, t
     scored(run, run / "sft")
     report(run, push_to_hub="me/small")
     assert api.calls[1][2]["config.json"].path_or_fileobj == str(run / "sft/config.json")
+    assert (run / "sft/sft.json").is_file()
+    assert "sft.json" not in api.calls[1][2]
     assert b"fine-tuned on chats" in api.calls[1][2]["README.md"].path_or_fileobj
     assert b"Scored was" not in api.calls[1][2]["README.md"].path_or_fileobj
     other = teacher_folder(tmp_path / "other")
@@ -156,11 +157,12 @@ def test_an_export_is_named_by_its_own_class_and_fine_tuning(run: Path, tmp_path
     report(run, student=export)
     assert "A plain model folder of the model type `llama`" in card_of(run).text
     assert "fine-tuned" not in card_of(run).text
-    (export / "sft.json").write_text("{}")
+    write_json(export / "sft.json", {**sft_values(), "steps": 77})
     config = json.loads((export / "config.json").read_text())
     write_json(export / "config.json", {**config, "quantization_config": {"quant_method": "torchao"}})
     report(run, student=export)
     assert "After distillation: fine-tuned on chats with `lrc sft`." in card_of(run).text
+    assert "| Fine-tuning | 77 steps on " in card_of(run).text
     assert "loads with `torchao` installed" in card_of(run).text
 
 

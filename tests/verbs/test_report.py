@@ -40,7 +40,7 @@ def test_whole_run_gives_page_facts_and_plots(tmp_path: Path) -> None:
     for path in page.parent.glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
         assert f"({path.name})" in (page.parent / "README.md").read_text("utf-8")
-    assert sorted(path.name for path in run.iterdir()) == ["convert", "evaluate", "report", "train"]
+    assert sorted(path.name for path in run.iterdir()) == ["convert", "evaluate", "report", "sft", "train"]
 
 
 def test_older_report_is_replaced_as_a_whole(tmp_path: Path) -> None:
