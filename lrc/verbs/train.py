@@ -37,7 +37,8 @@ from lrc.training.launch import (
     start_trackers,
     write_recipe,
 )
-from lrc.training.loop import LoopParts, run_loop
+from lrc.training.loop import run_loop
+from lrc.training.loop_parts import LoopParts
 from lrc.training.metrics import MetricsLog
 from lrc.training.phases import check_phase, check_strategy, plan_phases
 from lrc.training.preemption import Preemption, preemption_signals
