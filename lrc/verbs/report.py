@@ -63,10 +63,7 @@ def report(
     data = replace(data, fine_tuned=read_fine_tuned(sft_facts) if sft_facts.is_file() else None)
     origin = _origin(run, data, push_to_hub, subject)
     if origin.scored_other is not None:
-        say(
-            f"note: {run / RESULTS_FILE} has the scores of {origin.scored_other}, not of {subject}: the card says so "
-            f"and gives the hub none. Score it: lrc evaluate {subject} --out {run / 'evaluate'} --overwrite"
-        )
+        _note_scores(run, subject, origin.scored_other)
     plots = draw_plots(data)
     files = {f"{name}.png": plot.light_png for name, plot in plots.items()}
     files[CARD_NAME] = model_card(data, plots, origin).encode("utf-8")
@@ -88,6 +85,13 @@ def report(
     if push_to_hub is not None:
         say(f"Uploaded: {push(push_to_hub, uploads, private=private)}")
     return folder / PAGE_NAME
+
+
+def _note_scores(run: Path, student: Path, scored: str) -> None:
+    say(
+        f"note: {run / RESULTS_FILE} has the scores of {scored}, not of {student}: the card says so and gives the hub "
+        f"none. Score it: lrc evaluate {student} --out {run / 'evaluate'} --overwrite"
+    )
 
 
 def _sizes(uploads: dict[str, Path | bytes]) -> dict[str, int]:
