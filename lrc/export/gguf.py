@@ -76,9 +76,11 @@ def write_proven_gguf(
 
 
 def _told(facts: dict[str, Any]) -> str:
+    text = facts["text"]
     line = (
-        f"llama.cpp against transformers in float32, {facts['positions']} positions: KL {facts['kl']:.2e}, first "
-        f"choice equal at {facts['top1_agreement']:.2%}, largest difference {facts['max_abs_difference']:.2e}"
+        f"llama.cpp against transformers in float32, {text['positions']} positions of text: KL {text['kl']:.2e}, first "
+        f"choice equal at {text['top1_agreement']:.2%}; largest difference at all {facts['positions']} positions "
+        f"{facts['max_abs_difference']:.2e}"
     )
     if facts["chaotic_positions"] and facts["settled"]["positions"]:
         line += f" ({facts['settled']['max_abs_difference']:.2e} where float32 settles the logits: all but "

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lrc.export.probe_texts import TEXTS
 
-SHORT_TEXTS, SHORT_TOKENS = 3, 64
-WINDOW_TOKENS, RANDOM_WINDOWS = 128, 2
+SHORT_TEXTS, RANDOM_WINDOWS = 3, 2
+WINDOW_TOKENS = 64
 WHOLE_VOCABULARY = 65_536
 """Tokens of a vocabulary up to which every position is scored by llama.cpp, whose server writes all of them out."""
 NOISE, CHAOS = 1e-6, 5e-4
@@ -19,11 +19,11 @@ NOISE, CHAOS = 1e-6, 5e-4
 
 def probe_sequences(tokenizer: Any, vocab_size: int) -> list[list[int]]:
     """Return the short probe: 64 tokens of three texts if there is a tokenizer, and 64 random ids of the vocabulary."""
-    return _texts(tokenizer, TEXTS[:SHORT_TEXTS], SHORT_TOKENS) + _random_ids(vocab_size, 1, SHORT_TOKENS)
+    return _texts(tokenizer, TEXTS[:SHORT_TEXTS], WINDOW_TOKENS) + _random_ids(vocab_size, 1, WINDOW_TOKENS)
 
 
 def probe_windows(tokenizer: Any, vocab_size: int) -> list[list[int]]:
-    """Return the long probe: 128 tokens of each text and two windows of random ids, 1,024 in all."""
+    """Return the long probe: 64 tokens of each text, then two windows of random ids, 512 in all."""
     return _texts(tokenizer, TEXTS, WINDOW_TOKENS) + _random_ids(vocab_size, RANDOM_WINDOWS, WINDOW_TOKENS)
 
 

@@ -119,13 +119,15 @@ def test_a_family_that_the_converter_does_not_know_ends_with_exit_code_2_and_lea
     assert sorted(path.name for path in student.iterdir()) == before
 
 
-def test_what_is_said_is_of_all_positions_and_names_those_that_float32_does_not_settle() -> None:
-    facts = {"positions": 1024, "kl": 0.02, "top1_agreement": 0.5, "max_abs_difference": 2.0}
-    settled = {"positions": 1018, "max_abs_difference": 1.0}
+def test_what_is_said_is_of_text_and_names_those_that_float32_does_not_settle() -> None:
+    text = {"positions": 384, "kl": 0.02, "top1_agreement": 0.5}
+    facts = {"positions": 512, "kl": 0.3, "top1_agreement": 0.4, "max_abs_difference": 2.0, "text": text}
+    settled = {"positions": 506, "max_abs_difference": 1.0}
     told = gguf_export._told(facts | {"chaotic_positions": 6, "settled": settled})
-    assert "1024 positions: KL 2.00e-02, first choice equal at 50.00%, largest difference 2.00e+00 (1.00e+00" in told
+    assert "384 positions of text: KL 2.00e-02, first choice equal at 50.00%; largest" in told
+    assert "at all 512 positions 2.00e+00 (1.00e+00" in told
     assert told.endswith("settles the logits: all but 6)")
-    assert gguf_export._told(facts | {"chaotic_positions": 0}).endswith("largest difference 2.00e+00")
+    assert gguf_export._told(facts | {"chaotic_positions": 0}).endswith("at all 512 positions 2.00e+00")
 
 
 @pytest.mark.slow
@@ -134,9 +136,9 @@ def test_smaller_files_stay_near(tmp_path: Path, converter: Path, kind: str, siz
     pytest.importorskip("xllamacpp")
     facts = export(bpe_student(tmp_path / "student", **sizes), tmp_path / "out", kind, converter)
     assert facts["verified"]
-    assert facts["kl"] <= {"f16": 1e-4, "q8_0": 1e-2}[kind]
+    assert facts["text"]["kl"] <= {"f16": 1e-4, "q8_0": 1e-2}[kind]
     if kind == "f16":
-        assert facts["top1_agreement"] >= 0.99
+        assert facts["text"]["top1_agreement"] >= 0.99
 
 
 @pytest.mark.slow

@@ -30,10 +30,10 @@ def test_sequences_are_texts_and_random_ids_and_never_change(tmp_path: Path) -> 
     assert max(probe_sequences(None, 48)[0]) < 48
 
 
-def test_the_long_probe_is_1024_positions_of_windows_that_never_repeat(tmp_path: Path) -> None:
+def test_the_long_probe_is_512_positions_of_windows_that_never_repeat(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(bpe_student(tmp_path))
     windows = probe_windows(tokenizer, len(tokenizer))
-    assert [len(ids) for ids in windows] == [128] * 8
+    assert [len(ids) for ids in windows] == [64] * 8
     assert len({tuple(ids) for ids in windows}) == 8
     assert windows == probe_windows(tokenizer, len(tokenizer))
     assert [tokenizer.decode(ids)[:9] for ids in windows[3:6]] == ['"You are ', "A star sh", "Dear Mr H"]
