@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import LoggerType, broadcast
 
 from lrc.config import Recipe, TrainConfig, recipe_to_yaml
@@ -87,10 +87,26 @@ def make_engine(
     return FullEngine(accelerator, pair, settings, accumulation=accumulation, dense_rate_share=dense_rate_share)
 
 
+def trackers_need_folder(settings: TrainConfig) -> bool:
+    """Whether one of the recipe's trackers writes below the run's folder, so that the folder must stand first."""
+    return any(LOGGER_TYPE_TO_CLASS[name].requires_logging_directory for name in settings.trackers)
+
+
 def start_trackers(accelerator: Accelerator, settings: TrainConfig) -> None:
-    """Open the recipe's trackers; tensorboard writes below the run's folder, so the folder must stand."""
-    if settings.trackers:
+    """Open the recipe's trackers.
+
+    Raises:
+        ConfigError: One refuses, for it is not logged in or not reached.
+    """
+    if not settings.trackers:
+        return
+    try:
         accelerator.init_trackers("lrc", config={"tags": ",".join(settings.tags)})
+    except Exception as error:  # every tracker has errors of its own
+        raise ConfigError(
+            f"train.trackers = {list(settings.trackers)} can't be started: {type(error).__name__}: "
+            f"{' '.join(str(error).split())} Put that right, or leave the tracker out."
+        ) from error
 
 
 def end_training(accelerator: Accelerator) -> None:

@@ -27,7 +27,7 @@ def learning_rate(settings: TrainConfig, step: int) -> float:
 
 
 def is_measured(settings: TrainConfig, step: int) -> bool:
-    """Whether held-out text is measured after `step` optimiser steps: as the recipe says, or each quarter of the run."""
+    """Whether held-out text is measured after `step` steps: as the recipe says, or at each quarter of the run."""
     if step == settings.max_steps:
         return True
     if settings.evaluate_steps is not None:

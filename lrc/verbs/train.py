@@ -36,6 +36,7 @@ from lrc.training.launch import (
     make_accelerator,
     make_engine,
     start_trackers,
+    trackers_need_folder,
     write_recipe,
 )
 from lrc.training.loop import LoopParts, run_loop
@@ -110,9 +111,8 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, overwrite
     teacher, pair = _load_pair(recipe, inputs, accelerator)
     start = None
     if accelerator.is_main_process:
-        start = _begin(recipe, inputs, teacher, pair, overwrite=overwrite)
+        start = _begin(recipe, inputs, teacher, pair, accelerator=accelerator, overwrite=overwrite)
     accelerator.wait_for_everyone()
-    start_trackers(accelerator, recipe.train)
     log = MetricsLog(inputs.folder / "metrics.jsonl", accelerator, total_steps=recipe.train.max_steps)
     held_out = HeldOutText(pair, inputs.held_out, inputs.also_measure) if inputs.held_out else None
     if start is not None:
@@ -160,13 +160,24 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, overwrite
 
 
 def _begin(
-    recipe: Recipe, inputs: _Inputs, teacher: nn.Module, pair: PairModel, *, overwrite: bool
+    recipe: Recipe,
+    inputs: _Inputs,
+    teacher: nn.Module,
+    pair: PairModel,
+    *,
+    accelerator: Accelerator,
+    overwrite: bool,
 ) -> StartReport | None:
-    """Check the disk and fill the start values, which may refuse; only then empty the run's folder and write to it."""
+    """On the first process: do what may refuse, then empty the run's folder, write to it, and return the start."""
     keep, goes_on = recipe.train.save_total_limit, inputs.resume is not None
     check_space(inputs.folder, pair, keep=keep, dense=plan_phases(recipe).dense, goes_on=goes_on)
+    starts_later = trackers_need_folder(recipe.train)
+    if not starts_later:
+        start_trackers(accelerator, recipe.train)
     start = None if goes_on else fill(pair, teacher, recipe, inputs.calibration)
     _prepare_folder(inputs, recipe, overwrite=overwrite)
+    if starts_later:
+        start_trackers(accelerator, recipe.train)
     return start
 
 

@@ -11,7 +11,7 @@ from lrc.clone.sites import Variant
 from lrc.config import ObjectiveConfig, TrainConfig, load_recipe
 from lrc.errors import CheckpointError, ConfigError
 from lrc.models.pair_model import PairModel
-from lrc.training.launch import check_space, make_accelerator, start_trackers, write_recipe
+from lrc.training.launch import check_space, make_accelerator, start_trackers, trackers_need_folder, write_recipe
 from tests.tiny import tiny_recipe, tiny_teacher
 
 CPU = torch.device("cpu")
@@ -63,6 +63,22 @@ def test_trackers_are_opened_with_the_recipes_tags(trackers: tuple[str, ...], ca
     accelerator: Any = SimpleNamespace(init_trackers=lambda name, **options: opened.append((name, options)))
     start_trackers(accelerator, settings(trackers=trackers, tags=("small", "first")))
     assert opened == calls
+
+
+def test_a_tracker_that_refuses_is_named_with_its_reason() -> None:
+    def refuse(name: str, **options: Any) -> None:
+        raise RuntimeError("No API key.\nLog in.")
+
+    accelerator: Any = SimpleNamespace(init_trackers=refuse)
+    with pytest.raises(ConfigError, match=r"train\.trackers = \['wandb'\] can't be started: .* No API key\. Log in\."):
+        start_trackers(accelerator, settings(trackers=("wandb",)))
+
+
+@pytest.mark.parametrize(
+    ("trackers", "expected"), [((), False), (("wandb", "trackio"), False), (("wandb", "tensorboard"), True)]
+)
+def test_tensorboard_alone_needs_the_runs_folder(trackers: tuple[str, ...], expected: bool) -> None:
+    assert trackers_need_folder(settings(trackers=trackers)) is expected
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import AutoModelForCausalLM
@@ -223,12 +224,12 @@ def test_a_refused_start_leaves_the_earlier_run(tmp_path: Path) -> None:
     assert files_below(tmp_path) == before
 
 
-def refuses_without_a_change(root: Path, error: type[Exception], said: str) -> None:
+def refuses_without_a_change(root: Path, error: type[Exception], said: str, **changes: Any) -> None:
     """The run that stands is to be overwritten, and another one begun; both are refused."""
     before = files_below(root)
     for name in ("run", "other"):
         with pytest.raises(error, match=said):
-            train(tiny_recipe(root, run=str(root / name)), overwrite=True)
+            train(tiny_recipe(root, run=str(root / name), **changes), overwrite=True)
         assert files_below(root) == before
         assert not (root / "other").exists()
 
@@ -250,6 +251,17 @@ def test_a_start_that_can_t_follow_the_teacher_leaves_the_earlier_run(
 
     monkeypatch.setattr(LlamaDecoderLayer, "__call__", by_position)
     refuses_without_a_change(tmp_path, ConfigError, "layers called by position")
+
+
+def test_a_tracker_that_refuses_leaves_the_earlier_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Accelerator, *arguments: Any, **options: Any) -> None:
+        raise RuntimeError("No API key.")
+
+    train(tiny_recipe(tmp_path, start__method="random", train__max_steps=2))
+    monkeypatch.setattr(Accelerator, "init_trackers", refuse)
+    # tensorboard stands for one that needs no folder: the others are not installed here
+    monkeypatch.setattr("lrc.verbs.train.trackers_need_folder", lambda settings: False)
+    refuses_without_a_change(tmp_path, ConfigError, "No API key", train__trackers=["tensorboard"])
 
 
 def test_a_run_goes_on_where_its_checkpoints_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
