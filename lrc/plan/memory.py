@@ -20,8 +20,6 @@ from lrc.teacher_config import NATIVE, TeacherWeightsConfig
 
 MERGE_ONCE = {"1 device": False, "DDP": False, "FSDP2": True}
 """Strategies whose micro-batches can share a step's merged weights, and whether they shard the others."""
-ADAM_BYTES = 8
-"""Two float32 moments a trained value."""
 DEEPSPEED_BUCKET = 500_000_000
 """DeepSpeed's default reduce_bucket_size, values."""
 
@@ -31,8 +29,8 @@ class Strategy:
     """How a run is split over devices."""
 
     name: str
-    adam: bool = False
-    """Adam's moments are split over the devices; the same for the other flags."""
+    optimizer: bool = False
+    """The optimiser's moments are split over the devices; the same for the other flags."""
     gradients: bool = False
     weights: bool = False
     """The teacher's weights and the projections, gathered a pair layer at a time."""
@@ -41,10 +39,10 @@ class Strategy:
 ONE_DEVICE = Strategy(name="1 device")
 STRATEGIES = (
     Strategy(name="DDP"),
-    Strategy(name="ZeRO-1", adam=True),
-    Strategy(name="ZeRO-2", adam=True, gradients=True),
-    Strategy(name="ZeRO-3", adam=True, gradients=True, weights=True),
-    Strategy(name="FSDP2", adam=True, gradients=True, weights=True),
+    Strategy(name="ZeRO-1", optimizer=True),
+    Strategy(name="ZeRO-2", optimizer=True, gradients=True),
+    Strategy(name="ZeRO-3", optimizer=True, gradients=True, weights=True),
+    Strategy(name="FSDP2", optimizer=True, gradients=True, weights=True),
 )
 
 
@@ -70,7 +68,8 @@ class MemoryUse:
     projections: float
     """Projections and gains, float32."""
     gradients: float
-    adam: float
+    optimizer: float
+    """What the optimiser remembers, float32."""
     merged: float
     """The layers' merged weights that wait for the backward pass; all of the student's where a step merges once."""
     activations: float
@@ -107,6 +106,7 @@ class StepMemory:
         masked: bool,
         accumulates: bool,
         merge: Literal["auto", "step", "micro_batch"] = "auto",
+        optimizer: Literal["adamw", "muon"] = "adamw",
         teacher_weights: TeacherWeightsConfig = NATIVE,
     ) -> None:
         """Trace nothing yet.
@@ -119,6 +119,7 @@ class StepMemory:
             masked: Attention stays inside documents, by a mask.
             accumulates: Several micro-batches make a step, so gradients are there from the second one's begin.
             merge: `train.merge`.
+            optimizer: `train.optimizer`.
             teacher_weights: How the matrices of the teacher's layers are held; on a CPU without offload.
         """
         self.sizes = sizes
@@ -128,6 +129,7 @@ class StepMemory:
         self.masked = masked
         self.accumulates = accumulates
         self.merge: Literal["auto", "step", "micro_batch"] = merge
+        self.optimizer: Literal["adamw", "muon"] = optimizer
         self.teacher_weights = teacher_weights
         self._kinds = layer_kinds(sizes)
         self._layers = {
@@ -188,7 +190,7 @@ class StepMemory:
             teacher=teacher * shares[strategy.weights],
             projections=GRADIENT_BYTES * trained * shares[strategy.weights],
             gradients=merged_gradients + gradients * shares[strategy.gradients],
-            adam=ADAM_BYTES * trained * shares[strategy.adam],
+            optimizer=self.sizes.moment_bytes(self.optimizer) * shares[strategy.optimizer],
             merged=merged,
             activations=moment.kept - moment.merged,
             working=moment.working,

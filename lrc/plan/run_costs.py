@@ -30,6 +30,7 @@ class RunShape:
     accumulation: int
     merge: Literal["auto", "step", "micro_batch"]
     """The recipe's `train.merge`."""
+    optimizer: Literal["adamw", "muon"]
     masked: bool
     tokens: float
     """Training tokens of the whole run."""
@@ -122,20 +123,20 @@ class Disk:
 
     data: float
     checkpoint: float
-    """One: trained tensors and two moments, float32."""
+    """One: trained tensors and what the optimiser remembers, float32."""
     checkpoints: float
-    """All that are kept, and the one being written."""
+    """All that are kept, the best one beside them, and the one being written (`lrc/training/launch.py:check_space`)."""
     student: float
     """The converted student in bfloat16."""
 
 
 def disk(sizes: Sizes, shape: RunShape) -> Disk:
     """Sum up the disk that a run needs."""
-    one = 3 * 4 * sizes.trained_parameters
+    one = 4 * sizes.trained_parameters + sizes.moment_bytes(shape.optimizer)
     return Disk(
         data=shape.tokens * (2 if sizes.vocabulary <= SMALL_TOKENS else 4),
         checkpoint=one,
-        checkpoints=one * (shape.checkpoints + 1),
+        checkpoints=one * (shape.checkpoints + 2),
         student=2 * sizes.student_parameters,
     )
 

@@ -6,7 +6,7 @@ Both models are built on the meta device, so the counts are those of the stock c
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -62,6 +62,17 @@ class Sizes:
     def trained_size(self, name: str) -> int:
         """Return the number of values of a trained tensor by its checkpoint name."""
         return self.d_student * (self.d_teacher if name.startswith("projections.") else 1)
+
+    def moment_bytes(self, optimizer: Literal["adamw", "muon"]) -> int:
+        """Return the bytes that the optimiser remembers, float32: two moments a value, of a projection one with Muon.
+
+        Muon keeps the sizes of a projection's rows beside its momentum (`lrc/training/optimizer.py:moment_shapes`).
+        """
+        if optimizer == "adamw":
+            return 8 * self.trained_parameters
+        projections = [name for name in self.plan.trained if name.startswith("projections.")]
+        rows = 4 * self.d_teacher * len(projections)
+        return 8 * self.trained_parameters - 4 * sum(map(self.trained_size, projections)) + rows
 
     def teacher_shape(self, name: str) -> tuple[int, ...]:
         """Return a teacher tensor's shape; a tied head has the embedding's."""

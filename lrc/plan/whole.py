@@ -81,6 +81,7 @@ class Planner:
                 masked=self.shape.masked,
                 accumulates=self.shape.accumulation > 1,
                 merge=self.shape.merge,
+                optimizer=self.shape.optimizer,
                 teacher_weights=held,
             )
         return self._memories[dtype, held]

@@ -166,6 +166,7 @@ def _shape(recipe: Recipe, question: Question, machine: Machine, *, is_recipe: b
         batch=train.batch_size,
         accumulation=train.gradient_accumulation_steps,
         merge=train.merge,
+        optimizer=train.optimizer,
         masked=recipe.data.document_masking,
         tokens=tokens,
         checkpoints=train.save_total_limit or -(-train.max_steps // train.save_steps),

@@ -17,8 +17,8 @@ FLOPS_ROWS = {
     "clone": "clone terms",
     "head": "heads of both, chunked",
 }
-CAUSES = ("teacher", "projections", "gradients", "adam", "merged", "activations", "working", "communication")
-HEADINGS = ("teacher", "proj.", "grads", "Adam", "merged", "activ.", "working", "comm.")
+CAUSES = ("teacher", "projections", "gradients", "optimizer", "merged", "activations", "working", "communication")
+HEADINGS = ("teacher", "proj.", "grads", "moments", "merged", "activ.", "working", "comm.")
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -37,7 +37,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     kept = plan.shape.checkpoints
     console.print(
         f"disk: {bytes_text(plan.disk.data, 3)} token shards, {bytes_text(plan.disk.checkpoints, 3)} checkpoints "
-        f"({kept} kept and one being written, {bytes_text(plan.disk.checkpoint, 3)} each), "
+        f"({kept} kept, the best one and one being written, {bytes_text(plan.disk.checkpoint, 3)} each), "
         f"{bytes_text(plan.disk.student, 3)} student"
     )
 

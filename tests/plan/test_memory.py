@@ -41,7 +41,7 @@ def step_memory(
 
 def beyond_weights(use: MemoryUse) -> float:
     """What a step adds to the weights and the optimiser's state."""
-    return use.total - use.teacher - use.projections - use.adam
+    return use.total - use.teacher - use.projections - use.optimizer
 
 
 def planned_and_measured(
@@ -194,7 +194,7 @@ def test_a_strategy_divides_what_it_shards_and_nothing_else() -> None:
     uses = {strategy.name: memory.peak(strategy, devices=8, batch=1, checkpointing=True).use for strategy in STRATEGIES}
     trained, teacher = 4 * sizes.trained_parameters, 2 * sizes.teacher_parameters
     static = {
-        name: (use.teacher / teacher, use.projections / trained, use.gradients / trained, use.adam / trained)
+        name: (use.teacher / teacher, use.projections / trained, use.gradients / trained, use.optimizer / trained)
         for name, use in uses.items()
     }
     # under DDP micro-batches share the merged weights: their gradients, the writers', the embedding's and the gains'

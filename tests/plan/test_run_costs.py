@@ -23,6 +23,7 @@ def run_shape(batch: int, steps: int, accumulation: int = 1) -> RunShape:
         batch=batch,
         accumulation=accumulation,
         merge="auto",
+        optimizer="adamw",
         masked=True,
         tokens=batch * 2048 * 8 * steps,
         checkpoints=2,

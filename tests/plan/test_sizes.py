@@ -1,13 +1,16 @@
 """Sizes count what training moves and what export writes, exactly, and what was published."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+import torch
 
 from lrc.clone.sites import Variant
-from lrc.config import ObjectiveConfig
+from lrc.config import ObjectiveConfig, TrainConfig
 from lrc.models.discovery import discover
 from lrc.plan.sizes import Sizes, measure_sizes
+from lrc.training.optimizer import moment_shapes
+from tests.models.tiny_configs import tiny_config
 from tests.plan.published import Published, published_runs
 from tests.plan.real_step import STUDENT, real_pair, small_config
 
@@ -58,3 +61,13 @@ def test_counts_are_those_of_the_pair_and_of_the_stock_student(family: str, vari
     parts = [part for part in pair.parts() if part is not pair.head or not pair.student_config.tie_word_embeddings]
     merged = [part.student_tensors()[name] for part in parts for name, _ in part.twin.named_parameters()]
     assert sizes.student_parameters == sum(tensor.numel() for tensor in merged)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_moments_are_those_that_the_optimiser_keeps(optimizer: Literal["adamw", "muon"]) -> None:
+    config = tiny_config("llama")
+    sizes = measure_sizes(config, discover(config), Variant(), 16)
+    shapes = {name: torch.Size([32, 16] if name.startswith("projections.") else [16]) for name in sizes.plan.trained}
+    kept = moment_shapes(shapes, TrainConfig(max_steps=1, optimizer=optimizer))
+    counts = {key: shape for key, shape in kept.items() if not key.startswith("step/")}
+    assert sizes.moment_bytes(optimizer) == 4 * sum(shape.numel() for shape in counts.values())

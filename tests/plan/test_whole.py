@@ -21,6 +21,7 @@ SHAPE = RunShape(
     batch=1,
     accumulation=1,
     merge="auto",
+    optimizer="adamw",
     masked=False,
     tokens=20e9,
     checkpoints=2,
