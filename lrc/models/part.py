@@ -1,6 +1,6 @@
 """A projected part: one teacher module, the student's empty twin, and the trained tensors between them."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -82,6 +82,13 @@ class ProjectedPart(nn.Module):
         """Switch the part's mode; the teacher never drops activations or jitters a router."""
         super().train(mode)
         self.teacher.eval()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ProjectedPart":
+        """Move the twin's made buffers (rotary) along, which are nobody's either."""
+        super()._apply(fn, recurse)
+        for module in self.twin.modules():
+            module._buffers.update({key: fn(value) for key, value in module._buffers.items() if value is not None})
         return self
 
     @property

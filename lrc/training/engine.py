@@ -5,14 +5,15 @@ are float32, and a checkpoint holds the same tensors. `FullEngine` keeps all of 
 are in `sharded.py` (FSDP2) and `zero.py` (DeepSpeed).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from torch import Tensor
+from accelerate.utils import broadcast
+from torch import Tensor, nn
 
 from lrc.config import TrainConfig
 from lrc.models.dense import Dense
@@ -66,6 +67,13 @@ class Engine(Protocol):
     def enter(self, dense: Dense | None) -> None:
         """Go over to another phase of training; tensors that stay keep their moments, new ones start without."""
         ...
+
+
+def share_stored(stored: Iterable[nn.Parameter]) -> None:
+    """Give the first process's values of some tensors to all; on every rank the same ones in the same order."""
+    with torch.no_grad():
+        for parameter in stored:
+            broadcast(parameter.data)
 
 
 def merged_row_sizes(pair: PairModel, settings: TrainConfig) -> dict[str, Tensor]:

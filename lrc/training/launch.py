@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import LoggerType, broadcast
+from accelerate.utils import LoggerType
 
 from lrc.config import Recipe, TrainConfig, recipe_to_yaml
 from lrc.errors import CheckpointError, ConfigError
@@ -15,7 +15,7 @@ from lrc.models.dense import Dense
 from lrc.models.pair_model import PairModel
 from lrc.training.beside import write_beside
 from lrc.training.checkpoint_list import checkpoints
-from lrc.training.engine import Engine, FullEngine
+from lrc.training.engine import Engine, FullEngine, share_stored
 from lrc.training.sharded import ShardedEngine
 from lrc.training.strategy import ZERO_STAGES, make_distributed
 from lrc.training.zero import ZeroEngine
@@ -77,11 +77,9 @@ def make_engine(
     dense_rate_share: float = 1.0,
 ) -> Engine:
     """Hand a filled pair over to what trains it; the first process's tensors go to all."""
-    with torch.no_grad():
-        for parameter in pair.stored().values():
-            broadcast(parameter.data)
-    if strategy == "fsdp2":
+    if strategy == "fsdp2":  # shares them out itself, part by part
         return ShardedEngine(accelerator, pair, settings, accumulation=accumulation, dense_rate_share=dense_rate_share)
+    share_stored(pair.stored().values())
     if strategy in ZERO_STAGES:
         return ZeroEngine(accelerator, pair, settings, accumulation=accumulation)
     return FullEngine(accelerator, pair, settings, accumulation=accumulation, dense_rate_share=dense_rate_share)

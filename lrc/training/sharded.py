@@ -24,7 +24,7 @@ from lrc.models.pair_model import PairModel
 from lrc.models.step_weights import StepWeights, merges_once
 from lrc.models.stored_tensors import Piece, StoredTensors, whole_piece
 from lrc.training.checkpoint import Held, Saved
-from lrc.training.engine import Accept, merged_row_sizes
+from lrc.training.engine import Accept, merged_row_sizes, share_stored
 from lrc.training.optimizer import make_optimizer, moment_shapes, parameter_groups, set_rate, sharded_like, whole
 
 
@@ -42,7 +42,10 @@ class ShardedEngine:
         accumulation: int,
         dense_rate_share: float = 1.0,
     ) -> None:
-        """Shard a filled pair, equal on every rank, in place; arguments as `FullEngine` takes them."""
+        """Shard a filled pair in place, part by part; arguments as `FullEngine` takes them.
+
+        Each part goes to the device whole just before it is sharded, so that a device holds its share and one part.
+        """
         self.accelerator = accelerator
         self.settings = settings
         self.shapes = {name: value.shape for name, value in pair.stored().items()}
@@ -50,8 +53,13 @@ class ShardedEngine:
         self.moment_shapes = moment_shapes(shapes, settings, pair.tables())
         sizes = merged_row_sizes(pair, settings)
         self.mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+        stored = set(pair.stored().values())
         for unit in sharding_units(pair):
+            for module in unit:
+                module.to(accelerator.device)  # a teacher too large for it has waited in main memory
+            share_stored(dict.fromkeys(value for module in unit for value in module.parameters() if value in stored))
             fully_shard(unit, mesh=self.mesh)
+        pair.to(accelerator.device)
         for part in pair.parts():
             register_fsdp_forward_method(part, "merged_apart")
         once = merges_once(settings.merge, accumulates=accumulation > 1, is_sharded=True)

@@ -12,9 +12,13 @@ from lrc.config import Recipe
 from lrc.errors import ConfigError
 from lrc.models.compute import choose_dtype, dtype_name
 from lrc.models.discovery import Architecture, discover
+from lrc.models.folder import weight_files
 from lrc.models.held_teacher import held_matrices_of, hold_teacher
 from lrc.models.teacher import load_model
 from lrc.training.strategy import choose_strategy
+
+WHOLE_SHARE = 1.5
+"""What a device must have free to hold a teacher whole, times its files: projections and the start's work beside it."""
 
 
 def check_teacher_weights(recipe: Recipe, config: Any, architecture: Architecture) -> None:
@@ -40,7 +44,28 @@ def check_teacher_weights(recipe: Recipe, config: Any, architecture: Architectur
     held_matrices_of(config, architecture)
 
 
-def load_teacher(recipe: Recipe, folder: Path, device: torch.device, say: Callable[[str], None]) -> nn.Module:
+def first_place(folder: Path, strategy: str, device: torch.device) -> torch.device:
+    """Return where a teacher is put first: its device, or main memory if FSDP2 is to shard it and it is too large.
+
+    Args:
+        folder: The teacher's, with its weights.
+        strategy: As `train.strategy`.
+        device: This process's.
+    """
+    if strategy != "fsdp2" or device.type != "cuda":
+        return device
+    needed = WHOLE_SHARE * sum(path.stat().st_size for path in weight_files(folder))
+    return device if needed <= torch.cuda.mem_get_info(device)[0] else torch.device("cpu")
+
+
+def load_teacher(
+    recipe: Recipe,
+    folder: Path,
+    device: torch.device,
+    say: Callable[[str], None],
+    *,
+    place: torch.device | None = None,
+) -> nn.Module:
     """Load the teacher frozen onto a device, its matrices held as the recipe says.
 
     A held teacher is loaded into main memory first, so that the device never has it whole.
@@ -50,14 +75,16 @@ def load_teacher(recipe: Recipe, folder: Path, device: torch.device, say: Callab
         folder: The teacher's.
         device: Where it runs.
         say: Receives a line.
+        place: Where it is put first, if not on its device; a strategy moves it part by part.
     """
     settings = recipe.teacher_weights
     dtype = choose_dtype(recipe.train.compute_dtype, device)
     trust = recipe.trust_remote_code
     line = f"teacher {recipe.teacher} on {device} in {dtype_name(dtype)}"
     if not settings.is_held:
-        say(line)
-        return load_model(str(folder), dtype=dtype, device=device, trust_remote_code=trust)
+        place = place or device
+        say(line if place == device else f"{line}, first in main memory: whole it would not fit beside its projections")
+        return load_model(str(folder), dtype=dtype, device=place, trust_remote_code=trust)
     teacher = load_model(str(folder), dtype=dtype, device=torch.device("cpu"), trust_remote_code=trust)
     store = hold_teacher(teacher, discover(teacher.config), settings, device)
     where = ", in main memory" if store.is_offloaded else ""

@@ -48,7 +48,7 @@ from lrc.training.run_state import RunState
 from lrc.training.strategy import choose_strategy
 from lrc.verbs.progress import bar_on_terminal, say
 from lrc.verbs.sources import locate_data, locate_teacher
-from lrc.verbs.teacher_weights import check_teacher_weights, load_teacher
+from lrc.verbs.teacher_weights import check_teacher_weights, first_place, load_teacher
 from lrc.verbs.train_start import calibration_batches, fill, measure_start
 
 
@@ -119,7 +119,7 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, resume: s
     found = None if resume is None else agreed_resume(accelerator, inputs.folder, resume, say)
     place = _place(recipe, inputs, found)
     plan = plan_batches(recipe.train, accelerator, place.resume, say)
-    teacher, pair = _load_pair(recipe, inputs, accelerator)
+    teacher, pair = _load_pair(recipe, inputs, accelerator, strategy)
     start = None
     if accelerator.is_main_process:
         start = _begin(recipe, inputs.folder, place, (teacher, pair), accelerator=accelerator, overwrite=overwrite)
@@ -193,9 +193,10 @@ def _begin(
     return start
 
 
-def _load_pair(recipe: Recipe, inputs: _Inputs, accelerator: Accelerator) -> tuple[nn.Module, PairModel]:
+def _load_pair(recipe: Recipe, inputs: _Inputs, accelerator: Accelerator, strategy: str) -> tuple[nn.Module, PairModel]:
     tell = say if accelerator.is_main_process else lambda line: None
-    teacher = load_teacher(recipe, inputs.teacher_folder, accelerator.device, tell)
+    place = first_place(inputs.teacher_folder, strategy, accelerator.device)
+    teacher = load_teacher(recipe, inputs.teacher_folder, accelerator.device, tell, place=place)
     pair = PairModel(
         teacher,
         hidden_size=recipe.student.hidden_size,

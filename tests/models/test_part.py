@@ -152,3 +152,12 @@ def test_parts_outside_the_layers_have_one_projection_or_gain() -> None:
         assert (plan.d_teacher, plan.d_student) == (32, 16)
     norm = part_plan(architecture, Variant(), 16, "model.norm.")
     assert (norm.merges, norm.gains) == ({}, ("weight",))
+
+
+def test_a_part_that_moves_takes_the_twins_buffers_along() -> None:
+    _, pair = filled("llama")
+    part = next(part for part in pair.parts() if part.prefix == "model.layers.0.")
+    part.twin.register_buffer("made", torch.ones(3), persistent=False)
+    part.to(torch.float64)
+    assert part.twin.get_buffer("made").dtype == torch.float64
+    assert {parameter.device.type for parameter in part.twin.parameters()} == {"meta"}

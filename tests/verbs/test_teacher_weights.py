@@ -17,10 +17,10 @@ from lrc.models.discovery import discover
 from lrc.models.held_teacher import held_weights
 from lrc.training.launch import write_recipe
 from lrc.verbs.convert import convert
-from lrc.verbs.teacher_weights import check_teacher_weights, load_teacher
+from lrc.verbs.teacher_weights import check_teacher_weights, first_place, load_teacher
 from lrc.verbs.train import train
 from tests.models.family_configs import FAMILY_CONFIGS
-from tests.tiny import tiny_recipe
+from tests.tiny import teacher_folder, tiny_recipe
 
 FORMATS = ["int8", "nf4"]
 
@@ -152,3 +152,37 @@ def test_two_ranks_give_the_losses_of_one(tmp_path: Path) -> None:
     assert log_of(tmp_path / "ddp", "held_out")[4]["kl"] == pytest.approx(
         log_of(tmp_path / "one", "held_out")[4]["kl"], rel=1e-3
     )
+
+
+@pytest.mark.parametrize(
+    ("strategy", "device", "free_share", "expected"),
+    [
+        ("fsdp2", "cuda", 1.4, "cpu"),
+        ("fsdp2", "cuda", 1.6, "cuda"),
+        ("ddp", "cuda", 0.1, "cuda"),
+        ("fsdp2", "cpu", 0.1, "cpu"),
+    ],
+)
+def test_a_teacher_too_large_for_a_device_waits_in_main_memory_for_fsdp2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str, device: str, free_share: float, expected: str
+) -> None:
+    folder = teacher_folder(tmp_path / "teacher")
+    size = (folder / "model.safetensors").stat().st_size
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free_share * size), 10 * size))
+    assert first_place(folder, strategy, torch.device(device)) == torch.device(expected)
+
+
+def test_a_teacher_that_waits_elsewhere_computes_in_its_devices_dtype(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(tmp_path, train__compute_dtype="auto")
+    asked = []
+    monkeypatch.setattr(
+        "lrc.verbs.teacher_weights.choose_dtype", lambda wanted, device: asked.append(device) or torch.bfloat16
+    )
+    lines: list[str] = []
+    place, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    teacher = load_teacher(recipe, Path(recipe.teacher), gpu, lines.append, place=place)
+    assert asked == [gpu]
+    assert {(value.device.type, value.dtype) for value in teacher.parameters()} == {("cpu", torch.bfloat16)}
+    assert "first in main memory" in lines[0]
