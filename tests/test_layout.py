@@ -32,7 +32,7 @@ SHARED = {
 """Modules beside the rooms that a room may import."""
 OWN_MODULES = {"clone": set(), "embedded": {"lrc.errors"}}
 """Rooms that may import less of SHARED."""
-CLONE_LIBRARIES = {"torch", "math", "typing", "dataclasses", "collections"}
+CLONE_LIBRARIES = {"torch", "math", "typing", "dataclasses", "collections", "contextlib"}
 
 MAX_FILE_LINES = 320
 MAX_FUNCTION_LINES = 60

@@ -17,8 +17,8 @@ from benchmarks.speed.shapes import Shape, random_teacher
 from lrc.config import ObjectiveConfig, StartConfig, TrainConfig
 from lrc.models.pair_model import PairModel, StepCounts
 from lrc.models.start import fill_start
-from lrc.models.step_weights import StepWeights
-from lrc.training.engine import FullEngine, merges_once
+from lrc.models.step_weights import StepWeights, merges_once
+from lrc.training.engine import FullEngine
 
 PUBLISHED = ObjectiveConfig(
     temperature=40.0,
@@ -114,7 +114,7 @@ class Bench:
         batches = self.batches[:accumulation]
         counts = counts_of(batches)
         self.pair.set_activation_checkpointing(checkpointing)
-        once = merges_once(self.engine.settings, accumulation)
+        once = merges_once(self.engine.settings.merge, accumulates=accumulation > 1)
         self.engine.step_weights = StepWeights(self.pair) if once else None
         found = []
         for position, batch in enumerate(batches):

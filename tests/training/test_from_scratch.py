@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from lrc.models.checkpoint import TRAINED_TENSORS
+from lrc.models.stored_tensors import StoredTensors, stored_files
 from lrc.models.student import student_config
 from lrc.models.tiny_bert import ALIGNMENT
 from lrc.verbs.convert import convert
@@ -98,7 +100,7 @@ def test_ranks_and_shards_train_free_weights_as_one_process_does(tmp_path: Path)
     run_jobs(tmp_path, jobs)
     for kind, names in strategies.items():
         one, *others = (
-            load_file(tmp_path / f"{kind}-{name}" / "train" / "checkpoint-4" / "model.safetensors")
+            dict(StoredTensors(stored_files(tmp_path / f"{kind}-{name}" / "train" / "checkpoint-4", TRAINED_TENSORS)))
             for name in ("one", *names)
         )
         for other in others:
