@@ -86,7 +86,7 @@ class ProjectedPart(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ProjectedPart":
         """Move the twin's made buffers (rotary) along, which are nobody's either."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
         for module in self.twin.modules():
             module._buffers.update({key: fn(value) for key, value in module._buffers.items() if value is not None})
         return self
