@@ -79,7 +79,7 @@ def test_the_disk_holds_tokens_checkpoints_and_the_student() -> None:
     found = disk(sizes, run_shape(3, 208_000))
     assert found.data == 4 * 3 * 2048 * 8 * 208_000
     assert found.checkpoint == 12 * sizes.trained_parameters
-    assert found.checkpoints == 3 * found.checkpoint
+    assert found.checkpoints == 4 * found.checkpoint
     assert found.student == 2 * sizes.student_parameters
 
 
