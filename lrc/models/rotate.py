@@ -82,6 +82,7 @@ def _tiny_pair(pair: PairModel) -> PairModel:
 
 
 def _turn(pair: PairModel, rotation: Tensor) -> None:
-    for name, value in pair.trained().items():
-        if name.startswith("projections."):
-            value.copy_(value.double() @ rotation.to(value.device))
+    projections = [value for name, value in pair.trained().items() if name.startswith("projections.")]
+    rotation = rotation.to(projections[0].device)
+    for value in projections:
+        value.copy_(value.double() @ rotation)
