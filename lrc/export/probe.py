@@ -19,12 +19,12 @@ NOISE, CHAOS = 1e-6, 5e-4
 
 def probe_sequences(tokenizer: Any, vocab_size: int) -> list[list[int]]:
     """Return the short probe: 64 tokens of three texts if there is a tokenizer, and 64 random ids of the vocabulary."""
-    return _texts(tokenizer, TEXTS[:SHORT_TEXTS], WINDOW_TOKENS) + _random_ids(vocab_size, 1, WINDOW_TOKENS)
+    return _texts(tokenizer, TEXTS[:SHORT_TEXTS]) + _random_ids(vocab_size, 1)
 
 
 def probe_windows(tokenizer: Any, vocab_size: int) -> list[list[int]]:
     """Return the long probe: 64 tokens of each text, then two windows of random ids, 512 in all."""
-    return _texts(tokenizer, TEXTS, WINDOW_TOKENS) + _random_ids(vocab_size, RANDOM_WINDOWS, WINDOW_TOKENS)
+    return _texts(tokenizer, TEXTS) + _random_ids(vocab_size, RANDOM_WINDOWS)
 
 
 def scored_every(vocab_size: int) -> int:
@@ -32,15 +32,15 @@ def scored_every(vocab_size: int) -> int:
     return -(-vocab_size // WHOLE_VOCABULARY)
 
 
-def _texts(tokenizer: Any, texts: Sequence[str], length: int) -> list[list[int]]:
+def _texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     if tokenizer is None:
         return []
-    return [tokenizer.encode(text, add_special_tokens=False)[:length] for text in texts]
+    return [tokenizer.encode(text, add_special_tokens=False)[:WINDOW_TOKENS] for text in texts]
 
 
-def _random_ids(vocab_size: int, count: int, length: int) -> list[list[int]]:
+def _random_ids(vocab_size: int, count: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randint(0, vocab_size, (length,), generator=generator).tolist() for _ in range(count)]
+    return [torch.randint(0, vocab_size, (WINDOW_TOKENS,), generator=generator).tolist() for _ in range(count)]
 
 
 @torch.no_grad()

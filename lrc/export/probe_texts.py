@@ -1,4 +1,4 @@
-"""English of six kinds on which an export is held against its student, written for this: 128 tokens of each count."""
+"""English of six kinds on which an export is held against its student, written for this: 64 tokens of each count."""
 
 TEXTS = (
     "The river rises in the hills, runs south for 140 miles and meets the sea near a small town. In 1897 a bridge "
