@@ -12,9 +12,8 @@ from typing import Any
 
 from benchmarks.ranks import start_ranks, wait_for
 from lrc.config import Recipe, load_recipe
-from lrc.models import pair_model
-from lrc.training import loop
 from lrc.verbs.train import train
+from tests.training.poison import poison
 
 
 def main(jobs: Path) -> None:
@@ -31,23 +30,6 @@ def main(jobs: Path) -> None:
         print(job["name"], codes, flush=True)
         if any(codes):
             print((output / "rank-0.txt").read_text()[-3000:], flush=True)
-
-
-def poison(batches: dict[int, list[float]]) -> None:
-    """Multiply and add to the objective of some batches in this process."""
-    read, losses, current = loop.step_batches, pair_model.head_losses, [0]
-
-    def reading(blocks: Any, plan: Any, batch: int, **options: Any) -> Any:
-        current[0] = batch
-        return read(blocks, plan, batch, **options)
-
-    def poisoned(*arguments: Any, **options: Any) -> Any:
-        total, lm, kl = losses(*arguments, **options)
-        factor, offset = batches.get(current[0], (1.0, 0.0))
-        return total * factor + offset, lm, kl
-
-    loop.step_batches = reading  # type: ignore[assignment]
-    pair_model.head_losses = poisoned  # type: ignore[assignment]
 
 
 if __name__ == "__main__":
