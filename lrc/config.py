@@ -24,6 +24,8 @@ from lrc.teacher_config import TeacherWeightsConfig
 
 ProjectionSharing = Literal["all", "io"]
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
+Merge = Literal["auto", "step", "micro_batch"]
+OptimizerName = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class TrainConfig:
     """Sequences of one micro-batch on one process."""
     gradient_accumulation_steps: int = 1
     """Micro-batches of one optimiser step."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     """`adamw`: published. `muon`: orthogonalised steps in units of each projection row's size at the start."""
     learning_rate: float = 1e-4
     """Peak learning rate (published: 1e-4 and 6.7e-5 for adamw); of `muon` the share of its size an entry moves by."""
@@ -86,7 +88,7 @@ class TrainConfig:
     """Seeds the random start and the order of the data."""
     compute_dtype: ComputeDtype = "auto"
     """Dtype of both models' forward; trained tensors stay float32. `auto`: bfloat16 where that measures faster."""
-    merge: Literal["auto", "step", "micro_batch"] = "auto"
+    merge: Merge = "auto"
     """Form the student's weights once a step or micro-batch; `auto`: once where a step has several, FSDP2 left out."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""

@@ -17,7 +17,7 @@ from benchmarks.speed.shapes import Shape, random_teacher
 from lrc.config import ObjectiveConfig, StartConfig, TrainConfig
 from lrc.models.pair_model import PairModel, StepCounts
 from lrc.models.start import fill_start
-from lrc.models.step_weights import StepWeights, merges_once
+from lrc.models.step_weights import step_weights_for
 from lrc.training.engine import FullEngine
 
 PUBLISHED = ObjectiveConfig(
@@ -114,8 +114,7 @@ class Bench:
         batches = self.batches[:accumulation]
         counts = counts_of(batches)
         self.pair.set_activation_checkpointing(checkpointing)
-        once = merges_once(self.engine.settings.merge, accumulates=accumulation > 1)
-        self.engine.step_weights = StepWeights(self.pair) if once else None
+        self.engine.step_weights = step_weights_for(self.pair, self.engine.settings.merge, accumulation=accumulation)
         found = []
         for position, batch in enumerate(batches):
             with self.engine.micro_batch(is_last=position == len(batches) - 1):

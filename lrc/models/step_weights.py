@@ -6,18 +6,15 @@ each micro-batch's gradient is added up in weight space, and the sum is pulled b
 from batch to batch, and projections that clone terms use as they are get their gradients the direct way.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from lrc.config import Merge
 from lrc.models.pair_model import PairModel
 from lrc.models.part import ProjectedPart
 
 
-def merges_once(
-    setting: Literal["auto", "step", "micro_batch"], *, accumulates: bool, is_sharded: bool = False
-) -> bool:
+def merges_once(setting: Merge, *, accumulates: bool, is_sharded: bool = False) -> bool:
     """Whether a step merges once: where a step has several micro-batches and the whole weights are there anyway.
 
     Args:
@@ -72,3 +69,18 @@ class StepWeights:
             if gradients:
                 merged = merged or part.merged_apart()
                 torch.autograd.backward([merged[name] for name in gradients], list(gradients.values()))
+
+
+def step_weights_for(
+    pair: PairModel, setting: Merge, *, accumulation: int, is_sharded: bool = False
+) -> StepWeights | None:
+    """Return what merges a pair once a step; None if each micro-batch merges.
+
+    Args:
+        pair: Whose weights are merged.
+        setting: `train.merge`.
+        accumulation: Micro-batches of a step.
+        is_sharded: As for `merges_once`.
+    """
+    once = merges_once(setting, accumulates=accumulation > 1, is_sharded=is_sharded)
+    return StepWeights(pair, merges_again=is_sharded) if once else None

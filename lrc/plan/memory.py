@@ -3,12 +3,11 @@
 from dataclasses import dataclass, fields
 from functools import cached_property
 from math import prod
-from typing import Literal
 
 import torch
 
 from lrc.clone.sites import compared_projections
-from lrc.config import ObjectiveConfig
+from lrc.config import Merge, ObjectiveConfig, OptimizerName
 from lrc.models.held_teacher import held_matrices_of
 from lrc.models.step_weights import merges_once
 from lrc.models.terms import measured_terms
@@ -18,8 +17,8 @@ from lrc.plan.step_trace import StepTrace, layer_kinds, trace_step
 from lrc.plan.timeline import GRADIENT_BYTES, Moment, at_batch, lay_out, layer_bytes
 from lrc.teacher_config import NATIVE, TeacherWeightsConfig
 
-MERGE_ONCE = {"1 device": False, "DDP": False, "FSDP2": True}
-"""Strategies whose micro-batches can share a step's merged weights, and whether they shard the others."""
+MERGE_ONCE = ("1 device", "DDP", "FSDP2")
+"""Strategies whose micro-batches can share a step's merged weights (`lrc/models/step_weights.py`)."""
 DEEPSPEED_BUCKET = 500_000_000
 """DeepSpeed's default reduce_bucket_size, values."""
 
@@ -53,11 +52,10 @@ def strategies_for(devices: int, *, is_held: bool = False) -> tuple[Strategy, ..
     return STRATEGIES[:1] if is_held else STRATEGIES
 
 
-def merges_once_on(strategy: Strategy, setting: Literal["auto", "step", "micro_batch"], *, accumulates: bool) -> bool:
+def merges_once_on(strategy: Strategy, setting: Merge, *, accumulates: bool) -> bool:
     """Whether a step of this strategy merges once, at `setting` of `train.merge`; ZeRO always in each micro-batch."""
-    if strategy.name not in MERGE_ONCE:
-        return False
-    return merges_once(setting, accumulates=accumulates, is_sharded=MERGE_ONCE[strategy.name])
+    can = strategy.name in MERGE_ONCE
+    return can and merges_once(setting, accumulates=accumulates, is_sharded=strategy.weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +103,8 @@ class StepMemory:
         dtype: torch.dtype,
         masked: bool,
         accumulates: bool,
-        merge: Literal["auto", "step", "micro_batch"] = "auto",
-        optimizer: Literal["adamw", "muon"] = "adamw",
+        merge: Merge = "auto",
+        optimizer: OptimizerName = "adamw",
         teacher_weights: TeacherWeightsConfig = NATIVE,
     ) -> None:
         """Trace nothing yet.
@@ -128,8 +126,8 @@ class StepMemory:
         self.dtype = dtype
         self.masked = masked
         self.accumulates = accumulates
-        self.merge: Literal["auto", "step", "micro_batch"] = merge
-        self.optimizer: Literal["adamw", "muon"] = optimizer
+        self.merge: Merge = merge
+        self.optimizer: OptimizerName = optimizer
         self.teacher_weights = teacher_weights
         self._kinds = layer_kinds(sizes)
         self._layers = {

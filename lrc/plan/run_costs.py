@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-from lrc.config import ObjectiveConfig
+from lrc.config import Merge, ObjectiveConfig, OptimizerName
 from lrc.plan.devices import Machine
 from lrc.plan.flops import step_flops
 from lrc.plan.memory import Peak, StepMemory, Strategy, merges_once_on, strategies_for
@@ -28,9 +27,9 @@ class RunShape:
     batch: int
     """Rows of a micro-batch on one device, as the recipe asks."""
     accumulation: int
-    merge: Literal["auto", "step", "micro_batch"]
+    merge: Merge
     """The recipe's `train.merge`."""
-    optimizer: Literal["adamw", "muon"]
+    optimizer: OptimizerName
     masked: bool
     tokens: float
     """Training tokens of the whole run."""

@@ -6,12 +6,13 @@ Both models are built on the meta device, so the counts are those of the stock c
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
 from lrc.clone.sites import Variant
+from lrc.config import OptimizerName
 from lrc.models.discovery import Architecture
 from lrc.models.merge_plan import MergePlan, merge_plan
 from lrc.models.student import student_config
@@ -63,7 +64,7 @@ class Sizes:
         """Return the number of values of a trained tensor by its checkpoint name."""
         return self.d_student * (self.d_teacher if name.startswith("projections.") else 1)
 
-    def moment_bytes(self, optimizer: Literal["adamw", "muon"]) -> int:
+    def moment_bytes(self, optimizer: OptimizerName) -> int:
         """Return the bytes that the optimiser remembers, float32: two moments a value, of a projection one with Muon.
 
         Muon keeps the sizes of a projection's rows beside its momentum (`lrc/training/optimizer.py:moment_shapes`).

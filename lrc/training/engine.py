@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lrc.config import TrainConfig
 from lrc.models.dense import Dense
 from lrc.models.pair_model import PairModel
-from lrc.models.step_weights import StepWeights, merges_once
+from lrc.models.step_weights import step_weights_for
 from lrc.models.stored_tensors import whole_piece
 from lrc.training.checkpoint import Held, Saved
 from lrc.training.optimizer import make_optimizer, moment_shapes, parameter_groups, row_sizes, set_rate
@@ -112,8 +112,7 @@ class FullEngine:
         self.accelerator = accelerator
         self.pair = pair
         self.settings = settings
-        once = merges_once(settings.merge, accumulates=accumulation > 1)
-        self.step_weights = StepWeights(pair) if once else None
+        self.step_weights = step_weights_for(pair, settings.merge, accumulation=accumulation)
         self.dense_rate_share = dense_rate_share
         self._take_over({})
 

@@ -21,7 +21,7 @@ from lrc.config import TrainConfig
 from lrc.models.dense import Dense
 from lrc.models.pair import PairEmbedding, PairHead, PairLayer, PairNorm
 from lrc.models.pair_model import PairModel
-from lrc.models.step_weights import StepWeights, merges_once
+from lrc.models.step_weights import step_weights_for
 from lrc.models.stored_tensors import Piece, StoredTensors, whole_piece
 from lrc.training.checkpoint import Held, Saved
 from lrc.training.engine import Accept, merged_row_sizes, share_stored
@@ -62,8 +62,7 @@ class ShardedEngine:
         pair.to(accelerator.device)
         for part in pair.parts():
             register_fsdp_forward_method(part, "merged_apart")
-        once = merges_once(settings.merge, accumulates=accumulation > 1, is_sharded=True)
-        self.step_weights = StepWeights(pair, merges_again=True) if once else None
+        self.step_weights = step_weights_for(pair, settings.merge, accumulation=accumulation, is_sharded=True)
         self.model: Any = fully_shard(pair, mesh=self.mesh)
         # else whoever calls a part of the pair before the whole, as a measure after resuming does, makes it a root
         self.model._get_fsdp_state()._lazy_init()
@@ -71,7 +70,8 @@ class ShardedEngine:
         groups = parameter_groups(self.trained, pair.tables(), dense_rate_share)
         self.optimizer = make_optimizer(groups, settings, pair.compute_dtype)
         for name, value in sizes.items():
-            self.optimizer.state[self.trained[name]]["row_size"] = self._sharded(value, self.trained[name])
+            parameter = self.trained[name]
+            self.optimizer.state[parameter]["row_size"] = sharded_like(value.to(parameter.device), parameter)
 
     def micro_batch(self, *, is_last: bool) -> AbstractContextManager[Any]:
         # gradients are exchanged in each micro-batch: kept back for the last, they would be whole on every rank
@@ -150,10 +150,6 @@ class ShardedEngine:
 
     def enter(self, dense: Dense | None) -> None:
         raise AssertionError("a switch of phases is refused before the engine is made")
-
-    def _sharded(self, value: Tensor, like: nn.Parameter) -> Tensor:
-        assert isinstance(like, DTensor)
-        return sharded_like(value.to(like.device, copy=True), like)
 
 
 def sharding_units(pair: PairModel) -> list[list[nn.Module]]:
