@@ -3,11 +3,13 @@
 The teacher's linear layers are swapped for `HeldLinear`, before the pair is made; nothing else about the model changes.
 A matrix is formed for a product or a merge and dropped right after. The backward pass forms it again: what autograd
 would keep for it is the whole matrix of every layer, all that was saved. Held matrices are nobody's parameters and no
-buffers, so DDP neither copies nor compares them.
+buffers, so DDP and ZeRO-1 and 2 neither copy nor compare them. Strategies that share weights out (FSDP2, ZeRO-3) let
+each layer take its packed pieces out of the store, as frozen parameters that are gathered with its others.
 
 Embedding, head, norms, biases and matrices that are inherited stay as they are.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,27 +21,39 @@ from lrc.clone.merge import merge, projection_gradient
 from lrc.errors import ConfigError
 from lrc.models.discovery import Architecture
 from lrc.models.layer_store import LayerStore
-from lrc.models.weight_formats import pack, restore
+from lrc.models.weight_formats import Packed, pack, packed_bytes, restore
 from lrc.teacher_config import TeacherWeightsConfig
 
 
 class HeldWeight:
-    """A matrix of the teacher by its place in the store."""
+    """A matrix of the teacher: its place in the store or, once its layer has taken it from there, its pieces."""
 
     def __init__(self, store: LayerStore, layer: int, name: str, dtype: torch.dtype) -> None:
         self.store = store
         self.layer = layer
         self.name = name
         self.dtype = dtype
+        self._taken: tuple[Packed, nn.ParameterList] | None = None
+        """What the matrix is, without pieces, and the pieces, whose tensors a strategy exchanges."""
 
     @property
     def device(self) -> torch.device:
         """Where it is formed."""
-        return self.store.device
+        return self.store.device if self._taken is None else self._taken[1][0].device
 
     def formed(self) -> Tensor:
-        """Form the matrix, `[out, in]`."""
-        return restore(self.store.fetch(self.layer, self.name))
+        """Form the matrix, `[out, in]`; of a sharded one's pieces where they are gathered."""
+        if self._taken is None:
+            return restore(self.store.fetch(self.layer, self.name))
+        packed, pieces = self._taken
+        return restore(replace(packed, pieces=tuple(pieces)))
+
+    def take(self) -> nn.ParameterList:
+        """Take the pieces out of the store, as frozen parameters."""
+        packed = self.store.take(self.layer, self.name)
+        pieces = nn.ParameterList(nn.Parameter(piece, requires_grad=False) for piece in packed.pieces)
+        self._taken = replace(packed, pieces=()), pieces
+        return pieces
 
 
 class HeldLinear(nn.Module):
@@ -49,6 +63,12 @@ class HeldLinear(nn.Module):
         super().__init__()
         self.held = held
         self.bias = bias
+        self.pieces: nn.ParameterList | None = None
+        """None: they are in the store."""
+
+    def take_pieces(self) -> None:
+        """Take the pieces of the matrix out of the store."""
+        self.pieces = self.held.take()
 
     def forward(self, inputs: Tensor) -> Tensor:
         product: Tensor = _HeldProduct.apply(inputs, self.held, self.bias)  # type: ignore[no-untyped-call]
@@ -58,6 +78,13 @@ class HeldLinear(nn.Module):
 def held_weights(module: nn.Module) -> dict[str, HeldWeight]:
     """List a module's held matrices under the names that their parameters had."""
     return {f"{name}.weight": part.held for name, part in module.named_modules() if isinstance(part, HeldLinear)}
+
+
+def take_pieces(module: nn.Module) -> None:
+    """Make the packed pieces of a module's matrices its frozen parameters, for a strategy to share out and gather."""
+    for part in module.modules():
+        if isinstance(part, HeldLinear):
+            part.take_pieces()
 
 
 def merge_held(held: HeldWeight, projection: Tensor, axis: int) -> Tensor:
@@ -120,6 +147,15 @@ def held_matrices_of(config: Any, architecture: Architecture) -> list[list[str]]
     return held_matrices(model, architecture)
 
 
+def held_bytes(teacher: nn.Module, architecture: Architecture, settings: TeacherWeightsConfig) -> int:
+    """Count the bytes that a loaded teacher will have once it is held."""
+    names = {name for layer in held_matrices(teacher, architecture) for name in layer}
+    return sum(
+        packed_bytes(tuple(value.shape), value.dtype, settings.format) if name in names else value.nbytes
+        for name, value in teacher.named_parameters()
+    )
+
+
 def hold_teacher(
     teacher: nn.Module, architecture: Architecture, settings: TeacherWeightsConfig, device: torch.device
 ) -> LayerStore:
@@ -130,7 +166,7 @@ def hold_teacher(
             packed there, and stays or comes back.
         architecture: What discovery found in it.
         settings: The recipe's section. Without a GPU nothing is offloaded: the matrices are in main memory already.
-        device: Where the teacher runs.
+        device: Where the teacher runs; the CPU too if a strategy is to share it out from main memory.
 
     Raises:
         ConfigError: The teacher holds stacked experts.

@@ -78,6 +78,11 @@ class LayerStore:
             packed = replace(packed, pieces=tuple(p.pin_memory() for p in home) if self._stream is not None else home)
         self._homes[layer][name] = packed
 
+    def take(self, layer: int, name: str) -> Packed:
+        """Give a matrix away: from here on the store holds it no more."""
+        assert not self.is_offloaded
+        return self._homes[layer].pop(name)
+
     def fetch(self, layer: int, name: str) -> Packed:
         """Return a matrix on the device."""
         if not self.is_offloaded:

@@ -145,8 +145,11 @@ class ProjectedPart(nn.Module):
         return self.merged_tensors()
 
     def _teacher_tensors(self) -> list[Tensor | HeldWeight]:
-        """The teacher's weights, parameters and held ones; none for a norm without a gain."""
-        return [*self.teacher.parameters(), *self._held.values()]
+        """The teacher's weights, held ones first: their pieces may be parameters, of the format's dtypes.
+
+        None for a norm without a gain.
+        """
+        return [*self._held.values(), *self.teacher.parameters()]
 
     @property
     def compute_dtype(self) -> torch.dtype:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, fields
 from functools import cached_property
-from math import prod
 
 import torch
 
@@ -45,11 +44,11 @@ STRATEGIES = (
 )
 
 
-def strategies_for(devices: int, *, is_held: bool = False) -> tuple[Strategy, ...]:
-    """List the strategies that so many devices can use; a held teacher is whole on each."""
+def strategies_for(devices: int, teacher_weights: TeacherWeightsConfig = NATIVE) -> tuple[Strategy, ...]:
+    """List the strategies that so many devices can use; one that splits weights leaves none in main memory."""
     if devices == 1:
         return (ONE_DEVICE,)
-    return STRATEGIES[:1] if is_held else STRATEGIES
+    return tuple(way for way in STRATEGIES if not (way.weights and teacher_weights.offload == "cpu"))
 
 
 def merges_once_on(strategy: Strategy, setting: Merge, *, accumulates: bool) -> bool:
@@ -219,17 +218,24 @@ class StepMemory:
 
         Offloaded, two layers of them are there at a time: the one at work and the next.
         """
-        native = self.sizes.teacher_parameters * self.dtype.itemsize
-        if not self.teacher_weights.is_held:
-            return native
-        shapes = [
-            [self.sizes.teacher_shape(name) for name in names]
-            for names in held_matrices_of(self.sizes.config, self.sizes.architecture)
-        ]
-        packed = [sum(packed_bytes(s, self.dtype, self.teacher_weights.format) for s in layer) for layer in shapes]
-        if self.teacher_weights.offload == "cpu":
-            packed = sorted(packed)[-2:]
-        return native - self.dtype.itemsize * sum(prod(s) for layer in shapes for s in layer) + sum(packed)
+        packed = [sum(self._tensor_bytes[name] for name in names) for names in self._held_names]
+        total = sum(self._tensor_bytes.values())
+        return total if self.teacher_weights.offload == "none" else total - sum(packed) + sum(sorted(packed)[-2:])
+
+    @cached_property
+    def _held_names(self) -> list[list[str]]:
+        """What is held otherwise than in the compute dtype, layer by layer."""
+        is_held = self.teacher_weights.is_held
+        return held_matrices_of(self.sizes.config, self.sizes.architecture) if is_held else []
+
+    @cached_property
+    def _tensor_bytes(self) -> dict[str, int]:
+        """Bytes of each teacher tensor as it is held, wherever that is."""
+        held = {name for names in self._held_names for name in names}
+        return {
+            name: packed_bytes(shape, self.dtype, self.teacher_weights.format if name in held else "native")
+            for name, shape in self.sizes.teacher.items()
+        }
 
     def head_copies(self) -> float:
         """Bytes of the head's float32 matrices: both heads, where they are not float32 already, and the gradient."""
@@ -253,7 +259,7 @@ class StepMemory:
 
     @cached_property
     def unit_bytes(self) -> int:
-        """The largest pair layer: teacher weights and projections. One is at work while the next is gathered."""
+        """The largest pair layer: teacher weights as held, and projections. One is at work, the next is gathered."""
         return max(self._weights_of(self.sizes.layer(index)) for index in range(self.sizes.architecture.num_layers))
 
     @property
@@ -265,18 +271,18 @@ class StepMemory:
     def root_bytes(self) -> int:
         """Embedding, last norm, head and their projections, which stay gathered all the step long."""
         layers = f"{self.sizes.architecture.layers}."
-        weights = sum(prod(shape) for name, shape in self.sizes.teacher.items() if not name.startswith(layers))
+        weights = sum(size for name, size in self._tensor_bytes.items() if not name.startswith(layers))
         trained = sum(
             self.sizes.trained_size(name)
             for name in self.sizes.plan.trained
             if not name.partition(".")[2].startswith(layers)
         )
-        return weights * self.dtype.itemsize + GRADIENT_BYTES * trained
+        return weights + GRADIENT_BYTES * trained
 
     def _weights_of(self, prefix: str) -> int:
-        weights = sum(prod(shape) for name, shape in self.sizes.teacher.items() if name.startswith(prefix))
+        weights = sum(size for name, size in self._tensor_bytes.items() if name.startswith(prefix))
         names = (name for name in self.sizes.plan.trained if name.partition(".")[2].startswith(prefix))
-        return weights * self.dtype.itemsize + GRADIENT_BYTES * sum(map(self.sizes.trained_size, names))
+        return weights + GRADIENT_BYTES * sum(map(self.sizes.trained_size, names))
 
     def largest_batch(self, strategy: Strategy, *, devices: int, limit: float, checkpointing: bool) -> int:
         """Find the most rows of a micro-batch that fit in `limit` bytes; 0: not even one."""

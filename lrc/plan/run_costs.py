@@ -82,7 +82,7 @@ def ways(machine: Machine, memory: StepMemory) -> list[Fit]:
                 strategy, devices=machine.count, limit=machine.usable_bytes, checkpointing=checkpointing
             ),
         )
-        for strategy in strategies_for(machine.count, is_held=memory.teacher_weights.is_held)
+        for strategy in strategies_for(machine.count, memory.teacher_weights)
         for checkpointing in (False, True)
     ]
 

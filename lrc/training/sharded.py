@@ -3,7 +3,8 @@
 A `PairLayer` is the unit: its merge happens inside its forward, on gathered weights, and recomputation too. With
 `train.merge: step` it happens once a step, part after part, and merged weights and their gradients are whole on each
 rank; to pull these back each part is gathered and merged again. Embedding and head are units of their own, one together
-where they share a tensor. Frozen teacher weights are sharded, and get neither gradient nor optimiser state.
+where they share a tensor. Frozen teacher weights are sharded, and get neither gradient nor optimiser state; of a held
+teacher the packed pieces are, and the matrices are formed of the gathered ones.
 """
 
 import math
@@ -19,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from lrc.config import TrainConfig
 from lrc.models.dense import Dense
+from lrc.models.held_teacher import take_pieces
 from lrc.models.pair import PairEmbedding, PairHead, PairLayer, PairNorm
 from lrc.models.pair_model import PairModel
 from lrc.models.step_weights import step_weights_for
@@ -56,6 +58,7 @@ class ShardedEngine:
         stored = set(pair.stored().values())
         for unit in sharding_units(pair):
             for module in unit:
+                take_pieces(module)
                 module.to(accelerator.device)  # a teacher too large for it has waited in main memory
             share_stored(dict.fromkeys(value for module in unit for value in module.parameters() if value in stored))
             fully_shard(unit, mesh=self.mesh)

@@ -22,6 +22,8 @@ from lrc.errors import ConfigError
 from lrc.training.launch_environment import is_true, num_launched
 
 ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
+SHARING = ("fsdp2", "zero3")
+"""Strategies that share the weights out, the teacher's too."""
 TIMEOUT_HOURS = 2
 """How long ranks wait for each other: the first one calibrates and measures alone."""
 
@@ -61,7 +63,7 @@ def _refuse_other_sharding(environment: Mapping[str, str]) -> None:
             raise ConfigError(
                 f"fsdp_{name} must be {str(done).lower()} in the launcher's configuration, found {str(found).lower()}: "
                 "weights stay on the GPU and are sharded again after each forward pass (lrc/training/sharded.py). "
-                "Less memory takes a held teacher, teacher_weights in the recipe, on one process or DDP."
+                "Less memory takes a teacher in 8 or 4 bit, teacher_weights.format in the recipe."
             )
 
 

@@ -1,7 +1,8 @@
 """DeepSpeed ZeRO: stages 1 and 2 shard moments and gradients, stage 3 also the weights, the teacher's too.
 
 In stage 3 each part of the pair is a leaf module: its weights are gathered together for its forward and backward, since
-the merge reads the teacher's from outside their own modules. The engine computes in the pair's own dtypes; its
+the merge reads the teacher's from outside their own modules. A held teacher's packed pieces are among these weights; in
+stages 1 and 2 they are nobody's parameters. The engine computes in the pair's own dtypes; its
 mixed-precision settings are left out, because trained tensors are float32 and the merge casts them.
 """
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from lrc.config import TrainConfig
 from lrc.models.dense import Dense
+from lrc.models.held_teacher import take_pieces
 from lrc.models.pair import PairEmbedding, PairHead, PairLayer, PairNorm
 from lrc.models.pair_model import PairModel
 from lrc.models.stored_tensors import Piece, StoredTensors, whole_piece
@@ -49,6 +51,7 @@ class ZeroEngine:
         self.shapes = {name: value.shape for name, value in self.trained.items()}
         self.moment_shapes = moment_shapes(self.shapes, settings)
         if self.is_sharded:
+            take_pieces(pair)
             deepspeed.utils.set_z3_leaf_modules(pair, [PairEmbedding, PairNorm, PairLayer, PairHead])
             for part in pair.parts():
                 if isinstance(part, PairEmbedding):

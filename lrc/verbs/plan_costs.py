@@ -191,7 +191,7 @@ def _hidden_size(
     one_row = replace(shape, batch=1)
     planners: dict[int, Planner] = {}
 
-    for strategy in strategies_for(machine.count, is_held=recipe.teacher_weights.is_held):
+    for strategy in strategies_for(machine.count, recipe.teacher_weights):
         for checkpointing in (False, True):
 
             def fits(size: int, strategy: Any = strategy, checkpointing: bool = checkpointing) -> bool:

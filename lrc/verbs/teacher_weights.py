@@ -13,27 +13,28 @@ from lrc.errors import ConfigError
 from lrc.models.compute import choose_dtype, dtype_name
 from lrc.models.discovery import Architecture, discover
 from lrc.models.folder import weight_files
-from lrc.models.held_teacher import held_matrices_of, hold_teacher
+from lrc.models.held_teacher import held_bytes, held_matrices_of, hold_teacher
 from lrc.models.teacher import load_model
-from lrc.training.strategy import choose_strategy
+from lrc.training.strategy import SHARING, choose_strategy
 
 WHOLE_SHARE = 1.5
-"""What a device must have free to hold a teacher whole, times its files: projections and the start's work beside it."""
+"""What a device must have free to hold a teacher whole, times its bytes: projections and the start's work beside it."""
 
 
 def check_teacher_weights(recipe: Recipe, config: Any, architecture: Architecture) -> None:
     """Check that the teacher can be held as the recipe says, before anything is loaded.
 
     Raises:
-        ConfigError: The strategy shards weights or their state, or the teacher holds stacked experts.
+        ConfigError: The strategy shares out what is to stay in main memory, or the teacher holds stacked experts.
     """
     if not recipe.teacher_weights.is_held:
         return
     strategy = choose_strategy(recipe.train, os.environ)
-    if strategy != "ddp":
+    if recipe.teacher_weights.offload == "cpu" and strategy in SHARING:
         raise ConfigError(
-            "teacher_weights needs the whole teacher on every process (one process, or train.strategy=ddp), found the "
-            f"strategy {strategy}. Leave teacher_weights at format=native, offload=none, or take ddp."
+            "teacher_weights.offload=cpu keeps the teacher's matrices whole in the main memory of every process, found "
+            f"the strategy {strategy}, which shares them out over the devices. Leave offload at none (format=int8 or "
+            "nf4 makes the shares smaller), or take ddp, zero1 or zero2."
         )
     if recipe.method != "clone" or recipe.phases.dense_share > 0:
         raise ConfigError(
@@ -44,18 +45,17 @@ def check_teacher_weights(recipe: Recipe, config: Any, architecture: Architectur
     held_matrices_of(config, architecture)
 
 
-def first_place(folder: Path, strategy: str, device: torch.device) -> torch.device:
+def first_place(num_bytes: int, strategy: str, device: torch.device) -> torch.device:
     """Return where a teacher is put first: its device, or main memory if FSDP2 is to shard it and it is too large.
 
     Args:
-        folder: The teacher's, with its weights.
+        num_bytes: The teacher's, as it is held.
         strategy: As `train.strategy`.
         device: This process's.
     """
     if strategy != "fsdp2" or device.type != "cuda":
         return device
-    needed = WHOLE_SHARE * sum(path.stat().st_size for path in weight_files(folder))
-    return device if needed <= torch.cuda.mem_get_info(device)[0] else torch.device("cpu")
+    return device if WHOLE_SHARE * num_bytes <= torch.cuda.mem_get_info(device)[0] else torch.device("cpu")
 
 
 def load_teacher(
@@ -64,7 +64,7 @@ def load_teacher(
     device: torch.device,
     say: Callable[[str], None],
     *,
-    place: torch.device | None = None,
+    strategy: str = "ddp",
 ) -> nn.Module:
     """Load the teacher frozen onto a device, its matrices held as the recipe says.
 
@@ -75,20 +75,24 @@ def load_teacher(
         folder: The teacher's.
         device: Where it runs.
         say: Receives a line.
-        place: Where it is put first, if not on its device; a strategy moves it part by part.
+        strategy: As `train.strategy`; FSDP2 moves a teacher that is too large for the device there part by part.
     """
     settings = recipe.teacher_weights
     dtype = choose_dtype(recipe.train.compute_dtype, device)
     trust = recipe.trust_remote_code
     line = f"teacher {recipe.teacher} on {device} in {dtype_name(dtype)}"
+    waits = ", first in main memory: whole it would not fit beside its projections"
     if not settings.is_held:
-        place = place or device
-        say(line if place == device else f"{line}, first in main memory: whole it would not fit beside its projections")
+        place = first_place(sum(path.stat().st_size for path in weight_files(folder)), strategy, device)
+        say(line if place == device else f"{line}{waits}")
         return load_model(str(folder), dtype=dtype, device=place, trust_remote_code=trust)
     teacher = load_model(str(folder), dtype=dtype, device=torch.device("cpu"), trust_remote_code=trust)
-    store = hold_teacher(teacher, discover(teacher.config), settings, device)
+    architecture = discover(teacher.config)
+    place = first_place(held_bytes(teacher, architecture, settings), strategy, device)
+    store = hold_teacher(teacher, architecture, settings, place)
     where = ", in main memory" if store.is_offloaded else ""
-    say(f"{line}, its layers' matrices in {settings.format}{where}: {store.num_bytes / 1e9:.3g} GB")
+    size = f"its layers' matrices in {settings.format}{where}: {store.num_bytes / 1e9:.3g} GB"
+    say(f"{line}, {size}" if place == device else f"{line}, {size}{waits}")
     if settings.offload == "cpu" and not store.is_offloaded:
         say("note: teacher_weights.offload=cpu changes nothing without a GPU: the teacher is in main memory already")
     return teacher

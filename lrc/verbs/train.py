@@ -48,7 +48,7 @@ from lrc.training.run_state import RunState
 from lrc.training.strategy import choose_strategy
 from lrc.verbs.progress import bar_on_terminal, say
 from lrc.verbs.sources import locate_data, locate_teacher
-from lrc.verbs.teacher_weights import check_teacher_weights, first_place, load_teacher
+from lrc.verbs.teacher_weights import check_teacher_weights, load_teacher
 from lrc.verbs.train_start import calibration_batches, fill, measure_start
 
 
@@ -195,8 +195,7 @@ def _begin(
 
 def _load_pair(recipe: Recipe, inputs: _Inputs, accelerator: Accelerator, strategy: str) -> tuple[nn.Module, PairModel]:
     tell = say if accelerator.is_main_process else lambda line: None
-    place = first_place(inputs.teacher_folder, strategy, accelerator.device)
-    teacher = load_teacher(recipe, inputs.teacher_folder, accelerator.device, tell, place=place)
+    teacher = load_teacher(recipe, inputs.teacher_folder, accelerator.device, tell, strategy=strategy)
     pair = PairModel(
         teacher,
         hidden_size=recipe.student.hidden_size,

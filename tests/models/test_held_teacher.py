@@ -13,7 +13,16 @@ from lrc.config import ObjectiveConfig, StartConfig
 from lrc.errors import ConfigError
 from lrc.evaluation.agreement import measure_pair
 from lrc.models.discovery import discover
-from lrc.models.held_teacher import HeldLinear, fill_store, held_matrices, held_matrices_of, held_weights, hold_teacher
+from lrc.models.held_teacher import (
+    HeldLinear,
+    fill_store,
+    held_bytes,
+    held_matrices,
+    held_matrices_of,
+    held_weights,
+    hold_teacher,
+    take_pieces,
+)
 from lrc.models.layer_store import LayerStore
 from lrc.models.pair_model import PairModel
 from lrc.models.start import fill_start
@@ -141,6 +150,29 @@ def test_a_layer_without_any_parameter_left_keeps_its_dtype(format: Any) -> None
     pair = PairModel(held, hidden_size=32, variant=Variant(), objective=ObjectiveConfig())
     assert not list(pair.layers[0].teacher.parameters())
     assert {tensor.dtype for tensor in pair.layers[0].student_tensors().values()} == {torch.bfloat16}
+    take_pieces(pair)  # now its only parameters are bytes and scales
+    assert {tensor.dtype for tensor in pair.layers[0].student_tensors().values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("format", ["int8", "nf4"])
+def test_layers_take_their_packed_pieces_out_of_the_store(format: Any) -> None:
+    held, _, store = held_and_plain(tiny_teacher("qwen2"), TeacherWeightsConfig(format=format))
+    pair, inputs = filled_pair(held), batch()
+    num_bytes, expected = store.num_bytes, gradients(pair, *inputs)
+    trained, before = set(pair.trained().values()), set(pair.parameters())
+    take_pieces(pair)
+    assert store.num_bytes == 0
+    taken = [parameter for parameter in pair.parameters() if parameter not in before]
+    assert sum(parameter.nbytes for parameter in taken) == num_bytes
+    assert not any(parameter.requires_grad for parameter in taken)
+    assert set(pair.trained().values()) == trained == set(pair.stored().values())
+    assert all(torch.equal(found, expected[name]) for name, found in gradients(pair, *inputs).items())
+    for layer in range(2):  # it is the parameters at that moment that are read
+        part = held.get_submodule(f"model.layers.{layer}.mlp.up_proj")
+        assert isinstance(part, HeldLinear)
+        assert part.pieces is not None
+        part.pieces[1] = nn.Parameter(2 * part.pieces[1], requires_grad=False)
+    assert not any(torch.equal(found, expected[name]) for name, found in gradients(pair, *inputs).items())
 
 
 def test_no_whole_matrix_waits_for_the_backward_pass() -> None:
@@ -169,7 +201,10 @@ def test_the_store_holds_what_is_counted() -> None:
         expected = sum(
             packed_bytes(tuple(teacher.get_parameter(n).shape), torch.float32, settings.format) for n in names
         )
-        assert held_and_plain(teacher, settings)[2].num_bytes == expected
+        held, _, store = held_and_plain(teacher, settings)
+        assert store.num_bytes == expected
+        rest = sum(parameter.nbytes for parameter in held.parameters())
+        assert held_bytes(teacher, discover(teacher.config), settings) == rest + expected
 
 
 def test_without_a_gpu_nothing_is_offloaded() -> None:

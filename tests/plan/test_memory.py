@@ -132,9 +132,37 @@ def test_offloaded_layers_are_counted_twice_and_no_more() -> None:
     }
 
 
-def test_a_held_teacher_is_planned_whole_on_every_device() -> None:
-    assert [strategy.name for strategy in strategies_for(8, is_held=True)] == ["DDP"]
-    assert strategies_for(1, is_held=True) == (ONE_DEVICE,)
+def test_an_offloaded_teacher_is_planned_whole_on_every_device() -> None:
+    offloaded = TeacherWeightsConfig(format="int8", offload="cpu")
+    assert [strategy.name for strategy in strategies_for(8, offloaded)] == ["DDP", "ZeRO-1", "ZeRO-2"]
+    assert strategies_for(1, offloaded) == (ONE_DEVICE,)
+    assert strategies_for(8, TeacherWeightsConfig(format="int8")) == STRATEGIES
+
+
+@pytest.mark.parametrize(("format", "matrix_bytes"), [("native", 2.0), ("int8", 1.0), ("nf4", 34 / 64)])
+def test_packed_matrices_are_split_and_gathered_packed(format: Any, matrix_bytes: float) -> None:
+    config = llama_3_2_3b()
+    memory = StepMemory(
+        measure_sizes(config, discover(config), Variant(), 1536),
+        ObjectiveConfig(),
+        sequence=512,
+        dtype=torch.bfloat16,
+        masked=False,
+        accumulates=True,
+        teacher_weights=TeacherWeightsConfig(format=format),
+    )
+    matrices = matrix_bytes * 3072 * (2 * 3072 + 2 * 1024 + 3 * 8192)
+    scales = 2 * (3 * 3072 + 2 * 1024 + 2 * 8192) if format == "int8" else 0
+    layer = matrices + scales + 2 * 2 * 3072  # and two norms
+    words = 2 * 128256 * 3072
+    trained = 4 * (7 * 3072 * 1536 + 2 * 1536)
+    assert memory.unit_bytes == layer + trained
+    assert memory.root_bytes == words + 2 * 3072 + 4 * (2 * 3072 * 1536 + 1536)  # nothing of it is packed
+    for strategy in STRATEGIES:
+        use = memory.peak(strategy, devices=8, batch=1, checkpointing=True).use
+        assert use.teacher == (28 * layer + words + 2 * 3072) / (8 if strategy.weights else 1)
+        if strategy.name == "FSDP2":
+            assert use.communication == 2 * memory.unit_bytes + memory.root_bytes + memory.unit_gradients
 
 
 def test_a_peak_in_the_backward_pass_is_found_too() -> None:

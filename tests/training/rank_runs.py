@@ -1,7 +1,8 @@
 """Train recipes on forked ranks, one after the other: `python rank_runs.py JOBS.json`, a script for tests.
 
 A job is `{"name", "recipe": path, "ranks", "resume": checkpoint or null, "environment": {}, "poison": {batch: [factor,
-offset]}}`; the last rank's objective of such a batch is multiplied and added to. Prints one line a job, `name codes`.
+offset]}, "shares": path or null}`; the last rank's objective of such a batch is multiplied and added to, and each rank
+writes what it keeps of a held teacher to `path-RANK.json`. Prints one line a job, `name codes`.
 Torch is imported once; a start through a launcher would cost seconds for each rank.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 from benchmarks.ranks import start_ranks, wait_for
 from lrc.config import Recipe, load_recipe
 from lrc.verbs.train import train
+from tests.training.note_shares import note_shares
 from tests.training.poison import poison
 
 
@@ -23,6 +25,8 @@ def main(jobs: Path) -> None:
         def work(rank: int, recipe: Recipe = recipe, job: dict[str, Any] = job) -> None:
             if rank == job["ranks"] - 1:
                 poison({int(batch): values for batch, values in job.get("poison", {}).items()})
+            if job.get("shares"):
+                note_shares(Path(f"{job['shares']}-{rank}.json"))
             train(recipe, resume=job["resume"])
 
         output = jobs.parent / "output" / job["name"]
