@@ -11,19 +11,18 @@ learning rate is the share of its own size that an entry moves by.
 
 import math
 from collections.abc import Callable, Collection, Iterable
-from contextlib import nullcontext
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lrc.clone.products import rounded_products
 from lrc.config import TrainConfig
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the odd polynomial that drives singular values to about 1 (Jordan 2024, torch.optim.Muon)."""
-NEWTON_SCHULZ_STEPS = 5
+NEWTON_SCHULZ_STEPS = (3, 2)
+"""Steps before the matrix is formed anew. More on one square would lose its small eigenvalues to rounding."""
 STACK_BYTES = {"cpu": 2**20}
 """Matrices of one shape that are orthogonalised side by side: on a CPU what its caches hold."""
 LARGEST_STACK_BYTES = 64 * 2**20
@@ -129,7 +128,7 @@ class Muon(torch.optim.Optimizer):
     every rank of DDP does; the stacks bound what is gathered at once.
 
     torch.optim.Muon orthogonalises in bfloat16, which many CPUs emulate a hundred times slower, and knows no row sizes.
-    Here products round where the models compute in bfloat16, so where that is fast.
+    Here it is bfloat16 where the models compute in it, so where that is fast, and float32 elsewhere.
     """
 
     def __init__(
@@ -143,7 +142,7 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         super().__init__(trained, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
         self.rounds = rounds
-        """Polar factors come from products that round to bfloat16 or TF32 (`lrc/clone/products.py`)."""
+        """Polar factors are formed in bfloat16."""
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -173,6 +172,7 @@ class Muon(torch.optim.Optimizer):
 
     def _muon_step(self, matrices: list[nn.Parameter], group: dict[str, Any]) -> None:
         momentum, _ = group["betas"]
+        dtype = torch.bfloat16 if self.rounds else matrices[0].dtype
         directions = []
         for matrix in matrices:
             state = self.state[matrix]
@@ -181,10 +181,8 @@ class Muon(torch.optim.Optimizer):
             assert matrix.grad is not None
             gradient = matrix.grad * state["row_size"]
             state["momentum"].lerp_(gradient, 1 - momentum)
-            directions.append(gradient.lerp(state["momentum"], momentum))
-        stack = torch.stack([whole(direction) for direction in directions])
-        with rounded_products() if self.rounds else nullcontext():
-            steps = orthogonalise(stack)
+            directions.append(gradient.lerp_(state["momentum"], momentum).to(dtype))
+        steps = orthogonalise(torch.stack([whole(direction) for direction in directions])).to(matrices[0].dtype)
         length = group["lr"] * math.sqrt(max(steps.shape[-2:]))
         for matrix, step in zip(matrices, steps, strict=True):
             matrix.mul_(1 - group["lr"] * group["weight_decay"])
@@ -233,13 +231,22 @@ def row_sizes(matrix: Tensor) -> Tensor:
 def orthogonalise(matrices: Tensor) -> Tensor:
     """Bring the singular values of each matrix of `[..., rows, columns]` to about 1 (0.7 to 1.2).
 
-    Newton-Schulz: `X = a X + b (X X.T) X + c (X X.T)^2 X`, five times from `X = G / |G|`, in the matrices' dtype.
+    Newton-Schulz: `X = X p(X.T X)`, `p(S) = a + b S + c S^2`, five times from `X = G / |G|`, in the matrices' dtype. A
+    step turns `S = X.T X` into `p S p`, so steps follow each other on the small square matrix alone, and `X` takes the
+    product of their `p` at once.
     """
-    wide = matrices.shape[-2] <= matrices.shape[-1]
+    is_tall = matrices.shape[-2] >= matrices.shape[-1]
     a, b, c = NEWTON_SCHULZ
-    result: Tensor = (matrices if wide else matrices.mT).flatten(0, -3)
+    result: Tensor = (matrices if is_tall else matrices.mT).flatten(0, -3)
     result = result / result.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(result.dtype).tiny)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        square = result @ result.mT
-        result = torch.baddbmm(result, torch.baddbmm(square, square, square, beta=b, alpha=c), result, beta=a)
-    return (result if wide else result.mT).reshape(matrices.shape)
+    for steps in NEWTON_SCHULZ_STEPS:
+        square = result.mT @ result
+        factor: Tensor | None = None
+        for step in range(steps):
+            polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)
+            polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+            factor = polynomial if factor is None else factor @ polynomial
+            if step < steps - 1:
+                square = square @ polynomial @ polynomial  # they commute
+        result = result @ factor
+    return (result if is_tall else result.mT).reshape(matrices.shape)

@@ -49,6 +49,48 @@ def test_the_gradients_size_does_not_matter() -> None:
     torch.testing.assert_close(orthogonalise(matrix * 1e6), orthogonalise(matrix), rtol=1e-10, atol=1e-12)
 
 
+def plain_newton_schulz(matrix: Tensor) -> Tensor:
+    """The iteration as it is written down, on the whole matrix in float64."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    result = matrix.double() / matrix.double().norm()
+    for _ in range(5):
+        square = result @ result.T
+        result = a * result + b * square @ result + c * square @ square @ result
+    return result
+
+
+def with_spectrum(rows: int, columns: int, smallest: float) -> Tensor:
+    """A matrix whose singular values fall evenly, on a logarithmic scale, from 1 to the smallest."""
+    size = min(rows, columns)
+    left, right = (torch.linalg.qr(parameter(n, size, seed=n).detach())[0] for n in (rows, columns))
+    return left * torch.logspace(0, math.log10(smallest), size, dtype=torch.float64) @ right.T
+
+
+@pytest.mark.parametrize("shape", [(96, 48), (48, 96), (64, 64)])
+@pytest.mark.parametrize("smallest", [0.1, 1e-3])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4), (torch.bfloat16, 0.1)], ids=str
+)
+def test_orthogonalise_is_the_plain_iteration(
+    shape: tuple[int, int], smallest: float, dtype: torch.dtype, tolerance: float
+) -> None:
+    matrix = with_spectrum(*shape, smallest)
+    found = orthogonalise(matrix.to(dtype)[None])[0]
+    assert found.dtype == dtype
+    expected = plain_newton_schulz(matrix)
+    assert float((found.double() - expected).norm() / expected.norm()) < tolerance
+
+
+def test_steps_in_bfloat16_point_where_those_of_float32_do() -> None:
+    start, gradient = parameter(96, 48, seed=9).float(), parameter(96, 48).float()
+    weights = [nn.Parameter(start.detach().clone()) for _ in range(2)]
+    for weight, rounds in zip(weights, (False, True), strict=True):
+        weight.grad = gradient.detach()
+        Muon([weight], lr=1e-2, betas=(0.9, 0.999), rounds=rounds).step()
+    exact, rounded = ((weight - start).detach() for weight in weights)
+    assert 0 < float((rounded - exact).norm()) < 0.05 * float(exact.norm())
+
+
 def test_a_zero_gradient_moves_nothing() -> None:
     assert float(orthogonalise(torch.zeros(1, 6, 4)).abs().max()) == 0
 
