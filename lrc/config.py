@@ -26,6 +26,9 @@ ProjectionSharing = Literal["all", "io"]
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
 Merge = Literal["auto", "step", "micro_batch"]
 OptimizerName = Literal["adamw", "muon"]
+Checkpointing = Literal["none", "selective", "layer"]
+CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "layer")
+"""From the most memory to the most recomputation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +93,9 @@ class TrainConfig:
     """Dtype of both models' forward; trained tensors stay float32. `auto`: bfloat16 where that measures faster."""
     merge: Merge = "auto"
     """Form the student's weights once a step or micro-batch; `auto`: once where a step has several, FSDP2 left out."""
-    activation_checkpointing: bool = False
-    """Recompute each layer in the backward pass instead of keeping its activations."""
+    activation_checkpointing: Checkpointing = "none"
+    """What the backward pass computes again: nothing, what is large or cheap in the student's layers (`selective`), or
+    the layers of both models (`layer`); false and true are read as `none` and `layer`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; `auto` takes a GPU if there is one."""
     trackers: tuple[str, ...] = ()
@@ -202,7 +206,7 @@ def recipe_to_yaml(recipe: Recipe) -> str:
 
 def _resolve(layers: list[Any], *, origin: str) -> Recipe:
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Recipe), *layers)
+        merged = OmegaConf.merge(OmegaConf.structured(Recipe), *map(_with_policy_names, layers))
         recipe = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
         hint = did_you_mean(str(error.full_key), _known_keys(Recipe))
@@ -217,6 +221,15 @@ def _resolve(layers: list[Any], *, origin: str) -> Recipe:
     assert isinstance(recipe, Recipe)
     validate(recipe, origin=origin)
     return recipe
+
+
+def _with_policy_names(layer: Any) -> Any:
+    """Name the policy where a recipe still says whether layers are recomputed."""
+    key = "train.activation_checkpointing"
+    found = OmegaConf.select(layer, key) if OmegaConf.is_dict(layer.get("train")) else None
+    if not isinstance(found, bool):
+        return layer
+    return OmegaConf.merge(layer, {"train": {"activation_checkpointing": "layer" if found else "none"}})
 
 
 def _not_a_section(layers: list[Any]) -> str:

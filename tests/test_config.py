@@ -59,6 +59,20 @@ def test_a_rate_may_be_written_in_any_way(recipe_file: Path, spelling: str) -> N
     assert load_recipe(recipe_file, (f"train.learning_rate={spelling}",)).train.learning_rate == 1e-4
 
 
+@pytest.mark.parametrize(
+    ("spelling", "policy"),
+    [("false", "none"), ("true", "layer"), ("none", "none"), ("selective", "selective"), ("layer", "layer")],
+)
+def test_checkpointing_is_a_policy_and_was_a_switch(recipe_file: Path, spelling: str, policy: str) -> None:
+    key = "activation_checkpointing"
+    recipe_file.write_text(yaml.safe_dump(LEAST).replace("max_steps: 30", f"max_steps: 30\n  {key}: {spelling}"))
+    recipe = load_recipe(recipe_file)
+    assert recipe.train.activation_checkpointing == policy
+    assert load_recipe(recipe_file, (f"train.{key}={spelling}",)) == recipe
+    assert load_recipe(recipe_file, (f"train.{key}=true", f"train.{key}={spelling}")) == recipe
+    assert recipe_from_dict(recipe_to_dict(recipe), origin="test") == recipe
+
+
 def test_overrides_win_over_the_file_and_later_ones_over_earlier_ones(recipe_file: Path) -> None:
     recipe = load_recipe(
         recipe_file,

@@ -55,6 +55,10 @@ def test_an_unknown_key_like_no_other_is_refused_with_all_there_are(recipe_file:
         assert key in message
 
 
+def test_an_unknown_policy_is_refused(recipe_file: Path) -> None:
+    assert "train.activation_checkpointing" in refusal(recipe_file, "train.activation_checkpointing=some")
+
+
 def test_a_doubled_dot_is_not_answered_with_the_key_itself(recipe_file: Path) -> None:
     assert "unknown key 'train'" not in refusal(recipe_file, "train..max_steps=3")
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch._C._profiler import _EventType
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
@@ -58,19 +60,43 @@ def _allocations(profiler: Any) -> list[tuple[int, int]]:
 
 
 def kept_for_backward(forward: Callable[[], Tensor], weights: Iterable[Tensor]) -> int:
-    """Sum the bytes of distinct storages that autograd holds when `forward` returns, those of `weights` left out."""
-    known = {id(tensor.untyped_storage()) for tensor in weights}
-    saved: dict[int, tuple[weakref.ref[Any], int]] = {}
+    """Sum the bytes of distinct storages that wait for the backward pass when `forward` returns, `weights` left out.
+
+    These are what autograd holds, and all that was made in the forward pass and still lives: checkpointing holds
+    tensors that autograd does not know of.
+    """
+    found = _Storages(weights)
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if id(storage) not in known:
-            saved[id(storage)] = (weakref.ref(storage), storage.nbytes())
+        found.add(tensor)
         return tensor.detach()  # the tensor itself would make a cycle if it is its own node's output
 
     gc.collect()
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
+    with saved_tensors_hooks(pack, lambda tensor: tensor), found:
         objective = forward()
-    alive = [size for reference, size in saved.values() if reference() is not None]
-    del objective
-    return sum(alive)
+    return found.living() - objective.untyped_storage().nbytes()
+
+
+class _Storages(TorchDispatchMode):
+    """Distinct storages that operations return, and others that are added."""
+
+    def __init__(self, without: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+        self._without = {id(tensor.untyped_storage()) for tensor in without}
+        self._found: dict[int, tuple[weakref.ref[Any], int]] = {}
+
+    def add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if id(storage) not in self._without:
+            self._found[id(storage)] = (weakref.ref(storage), storage.nbytes())
+
+    def living(self) -> int:
+        """Sum the bytes of those that still live."""
+        return sum(size for reference, size in self._found.values() if reference() is not None)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.add(leaf)
+        return result

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.speed.shapes import Shape
-from lrc.config import ObjectiveConfig
+from lrc.config import Checkpointing, ObjectiveConfig
 from lrc.models.discovery import discover
 from lrc.plan.flops import StepFlops, step_flops
 from lrc.plan.sizes import Sizes, measure_sizes
@@ -182,7 +182,7 @@ def predict(
     rates: ProductRates,
     *,
     accumulation: int = 1,
-    checkpointing: bool = False,
+    checkpointing: Checkpointing = "none",
 ) -> Prediction:
     """Predict one optimiser step of `accumulation` micro-batches: merges count once, all else in each of them."""
     counted: StepFlops = step_flops(
@@ -195,7 +195,7 @@ def predict(
 
 def predict_floor(sizes: Sizes, shape: Shape, objective: ObjectiveConfig, rates: ProductRates) -> Prediction:
     """Predict one micro-batch of the floor: both models and their heads, nothing of the method."""
-    counted = step_flops(sizes, objective, batch=shape.batch, sequence=shape.length, checkpointing=False)
+    counted = step_flops(sizes, objective, batch=shape.batch, sequence=shape.length, checkpointing="none")
     parts = ("teacher", "student_forward", "student_backward", "head")
     return _priced({part: getattr(counted, part) for part in parts}, rates)
 

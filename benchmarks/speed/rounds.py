@@ -9,6 +9,7 @@ from torch import Tensor
 from benchmarks.speed.memory import kept_for_backward, peak_bytes
 from benchmarks.speed.rates import ProductRates, timed
 from benchmarks.speed.ways import Bench, student_loss
+from lrc.config import Checkpointing
 
 FLOOR, PLAIN, OURS = "floor", "plain", "ours"
 
@@ -19,7 +20,7 @@ class Way:
 
     name: str
     accumulation: int = 1
-    checkpointing: bool = False
+    checkpointing: Checkpointing = "none"
     pieces: dict[str, Callable[[], object]]
     """What a step is made of, timed one by one and summed."""
     forward: Callable[[], Tensor] | None = None
@@ -33,7 +34,8 @@ class Way:
     def title(self) -> str:
         """The name with what sets it apart."""
         extra = [f"x{self.accumulation}"] if self.accumulation > 1 else []
-        return ", ".join([self.name, *extra, *(["checkpointing"] if self.checkpointing else [])])
+        again = [] if self.checkpointing == "none" else [f"{self.checkpointing} checkpointing"]
+        return ", ".join([self.name, *extra, *again])
 
     @property
     def median(self) -> float:
@@ -42,9 +44,9 @@ class Way:
 
 
 def list_ways(bench: Bench, accumulations: list[int], *, with_plain: bool) -> list[Way]:
-    """List the ways of one shape: ours for each accumulation, ours with checkpointing, plain, floor."""
+    """List the ways of one shape: ours for each accumulation, ours with checkpointing of each kind, plain, floor."""
 
-    def ours(accumulation: int, checkpointing: bool) -> Way:
+    def ours(accumulation: int, checkpointing: Checkpointing = "none") -> Way:
         return Way(
             name=OURS,
             accumulation=accumulation,
@@ -53,7 +55,7 @@ def list_ways(bench: Bench, accumulations: list[int], *, with_plain: bool) -> li
             forward=bench.ours_forward(checkpointing=checkpointing),
         )
 
-    ways = [*(ours(count, False) for count in accumulations), ours(1, True)]
+    ways = [*map(ours, accumulations), ours(1, "selective"), ours(1, "layer")]
     if with_plain:
         ways.append(Way(name=PLAIN, pieces={"step": bench.plain}, forward=bench.plain_forward))
     floor = Way(

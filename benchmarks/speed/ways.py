@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.speed.published import PublishedStep
 from benchmarks.speed.shapes import Shape, random_teacher
-from lrc.config import ObjectiveConfig, StartConfig, TrainConfig
+from lrc.config import Checkpointing, ObjectiveConfig, StartConfig, TrainConfig
 from lrc.models.pair_model import PairModel, StepCounts
 from lrc.models.start import fill_start
 from lrc.models.step_weights import step_weights_for
@@ -109,7 +109,7 @@ class Bench:
         )
         self._student: nn.Module | None = None
 
-    def ours(self, accumulation: int, *, checkpointing: bool = False) -> StepLosses:
+    def ours(self, accumulation: int, *, checkpointing: Checkpointing = "none") -> StepLosses:
         """Do one optimiser step as `lrc train` does."""
         batches = self.batches[:accumulation]
         counts = counts_of(batches)
@@ -128,7 +128,7 @@ class Bench:
             objective=objective, lm=lm / counts.labels, kl=kl / counts.sequences, clone=clone / counts.positions
         )
 
-    def ours_forward(self, *, checkpointing: bool = False) -> Callable[[], Tensor]:
+    def ours_forward(self, *, checkpointing: Checkpointing = "none") -> Callable[[], Tensor]:
         """Return the forward half of a step of one micro-batch."""
         batch, counts = self.batches[0], counts_of(self.batches[:1])
 

@@ -7,6 +7,7 @@ merge happens inside it, so recomputation sees the same weights and gradients ar
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from lrc.clone.losses import clone_error
 from lrc.clone.merge import lift, merge, project
 from lrc.clone.sites import Stage, Variant, compared_projections, layer_terms, projection_of
-from lrc.config import ObjectiveConfig
+from lrc.config import Checkpointing, ObjectiveConfig
+from lrc.models.kept_products import KeptProducts
 from lrc.models.part import Pieces, ProjectedPart
 from lrc.models.tiny_bert import HIDDEN, MAP, map_rows
 from lrc.models.trace import first_tensor
@@ -130,10 +132,11 @@ class PairLayer(ProjectedPart):
         super().__init__(pieces)
         self.cloning = cloning
         self.lockstep = lockstep
-        self.checkpointing = False
+        self.checkpointing: Checkpointing = "none"
         self._points: dict[str, Tensor] | None = None
         self._terms: dict[str, Tensor] = {}
         self._valid: Tensor | None = None
+        self._kept: KeptProducts | None = None
         for term, (site, stage) in layer_terms(cloning.stages, cloning.variant).items():
             if term in cloning.term_names:
                 self._attach(term, site, stage)
@@ -152,8 +155,9 @@ class PairLayer(ProjectedPart):
     def forward(self, student_stream: Tensor, *args: Any, **kwargs: Any) -> Any:
         lockstep = self.lockstep
         assert (lockstep.teacher_stream is not None) is lockstep.runs_teacher
-        arguments = (student_stream, lockstep.teacher_stream, lockstep.valid, lockstep.alignment, args, kwargs)
-        if self.checkpointing and torch.is_grad_enabled():
+        policy: Checkpointing = self.checkpointing if torch.is_grad_enabled() else "none"
+        arguments = (student_stream, lockstep.teacher_stream, lockstep.valid, lockstep.alignment, policy, args, kwargs)
+        if policy == "layer":
             student, teacher, terms = checkpoint(self._run, *arguments, use_reentrant=False)
         else:
             student, teacher, terms = self._run(*arguments)
@@ -168,35 +172,79 @@ class PairLayer(ProjectedPart):
         teacher_stream: Tensor | None,
         valid: Tensor | None,
         alignment: Tensor | None,
+        policy: Checkpointing,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> tuple[Any, Tensor | None, Tensor | None]:
         """Return what the student's layer returns (the stream, or a tuple that opens with it), and the teacher's."""
-        self._points = {} if valid is not None else None
-        self._valid = valid
-        terms: dict[str, Tensor] = {}
-        self._terms = terms
+        teacher, points = None, None
+        if teacher_stream is not None:
+            teacher, points = self._run_teacher(teacher_stream, args, kwargs, measures=valid is not None)
+        if policy != "selective":
+            student, terms = self._run_student(student_stream, points, valid, alignment, args, kwargs)
+            return student, teacher, terms
+        kept = KeptProducts()
+
+        def run(stream: Tensor) -> tuple[Any, Tensor | None]:
+            # a run takes points out as it goes, and there are two
+            own = None if points is None else dict(points)
+            return self._run_student(stream, own, valid, alignment, args, kwargs, kept=kept)
+
+        student, terms = checkpoint(run, student_stream, use_reentrant=False)
+        return student, teacher, terms
+
+    @torch.no_grad()
+    def _run_teacher(
+        self, stream: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], *, measures: bool
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Return the teacher's next stream, and by term what the student is compared with."""
+        self._points = {} if measures else None
         try:
-            teacher = None
-            if teacher_stream is not None:
-                with torch.no_grad():
-                    teacher = first_tensor(self.teacher(teacher_stream, *args, **kwargs))
-            inputs = (student_stream, *args)
-            student = functional_call(self.twin, self.student_tensors(), inputs, kwargs, strict=True)
+            teacher = first_tensor(self.teacher(stream, *args, **kwargs))
+            points = self._points
+        finally:
+            self._points = None
+        assert teacher is not None
+        if points is not None and HIDDEN in self.cloning.term_names:
+            points[HIDDEN] = teacher
+        return teacher, points
+
+    def _run_student(
+        self,
+        stream: Tensor,
+        points: dict[str, Tensor] | None,
+        valid: Tensor | None,
+        alignment: Tensor | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        kept: KeptProducts | None = None,
+    ) -> tuple[Any, Tensor | None]:
+        """Return what the student's layer returns, and its clone sums; `points` are used up on the way."""
+        tensors = self.student_tensors()
+        terms: dict[str, Tensor] = {}
+        self._points, self._terms, self._valid, self._kept = points, terms, valid, kept
+        try:
+            with nullcontext() if kept is None else kept:
+                student = functional_call(self.twin, tensors, (stream, *args), kwargs, strict=True)
         finally:
             # recomputation ends early, by an exception: what stayed here would keep the layer's graph and all that it
             # saved alive until the next forward
-            self._points, self._terms = None, {}
+            self._points, self._terms, self._kept = None, {}, None
         if valid is None:
-            return student, teacher, None
-        assert teacher is not None
-        if HIDDEN in self.cloning.term_names and alignment is not None:
-            stream = first_tensor(student)
-            assert stream is not None
-            lifted = stream @ alignment.to(stream.dtype)
-            terms[HIDDEN] = clone_error(lifted, teacher, valid, self.cloning.objective.clone_error)
-        zero = torch.zeros((), device=teacher.device)
-        return student, teacher, torch.stack([terms.get(name, zero) for name in self.cloning.term_names])
+            return student, None
+        assert points is not None
+        if HIDDEN in points and alignment is not None:
+            ours = first_tensor(student)
+            assert ours is not None
+            lifted = ours @ alignment.to(ours.dtype)
+            terms[HIDDEN] = clone_error(lifted, points.pop(HIDDEN), valid, self.cloning.objective.clone_error)
+        zero = torch.zeros((), device=stream.device)
+        return student, torch.stack([terms.get(name, zero) for name in self.cloning.term_names])
+
+    def _measuring(self) -> AbstractContextManager[None]:
+        """Surround what measures within the student's run: its products are not the student's."""
+        return nullcontext() if self._kept is None else self._kept.paused()
 
     def compared_projections(self) -> frozenset[str]:
         """List the projections that clone terms use as they are; they stay when their tensors are freed."""
@@ -217,7 +265,8 @@ class PairLayer(ProjectedPart):
 
         def measure(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if self._points is not None:
-                self._terms[term] = self._error(term, site, stage, _activation(args), _activation(output))
+                with self._measuring():
+                    self._terms[term] = self._error(term, site, stage, _activation(args), _activation(output))
 
         module = stage.module_of(site)
         self.teacher.get_submodule(module).register_forward_hook(keep)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lrc.clone.head import HeadWeights, head_losses, softcapped
 from lrc.clone.sites import Variant
-from lrc.config import ObjectiveConfig
+from lrc.config import Checkpointing, ObjectiveConfig
 from lrc.method_config import Method
 from lrc.models.dense import Dense
 from lrc.models.discovery import Architecture, discover
@@ -209,10 +209,10 @@ class PairModel(nn.Module):
             part.enter(plan, start, part.compared_projections() if isinstance(part, PairLayer) else ())
         self.dense = dense
 
-    def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Recompute layers in the backward pass, or keep their activations."""
+    def set_activation_checkpointing(self, policy: Checkpointing) -> None:
+        """Choose what layers keep for the backward pass, as `train.activation_checkpointing` does."""
         for layer in self.layers:
-            layer.checkpointing = enabled
+            layer.checkpointing = policy
 
     def hidden_states(
         self, input_ids: Tensor, valid: Tensor | None, positions: Tensor | None = None

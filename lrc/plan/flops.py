@@ -10,7 +10,7 @@ from math import prod
 from typing import Any
 
 from lrc.clone.sites import Stage, layer_terms
-from lrc.config import ObjectiveConfig
+from lrc.config import Checkpointing, ObjectiveConfig
 from lrc.models.student import head_size
 from lrc.plan.sizes import Sizes
 
@@ -38,7 +38,8 @@ class StepFlops:
     head: float
     """Both models' logits and the gradient of the student's; formed in the forward pass, so nothing is recomputed."""
     checkpointing: float
-    """What activation checkpointing adds: a second forward pass of every pair layer, the teacher's included."""
+    """What activation checkpointing adds: a second forward pass of every pair layer, the teacher's included; or of its
+    merges, clone terms and the student's wide products (`selective`)."""
 
     @property
     def total(self) -> float:
@@ -52,7 +53,7 @@ def step_flops(
     *,
     batch: int,
     sequence: int,
-    checkpointing: bool,
+    checkpointing: Checkpointing,
     merge_shared_by: int = 1,
 ) -> StepFlops:
     """Count the FLOPs of one micro-batch of `batch` rows of `sequence` positions.
@@ -62,7 +63,7 @@ def step_flops(
         objective: Losses.
         batch: Rows.
         sequence: Positions of a row.
-        checkpointing: Activation checkpointing.
+        checkpointing: What the backward pass computes again.
         merge_shared_by: Micro-batches that share one merge of layers and head; each gets its part of the cost.
     """
     positions = batch * sequence
@@ -80,6 +81,12 @@ def step_flops(
     clone_forward, clone_backward = _clone(sizes, objective, positions)
     student_head = 2 * positions * sizes.vocabulary * sizes.d_student
     teacher_head = 2 * positions * sizes.vocabulary * sizes.d_teacher
+    around = recomputed_merges + clone_forward
+    again: dict[Checkpointing, float] = {
+        "none": 0.0,
+        "selective": around + 2 * positions * _layer_weights(sizes, of_student=True, wide_only=True),
+        "layer": teacher + student_forward + around,
+    }
     return StepFlops(
         teacher=teacher,
         student_forward=student_forward,
@@ -88,7 +95,7 @@ def step_flops(
         merge_backward=merges,
         clone=clone_forward + clone_backward,
         head=3 * student_head + teacher_head,
-        checkpointing=(teacher + student_forward + recomputed_merges + clone_forward) if checkpointing else 0,
+        checkpointing=again[checkpointing],
     )
 
 
@@ -99,8 +106,11 @@ def _in_layers(sizes: Sizes) -> Iterator[str]:
             yield name
 
 
-def _layer_weights(sizes: Sizes, *, of_student: bool, inherited_only: bool = False) -> float:
-    """Values of the layers' matrices that one position meets: of stacked experts, those that it is routed to."""
+def _layer_weights(sizes: Sizes, *, of_student: bool, inherited_only: bool = False, wide_only: bool = False) -> float:
+    """Values of the layers' matrices that one position meets: of stacked experts, those that it is routed to.
+
+    `wide_only`: of the student's, those whose products are wider than their input.
+    """
     prefix = f"{sizes.architecture.layers}."
     total = 0.0
     for name, shape in sizes.teacher.items():
@@ -108,6 +118,9 @@ def _layer_weights(sizes: Sizes, *, of_student: bool, inherited_only: bool = Fal
             continue
         is_projected = name in sizes.architecture.projected
         if is_projected and inherited_only:
+            continue
+        out, inner = sizes.student[name][-2:]
+        if wide_only and out <= inner:
             continue
         met = sizes.merged_size(name) if of_student and is_projected else prod(shape)
         total += met * _share_met(sizes.config, name, shape)

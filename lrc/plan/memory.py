@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 
 from lrc.clone.sites import compared_projections
-from lrc.config import Merge, ObjectiveConfig, OptimizerName
+from lrc.config import CHECKPOINTING, Checkpointing, Merge, ObjectiveConfig, OptimizerName
 from lrc.models.held_teacher import held_matrices_of
 from lrc.models.step_weights import merges_once
 from lrc.models.terms import measured_terms
@@ -131,11 +131,11 @@ class StepMemory:
         self._kinds = layer_kinds(sizes)
         self._layers = {
             checkpointing: layer_bytes(sizes, itemsize=dtype.itemsize, checkpointing=checkpointing)
-            for checkpointing in (False, True)
+            for checkpointing in CHECKPOINTING
         }
-        self._traces: dict[tuple[int, bool], StepTrace] = {}
+        self._traces: dict[tuple[int, Checkpointing], StepTrace] = {}
 
-    def trace(self, batch: int, *, checkpointing: bool) -> StepTrace:
+    def trace(self, batch: int, *, checkpointing: Checkpointing) -> StepTrace:
         """Trace a step of `batch` rows, once."""
         key = (batch, checkpointing)
         if key not in self._traces:
@@ -152,14 +152,16 @@ class StepMemory:
             )
         return self._traces[key]
 
-    def peak(self, strategy: Strategy, *, devices: int, batch: int, checkpointing: bool, exact: bool = True) -> Peak:
+    def peak(
+        self, strategy: Strategy, *, devices: int, batch: int, checkpointing: Checkpointing, exact: bool = True
+    ) -> Peak:
         """Find the step's highest point on one device.
 
         Args:
             strategy: How the run is split.
             devices: Over how many devices.
             batch: Rows of a device's micro-batch.
-            checkpointing: Activation checkpointing.
+            checkpointing: What the backward pass computes again.
             exact: Trace this batch; else extrapolate from 1 and 2 rows.
         """
         trace = self.trace(batch, checkpointing=checkpointing) if exact else self._extrapolated(batch, checkpointing)
@@ -169,7 +171,7 @@ class StepMemory:
             key=lambda peak: peak.use.total,
         )
 
-    def _extrapolated(self, batch: int, checkpointing: bool) -> StepTrace:
+    def _extrapolated(self, batch: int, checkpointing: Checkpointing) -> StepTrace:
         one, two = (self.trace(rows, checkpointing=checkpointing) for rows in (1, 2))
         return at_batch(one, two, batch)
 
@@ -265,7 +267,7 @@ class StepMemory:
     @property
     def unit_gradients(self) -> int:
         """Gradients of the largest pair layer, whole before they are split."""
-        return max(self._layers[True].gradients)
+        return max(self._layers["layer"].gradients)
 
     @cached_property
     def root_bytes(self) -> int:
@@ -284,7 +286,7 @@ class StepMemory:
         names = (name for name in self.sizes.plan.trained if name.partition(".")[2].startswith(prefix))
         return weights + GRADIENT_BYTES * sum(map(self.sizes.trained_size, names))
 
-    def largest_batch(self, strategy: Strategy, *, devices: int, limit: float, checkpointing: bool) -> int:
+    def largest_batch(self, strategy: Strategy, *, devices: int, limit: float, checkpointing: Checkpointing) -> int:
         """Find the most rows of a micro-batch that fit in `limit` bytes; 0: not even one."""
 
         def fits(batch: int) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lrc.config import Merge, ObjectiveConfig, OptimizerName
+from lrc.config import CHECKPOINTING, Checkpointing, Merge, ObjectiveConfig, OptimizerName
 from lrc.plan.devices import Machine
 from lrc.plan.flops import step_flops
 from lrc.plan.memory import Peak, StepMemory, Strategy, merges_once_on, strategies_for
@@ -45,7 +45,7 @@ class Fit:
 
     machine: Machine
     strategy: Strategy
-    checkpointing: bool
+    checkpointing: Checkpointing
     largest_batch: int
     """0: not even one row fits."""
 
@@ -72,7 +72,7 @@ def compute_dtype(wanted: str, machine: Machine) -> torch.dtype:
 
 
 def ways(machine: Machine, memory: StepMemory) -> list[Fit]:
-    """List every way to run on a machine, each with and without activation checkpointing."""
+    """List every way to run on a machine, each with every policy of activation checkpointing."""
     return [
         Fit(
             machine=machine,
@@ -83,16 +83,16 @@ def ways(machine: Machine, memory: StepMemory) -> list[Fit]:
             ),
         )
         for strategy in strategies_for(machine.count, memory.teacher_weights)
-        for checkpointing in (False, True)
+        for checkpointing in CHECKPOINTING
     ]
 
 
 def best_way(fits: list[Fit], batch: int) -> Fit | None:
     """Choose the first way that takes the batch, else the one that takes the most rows; None if none takes a row.
 
-    Those without checkpointing come first, for they run no layer a second time.
+    Policies that compute less a second time come first.
     """
-    ordered = sorted(fits, key=lambda fit: fit.checkpointing)
+    ordered = sorted(fits, key=lambda fit: CHECKPOINTING.index(fit.checkpointing))
     first = next((fit for fit in ordered if fit.largest_batch >= batch), None)
     most = max(ordered, key=lambda fit: fit.largest_batch, default=None)
     return first or (most if most is not None and most.largest_batch else None)

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lrc.config import ObjectiveConfig
+from lrc.config import Checkpointing, ObjectiveConfig
 from lrc.models.discovery import Architecture
 from lrc.models.held_teacher import fill_store
 from lrc.models.layer_store import LayerStore
@@ -85,7 +85,7 @@ def trace_step(
     batch: int,
     sequence: int,
     dtype: torch.dtype,
-    checkpointing: bool,
+    checkpointing: Checkpointing,
     masked: bool,
     teacher_weights: TeacherWeightsConfig = NATIVE,
 ) -> StepTrace:
@@ -98,7 +98,7 @@ def trace_step(
         batch: Rows of the micro-batch.
         sequence: Positions of a row.
         dtype: Compute dtype.
-        checkpointing: Activation checkpointing.
+        checkpointing: What the backward pass computes again.
         masked: Attention stays inside documents, by a mask.
         teacher_weights: How the matrices of the teacher's layers are held.
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from lrc.config import Checkpointing
 from lrc.plan.sizes import Sizes
 from lrc.plan.step_trace import LayerStretches, StepTrace, Stretch
 
@@ -35,10 +36,10 @@ class LayerBytes:
 
     gradients: list[int]
     merged: list[int]
-    """Merged weights in the compute dtype; 0 under activation checkpointing, which drops them after the forward."""
+    """Merged weights in the compute dtype; 0 where the layer forms them again in its backward pass."""
 
 
-def layer_bytes(sizes: Sizes, *, itemsize: int, checkpointing: bool) -> LayerBytes:
+def layer_bytes(sizes: Sizes, *, itemsize: int, checkpointing: Checkpointing) -> LayerBytes:
     """Sum up each layer's gradients and merged weights, `itemsize` bytes a merged value."""
     depth = sizes.architecture.num_layers
     gradients, merged = [0] * depth, [0] * depth
@@ -49,7 +50,7 @@ def layer_bytes(sizes: Sizes, *, itemsize: int, checkpointing: bool) -> LayerByt
             index = int(tensor.removeprefix(prefix).partition(".")[0])
             gradients[index] += GRADIENT_BYTES * sizes.trained_size(name)
     for name in sizes.architecture.projected:
-        if name.startswith(prefix) and not checkpointing:
+        if name.startswith(prefix) and checkpointing == "none":
             index = int(name.removeprefix(prefix).partition(".")[0])
             merged[index] += itemsize * sizes.merged_size(name)
     return LayerBytes(gradients=gradients, merged=merged)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from lrc.config import CHECKPOINTING, Checkpointing
 from lrc.plan.devices import Machine
 from lrc.plan.flops import StepFlops, step_flops
 from lrc.plan.memory import Peak, StepMemory
@@ -42,7 +43,9 @@ class Plan:
     shape: RunShape
     machine: Machine
     flops: StepFlops
-    """Of one micro-batch, activation checkpointing's extra among them (it is not in `flops_per_token`)."""
+    """Of one micro-batch, without what activation checkpointing computes again."""
+    recomputed: dict[Checkpointing, float]
+    """FLOPs that each policy of activation checkpointing adds to a micro-batch."""
     head_copies_bytes: float
     """Float32 matrices in the head: its part of `working` that does not grow with the batch or a chunk."""
     ways: tuple[Way, ...]
@@ -54,7 +57,7 @@ class Plan:
     @property
     def flops_per_token(self) -> float:
         """All FLOPs of a token without checkpointing."""
-        return (self.flops.total - self.flops.checkpointing) / (self.shape.batch * self.shape.sequence)
+        return self.flops.total / (self.shape.batch * self.shape.sequence)
 
 
 class Planner:
@@ -101,15 +104,18 @@ class Planner:
             sizes=self.sizes,
             shape=shape,
             machine=machine,
-            flops=step_flops(
-                self.sizes, shape.objective, batch=shape.batch, sequence=shape.sequence, checkpointing=True
-            ),
+            flops=self._flops("none"),
+            recomputed={policy: self._flops(policy).checkpointing for policy in CHECKPOINTING if policy != "none"},
             head_copies_bytes=memory.head_copies(),
             ways=found,
             offers=offers,
             disk=disk(self.sizes, shape),
             problem=problem,
         )
+
+    def _flops(self, policy: Checkpointing) -> StepFlops:
+        shape = self.shape
+        return step_flops(self.sizes, shape.objective, batch=shape.batch, sequence=shape.sequence, checkpointing=policy)
 
     def _offer(self, machine: Machine) -> Offer:
         fit = best_way(ways(machine, self.memory(machine)), self.shape.batch)
@@ -136,7 +142,10 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
         "sequence_length": plan.shape.sequence,
         "tokens": plan.shape.tokens,
         "mfu": plan.shape.mfu,
-        "flops_per_token": {name: value / positions for name, value in vars(plan.flops).items()},
+        "flops_per_token": {
+            name: value / positions for name, value in vars(plan.flops).items() if name != "checkpointing"
+        },
+        "recomputed_flops_per_token": {policy: value / positions for policy, value in plan.recomputed.items()},
         "flops_per_token_without_checkpointing": plan.flops_per_token,
         "machine": plan.machine.title,
         "usable_bytes_per_device": plan.machine.usable_bytes,

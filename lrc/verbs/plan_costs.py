@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lrc.config import Recipe, load_recipe, recipe_from_dict
+from lrc.config import CHECKPOINTING, Checkpointing, Recipe, load_recipe, recipe_from_dict
 from lrc.errors import ConfigError
 from lrc.export.size_advice import size_advice
 from lrc.method_config import first_dense_step
@@ -28,7 +28,7 @@ from lrc.plan.run_costs import PUBLISHED_MFU, RunShape
 from lrc.plan.sizes import Sizes, measure_sizes
 from lrc.plan.whole import Planner, plan_to_dict
 from lrc.verbs.plan import plan as describe
-from lrc.verbs.plan_tables import answer_lines, print_plan, verdict
+from lrc.verbs.plan_tables import answer_lines, print_plan, verdict, way_in_words
 from lrc.verbs.sources import locate_teacher
 
 WIDTH = 132
@@ -192,9 +192,9 @@ def _hidden_size(
     planners: dict[int, Planner] = {}
 
     for strategy in strategies_for(machine.count, recipe.teacher_weights):
-        for checkpointing in (False, True):
+        for checkpointing in CHECKPOINTING:
 
-            def fits(size: int, strategy: Any = strategy, checkpointing: bool = checkpointing) -> bool:
+            def fits(size: int, strategy: Any = strategy, checkpointing: Checkpointing = checkpointing) -> bool:
                 if size not in planners:
                     sizes = measure_sizes(config, architecture, variant, size)
                     planners[size] = Planner(sizes, one_row, wanted_dtype=recipe.train.compute_dtype)
@@ -204,7 +204,7 @@ def _hidden_size(
 
             size = largest_size(candidates, fits)
             best = max(filter(None, (best, size)), default=None)
-            way = strategy.name + (" with activation checkpointing" if checkpointing else "")
+            way = way_in_words(strategy, checkpointing)
             found = "no student" if size is None else f"hidden size up to {size}"
             lines.append(f"{machine.title}, {way}: {found} (one row of {shape.sequence} positions)")
     given = question.hidden_size

@@ -3,9 +3,11 @@
 from rich.console import Console, Group
 from rich.table import Table
 
+from lrc.config import Checkpointing
 from lrc.plan.inverse import HiddenSizeAnswer
-from lrc.plan.run_costs import best_way
-from lrc.plan.whole import Plan, Way
+from lrc.plan.memory import Strategy
+from lrc.plan.run_costs import Fit, best_way
+from lrc.plan.whole import Plan
 from lrc.report.number_text import bytes_text, count_text, percent, significant
 
 FLOPS_ROWS = {
@@ -64,8 +66,9 @@ def _flops_table(plan: Plan) -> Table:
         value = getattr(plan.flops, name) / positions
         table.add_row(label, f"{value / 1e9:,.2f}", percent(value / total))
     table.add_row("sum", f"{total / 1e9:,.2f}", "", style="bold")
-    extra = plan.flops.checkpointing / positions
-    table.add_row("activation checkpointing adds", f"{extra / 1e9:,.2f}", percent(extra / total))
+    for policy, again in plan.recomputed.items():
+        extra = again / positions
+        table.add_row(f"{policy} checkpointing adds", f"{extra / 1e9:,.2f}", percent(extra / total))
     return table
 
 
@@ -73,13 +76,13 @@ def _memory_table(plan: Plan) -> Table:
     usable, rows = plan.machine.usable_bytes / 1e9, f"{plan.shape.batch} x {plan.shape.sequence}"
     table = _table(
         f"GB on each of {plan.machine.title} at {rows}; {usable:.1f} may be filled",
-        "way (+c: checkpointing)",
+        "way (+s, +l: recomputes)",
         (*HEADINGS, "sum", "peak in", "most rows"),
     )
     for way in plan.ways:
         use = way.peak.use
         table.add_row(
-            way_name(way),
+            short_name(way.fit),
             *(f"{getattr(use, cause) / 1e9:,.1f}" for cause in CAUSES),
             f"{use.total / 1e9:,.1f}",
             way.peak.moment,
@@ -89,9 +92,14 @@ def _memory_table(plan: Plan) -> Table:
     return table
 
 
-def way_name(way: Way) -> str:
-    """`FSDP2 +c`."""
-    return way.fit.strategy.name + (" +c" if way.fit.checkpointing else "")
+def short_name(fit: Fit) -> str:
+    """`FSDP2 +l`: the strategy, and the first letter of a policy that computes something again."""
+    return fit.strategy.name + ("" if fit.checkpointing == "none" else f" +{fit.checkpointing[0]}")
+
+
+def way_in_words(strategy: Strategy, checkpointing: Checkpointing) -> str:
+    """`FSDP2 with layer checkpointing`."""
+    return strategy.name + ("" if checkpointing == "none" else f" with {checkpointing} checkpointing")
 
 
 def _machine_table(plan: Plan) -> Table:
@@ -104,7 +112,7 @@ def _machine_table(plan: Plan) -> Table:
         if offer.fit is None:
             table.add_row(offer.machine.title, "nothing fits", *[""] * 6)
             continue
-        name = offer.fit.strategy.name + (" +c" if offer.fit.checkpointing else "")
+        name = short_name(offer.fit)
         cells = [
             cell
             for pace in (offer.pace, offer.full_pace)
@@ -134,5 +142,5 @@ def verdict(plan: Plan) -> str:
     fit = best_way([way.fit for way in plan.ways], plan.shape.batch)
     if fit is None:
         return f"fits: nothing on {plan.machine.title}, not even one row of {plan.shape.sequence} positions"
-    name = fit.strategy.name + (" with activation checkpointing" if fit.checkpointing else "")
+    name = way_in_words(fit.strategy, fit.checkpointing)
     return f"fits: {name} on {plan.machine.title}, up to {fit.largest_batch} rows of {plan.shape.sequence} positions"

@@ -23,7 +23,7 @@ def priced_at(seconds_per_flop: float) -> ProductRates:
 
 def test_the_products_of_a_layer_have_the_flops_that_the_plan_counts() -> None:
     sizes = shape_sizes(SHAPE)
-    counted = step_flops(sizes, PUBLISHED, batch=SHAPE.batch, sequence=SHAPE.length, checkpointing=False)
+    counted = step_flops(sizes, PUBLISHED, batch=SHAPE.batch, sequence=SHAPE.length, checkpointing="none")
     products = part_products(sizes, SHAPE)
     assert set(products) == set(PARTS) == {entry.name for entry in dataclasses.fields(counted)}
     listed = {part: SHAPE.layers * sum(product.flops for product in products[part]) for part in PARTS}

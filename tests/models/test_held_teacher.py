@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, OlmoConfig
 
 from lrc.clone.sites import Variant
-from lrc.config import ObjectiveConfig, StartConfig
+from lrc.config import Checkpointing, ObjectiveConfig, StartConfig
 from lrc.errors import ConfigError
 from lrc.evaluation.agreement import measure_pair
 from lrc.models.discovery import discover
@@ -58,11 +58,13 @@ def filled_pair(teacher: nn.Module, variant: Variant = VARIANTS[0], **objective:
 
 
 @pytest.mark.parametrize(
-    ("fetches", "checkpointing"), [(False, False), (True, False), (True, True)], ids=["here", "offloaded", "recomputed"]
+    ("fetches", "checkpointing"),
+    [(False, "none"), (True, "none"), (True, "selective"), (True, "layer")],
+    ids=["here", "offloaded", "selective", "recomputed"],
 )
 @pytest.mark.parametrize(("family", "format"), [("llama", "int8"), ("qwen2", "nf4"), ("gemma3_text", "int8")])
 def test_losses_and_gradients_are_those_of_the_restored_weights(
-    family: str, format: Any, fetches: bool, checkpointing: bool
+    family: str, format: Any, fetches: bool, checkpointing: Checkpointing
 ) -> None:
     teacher = tiny_teacher(family)
     held, plain, _ = held_and_plain(teacher, TeacherWeightsConfig(format=format), fetches=fetches)

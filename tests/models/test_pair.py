@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lrc.clone.sites import Variant
-from lrc.config import ObjectiveConfig
+from lrc.config import CHECKPOINTING, Checkpointing, ObjectiveConfig
 from lrc.models.merge_plan import merge_plan, student_tensor
 from lrc.models.pair_model import PairModel, StepCounts
 from tests.models.tiny_configs import FAMILIES
@@ -139,22 +139,24 @@ def test_a_tied_projection_of_an_untied_teacher_keeps_two_matrices() -> None:
 @pytest.mark.parametrize("space", ["student", "teacher"])
 @pytest.mark.parametrize("error", ["relative", "raw"])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_checkpointed_gradients_are_exact(family: str, error: str, space: str) -> None:
+@pytest.mark.parametrize("policy", ["selective", "layer"])
+def test_checkpointed_gradients_are_exact(family: str, error: str, space: str, policy: Checkpointing) -> None:
     pair = make_pair(
         tiny_teacher(family), 16, VARIANTS[1], lm_weight=1.0, clone_error=error, attention_output_space=space
     )
     fill_random(pair)
     plain = gradients(pair, *batch())
-    pair.set_activation_checkpointing(True)
+    pair.set_activation_checkpointing(policy)
     again = gradients(pair, *batch())
     for name, gradient in plain.items():
         torch.testing.assert_close(again[name], gradient, atol=1e-7, rtol=1e-6, msg=name)
 
 
-def test_recomputed_activations_die_in_the_backward_pass() -> None:
+@pytest.mark.parametrize("policy", ["selective", "layer"])
+def test_recomputed_activations_die_in_the_backward_pass(policy: Checkpointing) -> None:
     pair = make_pair(tiny_teacher("llama"), 16)
     fill_random(pair)
-    pair.set_activation_checkpointing(True)
+    pair.set_activation_checkpointing(policy)
     made: list[weakref.ref[Any]] = []
 
     def note(_: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
@@ -168,8 +170,8 @@ def test_recomputed_activations_die_in_the_backward_pass() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=["all", "io", "tied-projection"])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradient_matches_finite_differences_of_the_objective(variant: Variant, checkpointing: bool) -> None:
+@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
+def test_gradient_matches_finite_differences_of_the_objective(variant: Variant, checkpointing: Checkpointing) -> None:
     pair = make_pair(tiny_teacher("llama"), 16, variant, lm_weight=0.5, clone_weight=0.7).double()
     fill_random(pair)
     pair.set_activation_checkpointing(checkpointing)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from lrc.config import CHECKPOINTING, Checkpointing
 from lrc.errors import ConfigError
 from lrc.method_config import Method, ObjectiveConfig, method_objective
 from lrc.models.dense import FROM_SCRATCH
@@ -60,8 +61,8 @@ def test_filling_leaves_the_global_random_state_alone() -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_origin_runs_no_teacher_in_training_and_measures_against_it(checkpointing: bool) -> None:
+@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
+def test_origin_runs_no_teacher_in_training_and_measures_against_it(checkpointing: Checkpointing) -> None:
     teacher = tiny_teacher("qwen3")
     pair = scratch_pair(teacher, "origin")
     pair.set_activation_checkpointing(checkpointing)

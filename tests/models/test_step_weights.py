@@ -6,6 +6,7 @@ from torch import Tensor
 
 from lrc.clone import merge as merging
 from lrc.clone.sites import Variant
+from lrc.config import CHECKPOINTING, Checkpointing
 from lrc.models import part
 from lrc.models.pair_model import PairModel, StepCounts
 from lrc.models.step_weights import StepWeights
@@ -42,11 +43,11 @@ def step(pair: PairModel, weights: StepWeights | None) -> tuple[list[float], dic
     return objectives, gradients
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_and_gradients_are_those_of_merging_in_each_micro_batch(
-    family: str, variant: Variant, checkpointing: bool
+    family: str, variant: Variant, checkpointing: Checkpointing
 ) -> None:
     pair = filled_pair(family, variant)
     pair.set_activation_checkpointing(checkpointing)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lrc.config import CHECKPOINTING, Checkpointing
 from lrc.errors import ConfigError
 from lrc.models import tiny_bert
 from lrc.models.discovery import discover
@@ -42,9 +43,9 @@ def plain_terms(pair: PairModel, teacher: Any, ids: Tensor, valid: Tensor) -> Te
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_terms_are_those_of_the_plain_formula(family: str, checkpointing: bool) -> None:
+def test_terms_are_those_of_the_plain_formula(family: str, checkpointing: Checkpointing) -> None:
     teacher = tiny_teacher(family)
     weights: dict[str, Any] = {"clone_error": "raw", "clone_reduction": "sum", "clone_weight": 2.0, "kl_weight": 0.5}
     pair = scratch_pair(teacher, "tiny_bert", **weights)

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lrc.clone.sites import Variant
-from lrc.config import ObjectiveConfig
+from lrc.config import CHECKPOINTING, Checkpointing, ObjectiveConfig
 from lrc.models.discovery import discover
 from lrc.models.held_teacher import hold_teacher
 from lrc.plan.memory import ONE_DEVICE, STRATEGIES, MemoryUse, StepMemory, strategies_for
@@ -45,7 +45,7 @@ def beyond_weights(use: MemoryUse) -> float:
 
 
 def planned_and_measured(
-    family: str, variant: Variant, *, checkpointing: bool, masked: bool = False, micro_batches: int = 1
+    family: str, variant: Variant, *, checkpointing: Checkpointing, masked: bool = False, micro_batches: int = 1
 ) -> tuple[float, int]:
     """What a step adds to weights and optimiser state at its highest point, bytes."""
     config = small_config(family, tie_word_embeddings=variant.tie_embedding_projection)
@@ -58,30 +58,34 @@ def planned_and_measured(
     return beyond_weights(peak.use), allocated_peak(pair, masked=masked, micro_batches=micro_batches)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointing"])
+@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 @pytest.mark.parametrize("masked", [False, True], ids=["whole-rows", "documents"])
 @pytest.mark.parametrize("variant", [Variant(), IO_TIED], ids=["all", "io-tied"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])
 def test_the_peak_is_the_one_that_the_profiler_sees(
-    family: str, variant: Variant, masked: bool, checkpointing: bool
+    family: str, variant: Variant, masked: bool, checkpointing: Checkpointing
 ) -> None:
     planned, measured = planned_and_measured(family, variant, masked=masked, checkpointing=checkpointing)
     assert planned == pytest.approx(measured, rel=0.02)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointing"])
+@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 @pytest.mark.parametrize("variant", [Variant(), IO_TIED], ids=["all", "io-tied"])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_several_micro_batches_share_merged_weights(family: str, variant: Variant, checkpointing: bool) -> None:
+def test_several_micro_batches_share_merged_weights(
+    family: str, variant: Variant, checkpointing: Checkpointing
+) -> None:
     planned, measured = planned_and_measured(family, variant, checkpointing=checkpointing, micro_batches=3)
     assert planned == pytest.approx(measured, rel=0.1)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointing"])
+@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 @pytest.mark.parametrize(
     "held", [{"format": "int8"}, {"format": "nf4"}, {"offload": "cpu"}], ids=["int8", "nf4", "cpu"]
 )
-def test_a_held_teacher_has_the_bytes_and_the_peak_of_its_plan(held: dict[str, Any], checkpointing: bool) -> None:
+def test_a_held_teacher_has_the_bytes_and_the_peak_of_its_plan(
+    held: dict[str, Any], checkpointing: Checkpointing
+) -> None:
     """On a CPU nothing is offloaded, so the plan for one has `offload=none`; the step is the same one."""
     settings = TeacherWeightsConfig(**held)
     config = small_config("qwen2", vocab_size=50, intermediate_size=1024)
@@ -170,15 +174,15 @@ def test_a_peak_in_the_backward_pass_is_found_too() -> None:
     config = small_config("llama", vocab_size=50, intermediate_size=1024)
     architecture = discover(config)
     pair = real_pair(config, Variant(), ObjectiveConfig(), architecture)
-    pair.set_activation_checkpointing(True)
+    pair.set_activation_checkpointing("layer")
     memory = step_memory(measure_sizes(config, architecture, Variant(), STUDENT))
-    peak = memory.peak(ONE_DEVICE, devices=1, batch=ROWS, checkpointing=True)
+    peak = memory.peak(ONE_DEVICE, devices=1, batch=ROWS, checkpointing="layer")
     assert peak.moment == "layers, backward"
     assert beyond_weights(peak.use) == pytest.approx(allocated_peak(pair, words=50), rel=0.05)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointing"])
-def test_a_larger_batch_is_extrapolated_from_one_and_two_rows(checkpointing: bool) -> None:
+@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
+def test_a_larger_batch_is_extrapolated_from_one_and_two_rows(checkpointing: Checkpointing) -> None:
     config = small_config("qwen2")
     memory = step_memory(measure_sizes(config, discover(config), Variant(), STUDENT))
     traced, extrapolated = (
@@ -193,7 +197,7 @@ def test_with_accumulation_all_gradients_are_there_when_the_head_runs() -> None:
     sizes = measure_sizes(config, discover(config), Variant(), STUDENT)
     sharded = next(strategy for strategy in STRATEGIES if strategy.name == "ZeRO-1")
     once, several = (
-        step_memory(sizes, accumulates=accumulates).peak(sharded, devices=1, batch=ROWS, checkpointing=False)
+        step_memory(sizes, accumulates=accumulates).peak(sharded, devices=1, batch=ROWS, checkpointing="none")
         for accumulates in (False, True)
     )
     assert once.moment == several.moment == "head"
@@ -205,21 +209,23 @@ def test_the_largest_batch_fits_and_one_row_more_does_not() -> None:
     config = small_config("llama")
     memory = step_memory(measure_sizes(config, discover(config), Variant(), STUDENT))
     limit = 0.2 * GB
-    batch = memory.largest_batch(ONE_DEVICE, devices=1, limit=limit, checkpointing=False)
+    batch = memory.largest_batch(ONE_DEVICE, devices=1, limit=limit, checkpointing="none")
     totals = [
-        memory.peak(ONE_DEVICE, devices=1, batch=rows, checkpointing=False, exact=False).use.total
+        memory.peak(ONE_DEVICE, devices=1, batch=rows, checkpointing="none", exact=False).use.total
         for rows in (batch, batch + 1)
     ]
     assert batch > 1
     assert totals[0] <= limit < totals[1]
-    assert memory.largest_batch(ONE_DEVICE, devices=1, limit=1, checkpointing=False) == 0
+    assert memory.largest_batch(ONE_DEVICE, devices=1, limit=1, checkpointing="none") == 0
 
 
 def test_a_strategy_divides_what_it_shards_and_nothing_else() -> None:
     config = llama_3_2_3b()
     sizes = measure_sizes(config, discover(config), Variant(tie_embedding_projection=True), 1536)
     memory = StepMemory(sizes, ObjectiveConfig(), sequence=512, dtype=torch.bfloat16, masked=False, accumulates=True)
-    uses = {strategy.name: memory.peak(strategy, devices=8, batch=1, checkpointing=True).use for strategy in STRATEGIES}
+    uses = {
+        strategy.name: memory.peak(strategy, devices=8, batch=1, checkpointing="layer").use for strategy in STRATEGIES
+    }
     trained, teacher = 4 * sizes.trained_parameters, 2 * sizes.teacher_parameters
     static = {
         name: (use.teacher / teacher, use.projections / trained, use.gradients / trained, use.optimizer / trained)
@@ -238,7 +244,7 @@ def test_a_strategy_divides_what_it_shards_and_nothing_else() -> None:
     }
     assert uses["DDP"].communication == trained
     memory.merge = "step"
-    once = memory.peak(STRATEGIES[-1], devices=8, batch=1, checkpointing=True).use
+    once = memory.peak(STRATEGIES[-1], devices=8, batch=1, checkpointing="layer").use
     assert (once.merged, once.gradients) == (2 * merged, 4 * (merged + direct / 8))
     # two pair layers at a time, and the embedding (tied, so the head too) all the time
     layer = 2 * (3072 * (2 * 3072 + 2 * 1024 + 3 * 8192) + 2 * 3072) + 4 * (7 * 3072 * 1536 + 2 * 1536)

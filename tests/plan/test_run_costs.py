@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lrc.config import ObjectiveConfig
+from lrc.config import Checkpointing, ObjectiveConfig
 from lrc.models.discovery import discover
 from lrc.plan.devices import parse_machine
 from lrc.plan.memory import ONE_DEVICE, STRATEGIES
@@ -36,7 +36,7 @@ def test_published_hours_come_out_near(name: str) -> None:
     run = RUNS[name]
     sizes = measure_sizes(run.config, discover(run.config), run.variant, run.d_student)
     fit = Fit(
-        machine=parse_machine("8xh800"), strategy=STRATEGIES[0], checkpointing=False, largest_batch=STEPS[name][0]
+        machine=parse_machine("8xh800"), strategy=STRATEGIES[0], checkpointing="none", largest_batch=STEPS[name][0]
     )
     found = pace(sizes, run_shape(*STEPS[name]), fit, batch=STEPS[name][0])
     assert found is not None
@@ -50,7 +50,7 @@ def test_hours_count_one_merge_a_step_where_the_strategy_shares_it() -> None:
     sizes = measure_sizes(run.config, discover(run.config), run.variant, run.d_student)
     hours = {}
     for strategy in STRATEGIES:
-        fit = Fit(machine=parse_machine("8xh800"), strategy=strategy, checkpointing=False, largest_batch=1)
+        fit = Fit(machine=parse_machine("8xh800"), strategy=strategy, checkpointing="none", largest_batch=1)
         for accumulation in (1, 4):
             found = pace(sizes, run_shape(1, 1000, accumulation), fit, batch=1)
             assert found is not None
@@ -59,7 +59,7 @@ def test_hours_count_one_merge_a_step_where_the_strategy_shares_it() -> None:
     assert hours["FSDP2", 4] == hours["FSDP2", 1] == hours["DDP", 1]
 
 
-def fits_of(*batches: int, checkpointing: bool = False) -> list[Fit]:
+def fits_of(*batches: int, checkpointing: Checkpointing = "none") -> list[Fit]:
     return [
         Fit(machine=parse_machine("h100"), strategy=ONE_DEVICE, checkpointing=checkpointing, largest_batch=batch)
         for batch in batches
@@ -70,7 +70,7 @@ def test_the_first_way_that_takes_the_batch_is_chosen_else_the_roomiest() -> Non
     assert best_way(fits_of(2, 5, 9), 4) == fits_of(5)[0]
     assert best_way(fits_of(2, 3, 1), 4) == fits_of(3)[0]
     assert best_way(fits_of(0, 0), 4) is None
-    assert best_way([*fits_of(9, checkpointing=True), *fits_of(5)], 4) == fits_of(5)[0]
+    assert best_way([*fits_of(9, checkpointing="layer"), *fits_of(5)], 4) == fits_of(5)[0]
 
 
 def test_the_disk_holds_tokens_checkpoints_and_the_student() -> None:

@@ -34,7 +34,7 @@ def test_a_trace_holds_every_kind_of_layer_whatever_the_depth() -> None:
         batch=2,
         sequence=16,
         dtype=torch.bfloat16,
-        checkpointing=False,
+        checkpointing="none",
         masked=False,
     )
     assert set(trace.layers) == {0, 1}
@@ -48,6 +48,6 @@ def test_layers_that_were_not_traced_are_laid_out_as_the_profiler_sees_them() ->
     pair = real_pair(config, Variant(), ObjectiveConfig(), architecture)
     sizes = measure_sizes(config, architecture, Variant(), STUDENT)
     memory = StepMemory(sizes, ObjectiveConfig(), sequence=96, dtype=torch.float32, masked=False, accumulates=False)
-    use = memory.peak(ONE_DEVICE, devices=1, batch=2, checkpointing=False).use
+    use = memory.peak(ONE_DEVICE, devices=1, batch=2, checkpointing="none").use
     planned = use.gradients + use.merged + use.activations + use.working
     assert planned == pytest.approx(allocated_peak(pair), rel=0.02)

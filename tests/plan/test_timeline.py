@@ -30,7 +30,9 @@ def trace_of(scale: int) -> StepTrace:
 
 
 def test_moments_follow_each_other_at_full_depth() -> None:
-    moments = lay_out(tiny_sizes(), trace_of(1), [0, 0, 0], layer_bytes(tiny_sizes(), itemsize=4, checkpointing=True))
+    moments = lay_out(
+        tiny_sizes(), trace_of(1), [0, 0, 0], layer_bytes(tiny_sizes(), itemsize=4, checkpointing="layer")
+    )
     assert [moment.name for moment in moments] == [
         "embedding",
         *["layers, forward"] * 3,
@@ -46,7 +48,7 @@ def test_moments_follow_each_other_at_full_depth() -> None:
 
 def test_gradients_and_merged_weights_are_those_of_the_layers() -> None:
     sizes = tiny_sizes()
-    found = layer_bytes(sizes, itemsize=2, checkpointing=False)
+    found = layer_bytes(sizes, itemsize=2, checkpointing="none")
     # q, k, v, o, gate, up, down and two gains; 4 + 2 + 2 heads of 6, FFN 56
     assert found.gradients == [4 * (7 * 32 * 16 + 2 * 16)] * 3
     assert found.merged == [2 * 16 * (24 + 12 + 12 + 24 + 3 * 56)] * 3
@@ -55,7 +57,7 @@ def test_gradients_and_merged_weights_are_those_of_the_layers() -> None:
     assert moments[-1].merged == 0
     # all but the embedding's own projection
     assert moments[-1].gradients == 4 * (sizes.trained_parameters - 32 * 16)
-    assert layer_bytes(sizes, itemsize=2, checkpointing=True).merged == [0, 0, 0]
+    assert layer_bytes(sizes, itemsize=2, checkpointing="layer").merged == [0, 0, 0]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])

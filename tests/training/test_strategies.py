@@ -105,8 +105,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         changes = {"train__gradient_accumulation_steps": 1, **(odd if name.startswith("odd-") else {})}
         jobs.append(job(root, name, other, resume=str(checkpoint(root / saved, HALF)), **changes))
     tied = {"teacher": str(teacher_folder(root / "tied", tie_word_embeddings=True)), "train__max_steps": 4}
-    tied |= {"student": {"hidden_size": 16, "tie_embedding_projection": True}, "train__activation_checkpointing": True}
-    jobs += [job(root, f"{name}-tied", name, **tied) for name in ("one", *SHARDED)]
+    tied |= {"student": {"hidden_size": 16, "tie_embedding_projection": True}}
+    tied["train__activation_checkpointing"] = "selective"
+    jobs += [job(root, f"{name}-tied", name, **tied) for name in SHARDED]
+    jobs.append(job(root, "one-tied", "one", **{**tied, "train__activation_checkpointing": "none"}))
     # rows that two ranks can't share out evenly
     muon = {"teacher": str(teacher_folder(root / "odd", "qwen2", hidden_size=33, head_dim=8))}
     muon |= {"train__optimizer": "muon", "train__learning_rate": 1e-3}
@@ -115,7 +117,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         resume = str(root / f"{saved}-muon" / "train" / f"checkpoint-{HALF}")
         jobs.append(job(root, name, other, resume=resume, **muon))
     once = {"train__merge": "step"}
-    jobs += [job(root, "fsdp2-once", "fsdp2", **once), job(root, "fsdp2-tied-once", "fsdp2", **tied, **once)]
+    again = {**tied, "train__activation_checkpointing": "layer"}
+    jobs += [job(root, "fsdp2-once", "fsdp2", **once), job(root, "fsdp2-tied-once", "fsdp2", **again, **once)]
     low = {"train__compute_dtype": "bfloat16", "train__max_steps": 4}
     jobs += [job(root, f"{name}-low", name, **low) for name in ("one", "fsdp2", *ZERO[1:])]
     whole = {"train__max_steps": 4, "train__gradient_accumulation_steps": 1}

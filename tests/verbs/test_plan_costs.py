@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from lrc.cli import main
+from lrc.config import CHECKPOINTING
 from tests.models.family_configs import FAMILY_CONFIGS
 from tests.models.tiny_configs import tiny_config
 from tests.plan.published import Published, published_runs
@@ -50,12 +51,12 @@ def test_a_recipe_is_planned_from_its_teachers_config_alone(
         "size       FFN width 56 is the teacher's, and no multiple of 32",
     ]
     assert max(map(len, said)) <= 132
-    assert len(said) <= 50  # a screen
+    assert len(said) <= 55  # a screen
     assert plan["tokens"] == 100 * 2 * 32 * 8
     assert plan["batch_size"] == 2
     assert not (tmp_path / "run").exists()
     ways = [(way["strategy"], way["activation_checkpointing"]) for way in plan["memory_per_device"]]
-    assert ways == [(name, again) for name in ("DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3", "FSDP2") for again in (False, True)]
+    assert ways == [(name, again) for name in ("DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3", "FSDP2") for again in CHECKPOINTING]
     for way in plan["memory_per_device"]:
         causes = dict(way["bytes"])
         assert causes.pop("total") == pytest.approx(sum(causes.values()))
@@ -129,7 +130,7 @@ def test_published_recipes_have_the_published_sizes_and_hours(
     assert all(f"{count:,} parameters" in said for count in counts)
     (offer,) = [offer for offer in plan["machines"] if offer["machine"] == "8 x H100 80 GB"]
     sequence, positions = plan["sequence_length"], plan["sequence_length"] * plan["batch_size"]
-    assert offer["activation_checkpointing"] is False
+    assert offer["activation_checkpointing"] == "none"
     assert offer["hours"] == pytest.approx(hand_hours(run, plan["tokens"], positions, sequence), rel=0.1)
     if run.student is not None and run.trained is not None and run.hours is not None:
         assert tuple(round(count / 1e9, 2) for count in counts) == (run.student, run.trained)
