@@ -236,17 +236,21 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     product of their `p` at once.
     """
     is_tall = matrices.shape[-2] >= matrices.shape[-1]
-    a, b, c = NEWTON_SCHULZ
     result: Tensor = (matrices if is_tall else matrices.mT).flatten(0, -3)
     result = result / result.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(result.dtype).tiny)
     for steps in NEWTON_SCHULZ_STEPS:
         square = result.mT @ result
-        factor: Tensor | None = None
-        for step in range(steps):
-            polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)
-            polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
-            factor = polynomial if factor is None else factor @ polynomial
-            if step < steps - 1:
-                square = square @ polynomial @ polynomial  # they commute
+        polynomial = factor = _polynomial(square)
+        for _ in range(steps - 1):
+            square = square @ polynomial @ polynomial  # they commute
+            polynomial = _polynomial(square)
+            factor = factor @ polynomial
         result = result @ factor
     return (result if is_tall else result.mT).reshape(matrices.shape)
+
+
+def _polynomial(square: Tensor) -> Tensor:
+    a, b, c = NEWTON_SCHULZ
+    result = torch.baddbmm(square, square, square, beta=b, alpha=c)
+    result.diagonal(dim1=-2, dim2=-1).add_(a)
+    return result
