@@ -39,7 +39,7 @@ class Held:
     weights: Mapping[str, Piece]
     """Trained tensors by checkpoint name, float32."""
     moments: Mapping[str, Piece]
-    """The optimiser's state as `KEY/NAME`: what `lrc/training/optimizer.py:moment_shapes` lists."""
+    """The optimiser's state as `KEY/NAME`: what `lrc/models/moments.py:moment_shapes` lists."""
     is_sharded: bool
     """Every rank writes; otherwise the first one does, and all tensors are whole."""
 
