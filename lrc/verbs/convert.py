@@ -26,8 +26,8 @@ def convert(
 ) -> Path:
     """Merge a checkpoint with its teacher, prove the result and publish it as `out`.
 
-    Memory: the trained tensors beside one weights file while merging, then beside the whole teacher in float32 while
-    the result is proved (docs/formats.md).
+    Memory: one weights file while merging, then, while the result is proved, the whole teacher in float32 if it is
+    small, else a layer of it (docs/formats.md).
 
     Args:
         checkpoint: `checkpoint-N` folder, or a safetensors file (also of the original code).
