@@ -4,8 +4,8 @@
     python benchmarks/at_size.py --layers 28 --tasks convert
 
 The teacher is written once, sharded, and each task runs in a process of its own: `convert` (the merge), `verb` (`lrc
-convert` with its parity check, which loads both models), `start` (the calibrated start against plain forwards over the
-same tokens). docs/performance.md says what is measured. Prints a table and writes JSON.
+convert` with its parity check), `start` (the calibrated start against plain forwards over the same tokens).
+docs/performance.md says what is measured. Prints a table and writes JSON.
 """
 
 import argparse

@@ -30,7 +30,6 @@ PARTS = (
     "head",
     "checkpointing",
 )
-MERGES = ("merge_forward", "merge_backward")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,13 +183,16 @@ def predict(
     accumulation: int = 1,
     checkpointing: Checkpointing = "none",
 ) -> Prediction:
-    """Predict one optimiser step of `accumulation` micro-batches: merges count once, all else in each of them."""
+    """Predict one optimiser step of `accumulation` micro-batches that share the merges of layers and head."""
     counted: StepFlops = step_flops(
-        sizes, objective, batch=shape.batch, sequence=shape.length, checkpointing=checkpointing
+        sizes,
+        objective,
+        batch=shape.batch,
+        sequence=shape.length,
+        checkpointing=checkpointing,
+        merge_shared_by=accumulation,
     )
-    times = {part: 1 if part in MERGES else accumulation for part in PARTS}
-    flops = {part: getattr(counted, part) * times[part] for part in PARTS}
-    return _priced(flops, rates)
+    return _priced({part: getattr(counted, part) * accumulation for part in PARTS}, rates)
 
 
 def predict_floor(sizes: Sizes, shape: Shape, objective: ObjectiveConfig, rates: ProductRates) -> Prediction:

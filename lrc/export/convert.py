@@ -1,6 +1,6 @@
 """Convert: a checkpoint and its teacher become a plain Hugging Face folder, tensor by tensor, shard by shard."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -17,13 +17,15 @@ from lrc.export.plain_folder import copy_companions, write_config, write_shards
 from lrc.export.teacher_tensors import TeacherTensors, is_renamed, open_teacher
 from lrc.models.checkpoint import LRC_CONFIG, TRAINED_TENSORS, from_original, is_original, read_facts, variant_of
 from lrc.models.dense import Dense, dense_of_facts
-from lrc.models.discovery import discover
+from lrc.models.discovery import Architecture, discover
 from lrc.models.folder import ModelTensors, resolve_folder, weights_hash
 from lrc.models.merge_plan import MergePlan, check_free, check_trained, merge_plan, student_tensor
 from lrc.models.stored_tensors import StoredTensors, is_piece_file, stored_files
 from lrc.models.student import empty_student, student_config
 from lrc.models.teacher import load_config
 
+CHUNK_BYTES = 2**28
+"""Most of embedding and head that is merged at once, as the teacher's rows in float32."""
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -33,13 +35,13 @@ class Source:
 
     teacher_folder: Path
     student: StudentConfig
+    architecture: Architecture
+    """What discovery found in the teacher."""
     config: Any
     """The student's transformers config."""
     plan: MergePlan
     dense: Dense | None
     """What of the student is free (docs/methods.md)."""
-    embedding: str
-    """Name of the embedding's tensor."""
     trained: Mapping[str, Tensor]
     """By checkpoint name; most checkpoints' are read when asked for."""
     notes: tuple[str, ...]
@@ -114,7 +116,7 @@ def read_source(
         config=config,
         plan=plan,
         dense=dense,
-        embedding=architecture.embedding,
+        architecture=architecture,
         trained=trained,
         notes=notes,
         trust_remote_code=trust_remote_code,
@@ -200,8 +202,8 @@ def write_student(
 ) -> None:
     """Merge every tensor and write config, shards, tokenizer and generation config into a folder.
 
-    At most one shard and one teacher tensor are in memory, except for families whose files use other names than their
-    model: those are merged in memory and stored by transformers.
+    At most one shard and one teacher tensor (of embedding and head a run of rows) are in memory, except for families
+    whose files use other names than their model: those are merged in memory and stored by transformers.
 
     Args:
         source: The checkpoint and its teacher.
@@ -215,13 +217,20 @@ def write_student(
     source.config.dtype = stored
     done = count(1)
 
+    shapes: dict[str, Tensor] = {}
+
     def merged(name: str) -> Tensor:
-        tensor = merged_tensor(source, teacher, name).to(stored).contiguous()
+        if name in shapes and name in (source.architecture.embedding, source.architecture.head):
+            tensor = torch.empty(shapes[name].shape, dtype=stored)
+            for first, last in row_chunks(len(tensor), source.architecture.hidden_size):
+                tensor[first:last] = merged_rows(source, teacher, name, first, last)
+        else:
+            tensor = merged_tensor(source, teacher, name).to(stored).contiguous()
         progress(next(done), len(source.plan.names))
         return tensor
 
     if isinstance(teacher, ModelTensors):
-        shapes = {name: _student_meta(source, teacher, name, stored) for name in source.plan.names}
+        shapes |= {name: _student_meta(source, teacher, name, stored) for name in source.plan.names}
         write_shards(shapes, draft, merged, max_shard_bytes)
     else:
         _write_by_transformers(source, draft, merged, max_shard_bytes)
@@ -240,15 +249,28 @@ def _write_by_transformers(source: Source, draft: Path, merged: Callable[[str], 
 
 def merged_tensor(source: Source, teacher: TeacherTensors, name: str) -> Tensor:
     """Evaluate one tensor of the student, merged ones in float32; `name` is a member of `source.plan.names`."""
-    return student_tensor(source.plan, name, teacher.read(_stored_name(source, teacher, name)), source.trained)
+    return student_tensor(source.plan, name, teacher.read(stored_name(source, teacher, name)), source.trained)
 
 
-def _stored_name(source: Source, teacher: TeacherTensors, name: str) -> str:
-    return name if name in teacher else source.embedding  # a tied head is stored once, under the embedding's name
+def merged_rows(source: Source, teacher: TeacherTensors, name: str, first: int, last: int) -> Tensor:
+    """Evaluate the rows from `first` to `last` of a student tensor whose rows are the teacher's: embedding or head."""
+    rows = teacher.rows(stored_name(source, teacher, name), first, last)
+    return student_tensor(source.plan, name, rows, source.trained, slice(first, last))
+
+
+def stored_name(source: Source, tensors: TeacherTensors, name: str) -> str:
+    """Return what a tensor is stored as; a tied head is stored once, under the embedding's name."""
+    return name if name in tensors else source.architecture.embedding
+
+
+def row_chunks(rows: int, width: int) -> Iterator[tuple[int, int]]:
+    """Cut a tensor's rows of `width` values into runs of at most `CHUNK_BYTES` in float32."""
+    height = max(1, CHUNK_BYTES // (4 * width))
+    return ((first, min(first + height, rows)) for first in range(0, rows, height))
 
 
 def _student_meta(source: Source, teacher: ModelTensors, name: str, dtype: torch.dtype) -> Tensor:
-    shape, _ = teacher.shape_and_dtype(_stored_name(source, teacher, name))
+    shape, _ = teacher.shape_and_dtype(stored_name(source, teacher, name))
     if name in source.plan.free:
         shape = list(source.trained[source.plan.free[name]].shape)
     elif name in source.plan.merges:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from lrc.config import ObjectiveConfig
 from lrc.errors import NumericsError
 from lrc.export.convert import Source, merged_tensor
+from lrc.export.streamed_parity import is_streamed, streamed_factored_logits, streamed_student_logits
 from lrc.models.checkpoint import variant_of
 from lrc.models.compute import dtype_name
 from lrc.models.folder import ModelTensors
@@ -18,6 +19,8 @@ from lrc.models.pair_model import PairModel
 from lrc.models.teacher import load_model
 
 POSITIONS = 64
+WHOLE_BYTES = 2**30
+"""Largest teacher in float32 that is loaded whole."""
 EXACT = 1e-4
 """Largest allowed difference of two logits, as a share of the logits' root mean square, where only the order of float32
 sums differs: factored against merged, and merged and rounded against read back. Measured: below 1e-5."""
@@ -42,7 +45,8 @@ def check_parity(source: Source, draft: Path) -> dict[str, Any]:
 
     A wrong merge or file can't hide behind the rounding of the export: the folder is held against the same weights
     rounded in memory. One model after the other is built, run and freed: the pair (the whole teacher in float32), the
-    merged student, the folder's.
+    merged student, the folder's. Of a teacher of more than `WHOLE_BYTES` a layer at a time is there
+    (`lrc/export/streamed_parity.py`).
 
     Args:
         source: The checkpoint and its teacher.
@@ -54,18 +58,20 @@ def check_parity(source: Source, draft: Path) -> dict[str, Any]:
     Raises:
         NumericsError: A difference is above the tolerance; the folder must not be published.
     """
-    device = torch.device("cpu")
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, source.config.vocab_size, (2, POSITIONS // 2), generator=generator)
-    factored = _factored_logits(source, ids, device)
-    scale = float(factored.square().mean().sqrt())
     exported = ModelTensors(draft).dtype()
-    merged, rounded = _merged_logits(source, ids, exported)
+    if is_streamed(source, WHOLE_BYTES):
+        factored = streamed_factored_logits(source, ids)
+        merged, rounded, reloaded = streamed_student_logits(source, ids, draft, exported)
+    else:
+        factored = _factored_logits(source, ids)
+        merged, rounded = _merged_logits(source, ids, exported)
+        reloaded = _reloaded_logits(source, ids, draft)
+    scale = float(factored.square().mean().sqrt())
     in_memory = difference(merged, factored, scale)
     rounding = float((rounded - factored).square().mean().sqrt()) / max(scale, 1e-12)
-    trust = source.trust_remote_code
-    reloaded_model = load_model(str(draft), dtype=torch.float32, device=device, trust_remote_code=trust)
-    after_reload = difference(reloaded_model(input_ids=ids).logits, rounded, scale)
+    after_reload = difference(reloaded, rounded, scale)
     found = (in_memory.relative_difference, after_reload.relative_difference, rounding)
     limits = (EXACT, EXACT, ROUNDING[exported])
     passed = all(difference <= limit for difference, limit in zip(found, limits, strict=True))
@@ -90,11 +96,9 @@ def check_parity(source: Source, draft: Path) -> dict[str, Any]:
     return facts
 
 
-def _factored_logits(source: Source, ids: Tensor, device: torch.device) -> Tensor:
-    trust = source.trust_remote_code
-    teacher = load_model(str(source.teacher_folder), dtype=torch.float32, device=device, trust_remote_code=trust)
+def _factored_logits(source: Source, ids: Tensor) -> Tensor:
     pair = PairModel(
-        teacher,
+        _load(source, source.teacher_folder),
         hidden_size=source.student.hidden_size,
         variant=variant_of(source.student),
         objective=ObjectiveConfig(without=("all",)),
@@ -120,6 +124,16 @@ def _merged_logits(source: Source, ids: Tensor, exported: torch.dtype) -> tuple[
     for name in source.plan.names:
         weights[name].copy_(weights[name].to(exported))
     return exact, model(input_ids=ids).logits
+
+
+def _reloaded_logits(source: Source, ids: Tensor, draft: Path) -> Tensor:
+    logits: Tensor = _load(source, draft)(input_ids=ids).logits
+    return logits
+
+
+def _load(source: Source, folder: Path) -> Any:
+    device, trust = torch.device("cpu"), source.trust_remote_code
+    return load_model(str(folder), dtype=torch.float32, device=device, trust_remote_code=trust)
 
 
 def difference(logits: Tensor, reference: Tensor, scale: float) -> Difference:

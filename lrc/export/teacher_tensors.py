@@ -25,6 +25,10 @@ class TeacherTensors(Protocol):
         """Return one tensor in the dtype it is stored in."""
         ...
 
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """Return the rows from `first` to `last` of one tensor in the dtype it is stored in."""
+        ...
+
     def dtype(self) -> torch.dtype:
         """Return the dtype of the weights."""
         ...
@@ -43,6 +47,10 @@ class LoadedTensors:
     def read(self, name: str) -> Tensor:
         """Return one tensor."""
         return self._tensors[name]
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """Return some rows of one tensor."""
+        return self._tensors[name][first:last]
 
     def dtype(self) -> torch.dtype:
         """Return the dtype of the weights."""

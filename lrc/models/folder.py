@@ -82,7 +82,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 class ModelTensors:
-    """Tensors of a safetensors model folder by name, read from disk when asked for."""
+    """Tensors of a safetensors model folder by name, read from disk when asked for.
+
+    Values are read through a file that is opened for them alone: an open one keeps every page in memory that was read.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Open the folder's files.
@@ -91,13 +94,14 @@ class ModelTensors:
             CheckpointError: A file is not safetensors.
         """
         self._handles: dict[str, Any] = {}
+        self._paths: dict[str, Path] = {}
         for path in weight_files(folder):
             try:
                 handle = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{path} can't be read as safetensors: {error}") from error
             for name in handle.keys():  # noqa: SIM118  (a safetensors handle is no dict)
-                self._handles[name] = handle
+                self._handles[name], self._paths[name] = handle, path
 
     def __contains__(self, name: str) -> bool:
         return name in self._handles
@@ -108,8 +112,16 @@ class ModelTensors:
 
     def read(self, name: str) -> Tensor:
         """Read one tensor in the dtype it is stored in."""
-        tensor: Tensor = self._handles[name].get_tensor(name)
+        tensor: Tensor = self._open(name).get_tensor(name)
         return tensor
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """Read the rows from `first` to `last` of a tensor in the dtype it is stored in."""
+        rows: Tensor = self._open(name).get_slice(name)[first:last]
+        return rows
+
+    def _open(self, name: str) -> Any:
+        return safe_open(self._paths[name], framework="pt")
 
     def shape_and_dtype(self, name: str) -> tuple[list[int], str]:
         """Return a tensor's shape and stored dtype without reading it."""

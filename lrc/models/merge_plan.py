@@ -104,7 +104,9 @@ def check_free(plan: MergePlan, trained: dict[str, Tensor], student: nn.Module) 
             )
 
 
-def student_tensor(plan: MergePlan, name: str, teacher: Tensor, trained: Mapping[str, Tensor]) -> Tensor:
+def student_tensor(
+    plan: MergePlan, name: str, teacher: Tensor, trained: Mapping[str, Tensor], rows: slice | None = None
+) -> Tensor:
     """Evaluate one student tensor: merged, gains and free ones in float32, inherited ones as the teacher stores them.
 
     Args:
@@ -112,13 +114,15 @@ def student_tensor(plan: MergePlan, name: str, teacher: Tensor, trained: Mapping
         name: A member of `plan.names`.
         teacher: The teacher's tensor of that name (the embedding's for a tied head).
         trained: Trained tensors by checkpoint name, float32.
+        rows: The rows that `teacher` is and that are wanted, of a tensor that reads the stream; None: all.
     """
+    chosen = slice(None) if rows is None else rows
     if name in plan.merges:
         projection, axis = plan.merges[name]
         merged = merge(teacher.float(), trained[projection].float(), axis)
-        return merged + trained[plan.free[name]].float() if name in plan.free else merged
+        return merged + trained[plan.free[name]][chosen].float() if name in plan.free else merged
     if name in plan.gains:
         return trained[plan.gains[name]].float()
     if name in plan.free:
-        return trained[plan.free[name]].float()
+        return trained[plan.free[name]][chosen].float()
     return teacher

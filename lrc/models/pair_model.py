@@ -14,6 +14,7 @@ from lrc.method_config import Method
 from lrc.models.dense import Dense
 from lrc.models.discovery import Architecture, discover
 from lrc.models.facts import logit_softcap
+from lrc.models.merge_plan import merge_plan
 from lrc.models.pair import Cloning, Lockstep, PairEmbedding, PairHead, PairLayer, PairNorm
 from lrc.models.part import Pieces, ProjectedPart, part_plan
 from lrc.models.student import empty_student, student_config
@@ -173,15 +174,14 @@ class PairModel(nn.Module):
         """Name the free weights of embedding and head, as a checkpoint does."""
         return frozenset({f"dense.{self.architecture.embedding}", f"dense.{self.architecture.head}"})
 
-    def num_trained(self, dense: Dense | None) -> int:
-        """Count the values that a phase trains; a head tied to its embedding is counted twice if it is free."""
-        size, found = self.student_config.hidden_size, 0
-        for part in self.parts():
-            plan = part_plan(self.architecture, self.variant, size, part.prefix, dense)
-            shapes = {name: value.shape for name, value in part.twin.named_parameters()}
-            found += len(plan.projections) * plan.d_teacher * size + len(plan.gains) * size
-            found += sum(shapes[name].numel() for name in plan.dense)
-        return found
+    def trained_shapes(self, dense: Dense | None) -> dict[str, torch.Size]:
+        """List the shapes of what a phase trains by checkpoint name, before it is entered."""
+        plan, size = merge_plan(self.architecture, self.variant, dense), self.student_config.hidden_size
+        projection, gain = torch.Size([self.architecture.hidden_size, size]), torch.Size([size])
+        shapes = {name: projection if name.startswith("projections.") else gain for name in plan.trained}
+        twins = {f"{part.prefix}{name}": value for part in self.parts() for name, value in part.twin.named_parameters()}
+        shapes |= {stored: twins[name].shape for name, stored in plan.free.items()}
+        return shapes if self.alignment is None else shapes | {ALIGNMENT: self.alignment.shape}
 
     @property
     def compute_dtype(self) -> torch.dtype:

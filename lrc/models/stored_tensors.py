@@ -75,7 +75,7 @@ class _Part:
     shape: tuple[int, ...]
     """As stored."""
     whole: tuple[int, ...]
-    handle: Any
+    path: Path
 
     @property
     def stop(self) -> int:
@@ -84,12 +84,13 @@ class _Part:
     def read(self, name: str, first: int, last: int) -> Tensor:
         """Read the values from `first` to `last` of the whole tensor that lie here; of a file, their rows only."""
         first, last = max(first, self.start) - self.start, min(last, self.stop) - self.start
+        handle: Any = safe_open(self.path, framework="pt")  # an open file keeps in memory what was read of it
         if not self.shape:
-            alone: Tensor = self.handle.get_tensor(name)
+            alone: Tensor = handle.get_tensor(name)
             return alone.flatten()
         a_row = math.prod(self.shape[1:])
         row = first // a_row
-        rows: Tensor = self.handle.get_slice(name)[row : -(-last // a_row)]
+        rows: Tensor = handle.get_slice(name)[row : -(-last // a_row)]
         return rows.flatten()[first - row * a_row : last - row * a_row]
 
 
@@ -127,7 +128,7 @@ class StoredTensors(Mapping[str, Tensor]):
         for name in handle.keys():  # noqa: SIM118  (a safetensors handle is no dict)
             shape = tuple(handle.get_slice(name).get_shape())
             start, whole = places.get(name, (0, shape))
-            self._parts.setdefault(name, []).append(_Part(int(start), shape, tuple(whole), handle))
+            self._parts.setdefault(name, []).append(_Part(int(start), shape, tuple(whole), path))
 
     def _check_whole(self, name: str, parts: list[_Part]) -> None:
         size = math.prod(parts[0].whole)

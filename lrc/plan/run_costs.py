@@ -131,7 +131,7 @@ class Disk:
 
 def disk(sizes: Sizes, shape: RunShape) -> Disk:
     """Sum up the disk that a run needs."""
-    one = 4 * sizes.trained_parameters + sizes.moment_bytes(shape.optimizer)
+    one = sizes.checkpoint_bytes(shape.optimizer)
     return Disk(
         data=shape.tokens * (2 if sizes.vocabulary <= SMALL_TOKENS else 4),
         checkpoint=one,

@@ -15,6 +15,7 @@ from lrc.clone.sites import Variant
 from lrc.config import OptimizerName
 from lrc.models.discovery import Architecture
 from lrc.models.merge_plan import MergePlan, merge_plan
+from lrc.models.moments import checkpoint_bytes, moment_bytes
 from lrc.models.student import student_config
 
 Shapes = dict[str, tuple[int, ...]]
@@ -58,22 +59,28 @@ class Sizes:
     @cached_property
     def trained_parameters(self) -> int:
         """Parameters that training moves: projections `[d_T, d_S]` and gains `[d_S]`."""
-        return sum(self.trained_size(name) for name in self.plan.trained)
+        return sum(shape.numel() for shape in self.trained_shapes.values())
+
+    @cached_property
+    def trained_shapes(self) -> dict[str, torch.Size]:
+        """Shapes of the trained tensors by checkpoint name."""
+        shapes = {True: torch.Size([self.d_teacher, self.d_student]), False: torch.Size([self.d_student])}
+        return {name: shapes[name.startswith("projections.")] for name in self.plan.trained}
 
     def trained_size(self, name: str) -> int:
         """Return the number of values of a trained tensor by its checkpoint name."""
-        return self.d_student * (self.d_teacher if name.startswith("projections.") else 1)
+        return self.trained_shapes[name].numel()
 
     def moment_bytes(self, optimizer: OptimizerName) -> int:
         """Return the bytes that the optimiser remembers, float32: two moments a value, of a projection one with Muon.
 
-        Muon keeps the sizes of a projection's rows beside its momentum (`lrc/training/optimizer.py:moment_shapes`).
+        Muon keeps the sizes of a projection's rows beside its momentum.
         """
-        if optimizer == "adamw":
-            return 8 * self.trained_parameters
-        projections = [name for name in self.plan.trained if name.startswith("projections.")]
-        rows = 4 * self.d_teacher * len(projections)
-        return 8 * self.trained_parameters - 4 * sum(map(self.trained_size, projections)) + rows
+        return moment_bytes(self.trained_shapes, optimizer)
+
+    def checkpoint_bytes(self, optimizer: OptimizerName) -> int:
+        """Return the bytes of one checkpoint: trained tensors and what the optimiser remembers, float32."""
+        return checkpoint_bytes(self.trained_shapes, optimizer)
 
     def teacher_shape(self, name: str) -> tuple[int, ...]:
         """Return a teacher tensor's shape; a tied head has the embedding's."""

@@ -23,14 +23,13 @@ from lrc.data.file_hash import file_sha256
 from lrc.data.folder_hash import write_sums
 from lrc.errors import CheckpointError
 from lrc.models.checkpoint import LRC_CONFIG, TRAINED_TENSORS
+from lrc.models.set_aside import REPLACED, set_aside
 from lrc.models.stored_tensors import PIECES, Piece, StoredTensors, piece_name, stored_files
 from lrc.training.run_state import RunState
 from lrc.training.together import by_first, together
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
-REPLACED = ".replaced"
-"""Ending of `.checkpoint-N.replaced`, the old checkpoint of a step while the new one gets its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,7 @@ class Held:
     weights: Mapping[str, Piece]
     """Trained tensors by checkpoint name, float32."""
     moments: Mapping[str, Piece]
-    """The optimiser's state as `KEY/NAME`: what `lrc/training/optimizer.py:moment_shapes` lists."""
+    """The optimiser's state as `KEY/NAME`: what `lrc/models/moments.py:moment_shapes` lists."""
     is_sharded: bool
     """Every rank writes; otherwise the first one does, and all tensors are whole."""
 
@@ -143,7 +142,7 @@ def _publish(draft: Path, target: Path, state: RunState, facts: dict[str, Any], 
 
 def _take_place(draft: Path, target: Path) -> None:
     """Give a draft its name; an old checkpoint of that name stays one until then."""
-    replaced = target.with_name(f".{target.name}{REPLACED}")
+    replaced = set_aside(target)
     try:
         if target.exists():
             shutil.rmtree(replaced, ignore_errors=True)

@@ -8,7 +8,8 @@ from accelerate import Accelerator
 
 from lrc.data.folder_hash import SUMS, find_damage
 from lrc.errors import CheckpointError
-from lrc.training.checkpoint import REPLACED, STATE, read_state, remove_checkpoint
+from lrc.models.set_aside import REPLACED, find_set_aside
+from lrc.training.checkpoint import STATE, read_state, remove_checkpoint
 from lrc.training.together import by_first, together
 
 _NAME = re.compile(r"checkpoint-(\d+)$")
@@ -73,9 +74,10 @@ def _candidates(folder: Path, resume: str) -> list[Path]:
     """List what a run may go on from, the first choice first."""
     if resume == "auto":
         return checkpoints(folder)[::-1]
-    if not _is_checkpoint(Path(resume)):
+    named = find_set_aside(Path(resume))
+    if not _is_checkpoint(named):
         raise CheckpointError(f"--resume must name a checkpoint folder or be 'auto', but {resume} has no {STATE}.")
-    return [Path(resume)]
+    return [named]
 
 
 def _newest_whole(

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from lrc.config import TrainConfig
 from lrc.models.dense import Dense
+from lrc.models.moments import moment_shapes
 from lrc.models.pair_model import PairModel
 from lrc.models.step_weights import step_weights_for
 from lrc.models.stored_tensors import whole_piece
 from lrc.training.checkpoint import Held, Saved
-from lrc.training.optimizer import make_optimizer, moment_shapes, parameter_groups, row_sizes, set_rate
+from lrc.training.optimizer import make_optimizer, parameter_groups, row_sizes, set_rate
 
 Accept = Callable[[float], bool]
 """Says of a step's gradient norm before clipping whether the step may be done; every rank gets the same answer."""
@@ -122,7 +123,7 @@ class FullEngine:
         self.shapes = {name: value.shape for name, value in self.stored.items()}
         shapes = {name: value.shape for name, value in self.trained.items()}
         tables = self.pair.tables()
-        self.moment_shapes = moment_shapes(shapes, self.settings, tables)
+        self.moment_shapes = moment_shapes(shapes, self.settings.optimizer, tables)
         groups = parameter_groups(self.trained, tables, self.dense_rate_share)
         self.optimizer = make_optimizer(groups, self.settings, self.pair.compute_dtype)
         sizes = merged_row_sizes(self.pair, self.settings)

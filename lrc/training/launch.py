@@ -12,6 +12,7 @@ from accelerate.utils import LoggerType
 from lrc.config import Recipe, TrainConfig, recipe_to_yaml
 from lrc.errors import CheckpointError, ConfigError
 from lrc.models.dense import Dense
+from lrc.models.moments import checkpoint_bytes
 from lrc.models.pair_model import PairModel
 from lrc.training.beside import write_beside
 from lrc.training.checkpoint_list import checkpoints
@@ -142,14 +143,19 @@ def end_training(accelerator: Accelerator) -> None:
 
 
 def check_space(
-    folder: Path, pair: PairModel, *, keep: int | None, dense: Dense | None = None, goes_on: bool = False
+    folder: Path,
+    pair: PairModel,
+    settings: TrainConfig,
+    *,
+    dense: Dense | None = None,
+    goes_on: bool = False,
 ) -> None:
     """Check that the run's folder can be written and its disk holds the checkpoints; writes and deletes nothing.
 
     Args:
         folder: Where they will lie; it need not stand yet.
         pair: What is trained at first.
-        keep: Checkpoints kept.
+        settings: The recipe's section: the optimiser, and how many checkpoints are kept.
         dense: The phase that comes later, if one does.
         goes_on: The folder's checkpoints stay until newer ones take their place; else the folder is deleted first.
 
@@ -159,10 +165,11 @@ def check_space(
     standing = next(path for path in (folder, *folder.parents) if path.exists())
     if not standing.is_dir() or not os.access(standing, os.W_OK | os.X_OK):
         raise CheckpointError(f"The run folder {folder} can't be written: {standing} is no folder that may be changed.")
-    trained = sum(parameter.numel() for parameter in pair.trained().values()) * 4
+    phases = [{name: value.shape for name, value in pair.trained().items()}]
     if dense is not None:
-        trained = max(trained, pair.num_trained(dense) * 4)
-    one, most = 3 * trained, (keep or 2) + 2  # the best one beside those kept, and the one that is being written
+        phases.append(pair.trained_shapes(dense))
+    one = max(checkpoint_bytes(shapes, settings.optimizer, pair.tables()) for shapes in phases)
+    most = (settings.save_total_limit or 2) + 2  # the best one beside those kept, and the one that is being written
     if goes_on:
         held = min(sum(_num_bytes(path) for path in checkpoints(folder)), one * (most - 1))  # the next one is new
     else:

@@ -31,8 +31,6 @@ SMALLEST_ROW = 0.1
 GAIN_SHARE = 0.3
 """The norm gains' step as a share of the projections'; they start at 1, so it is relative as well."""
 ADAM_EPSILON = 1e-8
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's state beside its step count."""
 
 
 def parameter_groups(
@@ -84,28 +82,6 @@ def make_optimizer(
     return torch.optim.AdamW(
         trained, lr=settings.learning_rate, betas=betas, weight_decay=settings.weight_decay, fused=True
     )
-
-
-def moment_shapes(
-    shapes: dict[str, torch.Size], settings: TrainConfig, tables: Collection[str] = ()
-) -> dict[str, torch.Size]:
-    """List what the optimiser remembers after a step as `KEY/NAME`, for trained tensors of these shapes.
-
-    Args:
-        shapes: By checkpoint name.
-        settings: The recipe's section.
-        tables: As for `parameter_groups`.
-    """
-    found: dict[str, torch.Size] = {}
-    for name, shape in shapes.items():
-        is_matrix = settings.optimizer == "muon" and len(shape) > 1
-        if is_matrix:
-            found[f"row_size/{name}"] = torch.Size([*shape[:-1], 1])
-        if is_matrix and name not in tables:
-            found[f"momentum/{name}"] = shape
-        else:
-            found |= {f"step/{name}": torch.Size([])} | {f"{key}/{name}": shape for key in MOMENTS}
-    return found
 
 
 class Muon(torch.optim.Optimizer):

@@ -21,13 +21,14 @@ from torch.distributed.tensor import DTensor
 from lrc.config import TrainConfig
 from lrc.models.dense import Dense
 from lrc.models.held_teacher import take_pieces
+from lrc.models.moments import moment_shapes
 from lrc.models.pair import PairEmbedding, PairHead, PairLayer, PairNorm
 from lrc.models.pair_model import PairModel
 from lrc.models.step_weights import step_weights_for
 from lrc.models.stored_tensors import Piece, StoredTensors, whole_piece
 from lrc.training.checkpoint import Held, Saved
 from lrc.training.engine import Accept, merged_row_sizes, share_stored
-from lrc.training.optimizer import make_optimizer, moment_shapes, parameter_groups, set_rate, sharded_like, whole
+from lrc.training.optimizer import make_optimizer, parameter_groups, set_rate, sharded_like, whole
 
 
 class ShardedEngine:
@@ -52,7 +53,7 @@ class ShardedEngine:
         self.settings = settings
         self.shapes = {name: value.shape for name, value in pair.stored().items()}
         shapes = {name: value.shape for name, value in pair.trained().items()}
-        self.moment_shapes = moment_shapes(shapes, settings, pair.tables())
+        self.moment_shapes = moment_shapes(shapes, settings.optimizer, pair.tables())
         sizes = merged_row_sizes(pair, settings)
         self.mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         stored = set(pair.stored().values())

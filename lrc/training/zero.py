@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from lrc.config import TrainConfig
 from lrc.models.dense import Dense
 from lrc.models.held_teacher import take_pieces
+from lrc.models.moments import MOMENTS, moment_shapes
 from lrc.models.pair import PairEmbedding, PairHead, PairLayer, PairNorm
 from lrc.models.pair_model import PairModel
 from lrc.models.stored_tensors import Piece, StoredTensors, whole_piece
 from lrc.training.checkpoint import Held, Saved
 from lrc.training.engine import Accept
-from lrc.training.optimizer import MOMENTS, make_optimizer, moment_shapes, set_rate
+from lrc.training.optimizer import make_optimizer, set_rate
 
 
 class ZeroEngine:
@@ -49,7 +50,7 @@ class ZeroEngine:
         self.is_sharded = self.stage == 3
         self.trained = pair.trained()
         self.shapes = {name: value.shape for name, value in self.trained.items()}
-        self.moment_shapes = moment_shapes(self.shapes, settings)
+        self.moment_shapes = moment_shapes(self.shapes, settings.optimizer)
         if self.is_sharded:
             take_pieces(pair)
             deepspeed.utils.set_z3_leaf_modules(pair, [PairEmbedding, PairNorm, PairLayer, PairHead])

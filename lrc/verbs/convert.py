@@ -7,6 +7,7 @@ from lrc.config import ConvertConfig, StudentConfig
 from lrc.export.convert import check_dtype, read_source, write_student
 from lrc.export.folder import check_target, written_folder
 from lrc.export.parity import check_parity
+from lrc.models.set_aside import find_set_aside
 from lrc.verbs.progress import progress_lines, say
 from lrc.verbs.sources import locate_teacher
 
@@ -25,8 +26,8 @@ def convert(
 ) -> Path:
     """Merge a checkpoint with its teacher, prove the result and publish it as `out`.
 
-    Memory: the trained tensors beside one weights file while merging, then beside the whole teacher in float32 while
-    the result is proved (docs/formats.md).
+    Memory: one weights file while merging, then, while the result is proved, the whole teacher in float32 if it is
+    small, else a layer of it (docs/formats.md).
 
     Args:
         checkpoint: `checkpoint-N` folder, or a safetensors file (also of the original code).
@@ -46,6 +47,7 @@ def convert(
         ConfigError, CheckpointError: Bad input, before anything is written.
         NumericsError: The student's logits are not the factored student's; nothing is published.
     """
+    checkpoint = find_set_aside(checkpoint)
     check_target(out, overwrite=overwrite, inputs=[checkpoint])
     check_dtype(dtype)
     source = read_source(

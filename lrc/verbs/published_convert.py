@@ -14,6 +14,7 @@ from typing import Any
 
 from lrc.config import StudentConfig, recipe_from_dict
 from lrc.errors import CheckpointError, ConfigError
+from lrc.models.set_aside import find_set_aside
 from lrc.verbs.published_flags import flag, parse_flags, run_command, spell
 
 PROGRAM = "convert_ckpt.py"
@@ -127,7 +128,7 @@ def _describe_student(
 
 def _convert(argv: Sequence[str]) -> None:
     call = translate(argv)
-    recorded = _read_recorded_student(call.checkpoint)
+    recorded = _read_recorded_student(find_set_aside(call.checkpoint))
     if recorded is not None:
         call = translate(argv, recorded)
     for note in call.notes:

@@ -181,8 +181,8 @@ def _begin(
 ) -> StartReport | None:
     """On the first process: do what may refuse, then empty the run's folder, write to it, and return the start."""
     teacher, pair = models
-    keep, goes_on = recipe.train.save_total_limit, place.resume is not None
-    check_space(folder, pair, keep=keep, dense=plan_phases(recipe).dense, goes_on=goes_on)
+    goes_on = place.resume is not None
+    check_space(folder, pair, recipe.train, dense=plan_phases(recipe).dense, goes_on=goes_on)
     starts_later = trackers_need_folder(recipe.train)
     if not starts_later:
         start_trackers(accelerator, recipe.train)

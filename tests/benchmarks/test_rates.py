@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from benchmarks.speed.rates import MERGES, PARTS, ProductRates, part_products, predict, predict_floor, shape_sizes
+from benchmarks.speed.rates import PARTS, ProductRates, part_products, predict, predict_floor, shape_sizes
 from benchmarks.speed.shapes import SHAPES
 from benchmarks.speed.ways import PUBLISHED
 from lrc.plan.flops import step_flops
@@ -37,11 +37,13 @@ def test_the_products_of_a_layer_have_the_flops_that_the_plan_counts() -> None:
     assert listed["head"] / SHAPE.layers == counted.head  # the tiny head is one chunk
 
 
-def test_a_prediction_is_flops_over_rates_with_merges_once_a_step() -> None:
+def test_a_prediction_is_flops_over_rates_with_whole_merges_once_a_step_and_the_embeddings_rows_each_time() -> None:
     rates, sizes = priced_at(1e-9), shape_sizes(SHAPE)
     one, four = (predict(sizes, SHAPE, PUBLISHED, rates, accumulation=count) for count in (1, 4))
+    rows = 2 * SHAPE.tokens * SHAPE.hidden * SHAPE.d_student
     for part in PARTS:
-        assert four.flops[part] == (1 if part in MERGES else 4) * one.flops[part]
+        again = rows if part in ("merge_forward", "merge_backward") else one.flops[part]
+        assert four.flops[part] == pytest.approx(one.flops[part] + 3 * again)
     assert one.total_seconds == pytest.approx(one.total_flops * 1e-9)
     floor = predict_floor(sizes, SHAPE, PUBLISHED, rates)
     assert floor.total_flops == sum(one.flops[part] for part in floor.flops) < one.total_flops

@@ -43,6 +43,14 @@ def test_a_family_whose_files_hold_single_experts_is_loaded_whole(tmp_path: Path
     assert opened.dtype() == torch.float32
 
 
+@pytest.mark.parametrize(("family", "renamed"), [("mistral", False), ("mixtral", True)])
+def test_rows_are_those_of_the_whole_tensor(tmp_path: Path, family: str, renamed: bool) -> None:
+    tensors = saved(tmp_path, family)
+    opened = open_teacher(tmp_path, renamed=renamed)
+    for name in (EMBEDDING, "model.norm.weight"):
+        assert torch.equal(opened.rows(name, 3, 7), tensors[name][3:7])
+
+
 def test_a_tied_head_may_lack_and_nothing_else(tmp_path: Path) -> None:
     tensors = saved(tmp_path, "smollm3")
     assert HEAD not in tensors

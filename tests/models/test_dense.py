@@ -141,12 +141,13 @@ def test_shared_inputs_keep_the_projection_that_clone_terms_lift_with() -> None:
     assert not bare.layers[0].frozen()
 
 
+@each_variant
 @each_phase
-def test_a_phase_s_size_is_known_before_it_begins(dense: Dense) -> None:
-    _, pair = filled()
-    expected = pair.num_trained(dense)
+def test_what_a_phase_trains_is_known_before_it_begins(dense: Dense, variant: Variant) -> None:
+    _, pair = filled(variant)
+    expected = pair.trained_shapes(dense)
     pair.enter(dense)
-    assert sum(value.numel() for value in pair.trained().values()) == expected
+    assert {name: value.shape for name, value in pair.trained().items()} == expected
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "deepseek_v3", "phi"])

@@ -3,13 +3,11 @@
 from typing import Any, Literal
 
 import pytest
-import torch
 
 from lrc.clone.sites import Variant
-from lrc.config import ObjectiveConfig, TrainConfig
+from lrc.config import ObjectiveConfig
 from lrc.models.discovery import discover
 from lrc.plan.sizes import Sizes, measure_sizes
-from lrc.training.optimizer import moment_shapes
 from tests.models.tiny_configs import tiny_config
 from tests.plan.published import Published, published_runs
 from tests.plan.real_step import STUDENT, real_pair, small_config
@@ -67,7 +65,7 @@ def test_counts_are_those_of_the_pair_and_of_the_stock_student(family: str, vari
 def test_moments_are_those_that_the_optimiser_keeps(optimizer: Literal["adamw", "muon"]) -> None:
     config = tiny_config("llama")
     sizes = measure_sizes(config, discover(config), Variant(), 16)
-    shapes = {name: torch.Size([32, 16] if name.startswith("projections.") else [16]) for name in sizes.plan.trained}
-    kept = moment_shapes(shapes, TrainConfig(max_steps=1, optimizer=optimizer))
-    counts = {key: shape for key, shape in kept.items() if not key.startswith("step/")}
-    assert sizes.moment_bytes(optimizer) == 4 * sum(shape.numel() for shape in counts.values())
+    projections, gains = 16 * 32 * 16, 5 * 16  # 7 in each of 2 layers, embedding and head; 2 gains a layer and the last
+    moments = {"adamw": 8 * (projections + gains), "muon": 4 * projections + 4 * 16 * 32 + 8 * gains}[optimizer]
+    assert sizes.moment_bytes(optimizer) == moments
+    assert sizes.checkpoint_bytes(optimizer) == 4 * (projections + gains) + moments

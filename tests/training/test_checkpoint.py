@@ -182,6 +182,7 @@ def test_a_kill_while_one_is_replaced_loses_no_checkpoint(
     (found,) = checkpoints(tmp_path)
     assert step_of(found) == 1
     assert find_resume(tmp_path, "auto", lambda note: pytest.fail(note)) == found
+    assert find_resume(tmp_path, str(folder), lambda note: pytest.fail(note)) == found
     run = Run(seed=3)
     assert run.load(found) == state_at(1)
     assert_bit_equal(run.tensors(), (new if is_new else old).tensors())

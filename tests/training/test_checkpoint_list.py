@@ -98,6 +98,15 @@ def test_a_named_checkpoint_is_taken_wherever_it_lies_if_it_is_whole(tmp_path: P
         resume(tmp_path, str(named))
 
 
+def test_a_named_checkpoint_that_a_kill_left_set_aside_is_found_unless_its_successor_stands(tmp_path: Path) -> None:
+    place(tmp_path, 4)
+    named, aside = tmp_path / "checkpoint-4", tmp_path / ".checkpoint-4.replaced"
+    named.rename(aside)
+    assert resume(tmp_path, str(named)) == resume(tmp_path) == (aside, [])
+    place(tmp_path, 4)
+    assert resume(tmp_path, str(named)) == resume(tmp_path) == (named, [])
+
+
 @pytest.mark.parametrize(("keep", "kept"), [(None, [2, 9, 10, 100]), (1, [100]), (2, [10, 100]), (9, [2, 9, 10, 100])])
 def test_rotation_keeps_the_newest_and_touches_nothing_else(tmp_path: Path, keep: int | None, kept: list[int]) -> None:
     litter = place_litter(tmp_path)

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lrc.config import TrainConfig
+from lrc.models.moments import MOMENTS
 from lrc.models.stored_tensors import StoredTensors
 from lrc.training.checkpoint import Saved
 from lrc.training.engine import FullEngine
-from lrc.training.optimizer import MOMENTS
 from lrc.training.run_state import RunState
 
 SHAPES = {"projection": (6, 4), "gain": (4,)}

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ import torch
 from lrc.clone.sites import Variant
 from lrc.config import ObjectiveConfig, TrainConfig, load_recipe
 from lrc.errors import CheckpointError, ConfigError
+from lrc.models.dense import Dense
 from lrc.models.pair_model import PairModel
 from lrc.training.launch import check_space, make_accelerator, start_trackers, trackers_need_folder, write_recipe
 from tests.tiny import tiny_recipe, tiny_teacher
@@ -17,6 +18,10 @@ from tests.tiny import tiny_recipe, tiny_teacher
 CPU = torch.device("cpu")
 TRAINED_VALUES = 16 * (32 * 16) + 5 * 16
 """Values of the tiny pair: 7 projections in each of 2 layers, embedding and head; 2 gains a layer and the last."""
+ONE = 3 * 4 * TRAINED_VALUES
+"""Bytes of a checkpoint: weights and two moments in float32."""
+ONE_OF_MUON = ONE - 4 * 16 * (32 * 16) + 4 * 16 * 32
+"""With Muon: one moment less of each projection, and the sizes of its rows."""
 
 
 def settings(**changes: Any) -> TrainConfig:
@@ -87,22 +92,27 @@ def pair() -> PairModel:
 
 
 @pytest.mark.parametrize(("keep", "num_checkpoints"), [(1, 3), (2, 4), (5, 7), (None, 4)])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_disk_must_hold_the_kept_checkpoints_the_best_and_one_more(
-    tmp_path: Path, pair: PairModel, keep: int | None, num_checkpoints: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    pair: PairModel,
+    optimizer: Literal["adamw", "muon"],
+    keep: int | None,
+    num_checkpoints: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[Path] = []
-    needed = num_checkpoints * 3 * 4 * TRAINED_VALUES  # weights and two moments in float32
-    free = needed
+    free = needed = num_checkpoints * {"adamw": ONE, "muon": ONE_OF_MUON}[optimizer]
 
     def disk_usage(folder: Path) -> Any:
         asked.append(folder)
         return SimpleNamespace(free=free)
 
     monkeypatch.setattr("lrc.training.launch.shutil.disk_usage", disk_usage)
-    check_space(tmp_path, pair, keep=keep)
+    check_space(tmp_path, pair, settings(save_total_limit=keep, optimizer=optimizer))
     free = needed - 1
     with pytest.raises(CheckpointError, match=r"room for 0\.0 GB.*found 0\.0 GB.*train\.save_total_limit"):
-        check_space(tmp_path, pair, keep=keep)
+        check_space(tmp_path, pair, settings(save_total_limit=keep, optimizer=optimizer))
     assert asked == [tmp_path, tmp_path]
 
 
@@ -114,9 +124,6 @@ def write_checkpoints(folder: Path, *sizes: int) -> None:
     for step, size in enumerate(sizes):
         (folder / f"checkpoint-{step}").mkdir(parents=True)
         (folder / f"checkpoint-{step}" / "state.json").write_bytes(bytes(size))
-
-
-ONE = 3 * 4 * TRAINED_VALUES
 
 
 @pytest.mark.parametrize(
@@ -131,10 +138,10 @@ def test_a_run_that_goes_on_needs_no_room_for_the_checkpoints_that_it_has(
     write_checkpoints(folder, *sizes)
     (tmp_path / "train.log").write_bytes(bytes(ONE))  # no checkpoint of the run
     say_free(monkeypatch, needed)
-    check_space(folder, pair, keep=2, goes_on=True)
+    check_space(folder, pair, settings(save_total_limit=2), goes_on=True)
     say_free(monkeypatch, needed - 1)
     with pytest.raises(CheckpointError, match="must have room"):
-        check_space(folder, pair, keep=2, goes_on=True)
+        check_space(folder, pair, settings(save_total_limit=2), goes_on=True)
 
 
 def test_a_run_that_begins_anew_counts_what_its_folder_frees(
@@ -142,28 +149,48 @@ def test_a_run_that_begins_anew_counts_what_its_folder_frees(
 ) -> None:
     folder = tmp_path / "run" / "train"
     say_free(monkeypatch, 4 * ONE)
-    check_space(folder, pair, keep=2)
+    check_space(folder, pair, settings(save_total_limit=2))
     assert list(tmp_path.iterdir()) == []
     write_checkpoints(folder, ONE, ONE, ONE)
     (folder / "metrics.jsonl").write_bytes(bytes(10))
     say_free(monkeypatch, ONE - 10)
-    check_space(folder, pair, keep=2)
+    check_space(folder, pair, settings(save_total_limit=2))
     say_free(monkeypatch, ONE - 11)
     with pytest.raises(CheckpointError, match="must have room"):
-        check_space(folder, pair, keep=2)
+        check_space(folder, pair, settings(save_total_limit=2))
 
 
 def test_a_file_in_the_run_folders_place_is_refused(tmp_path: Path, pair: PairModel) -> None:
     (tmp_path / "run").write_text("mine")
     with pytest.raises(CheckpointError, match=r"The run folder .*run/train can't be written"):
-        check_space(tmp_path / "run" / "train", pair, keep=2)
+        check_space(tmp_path / "run" / "train", pair, settings(save_total_limit=2))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_later_phase_that_trains_more_needs_its_own_room(
+    tmp_path: Path, pair: PairModel, optimizer: Literal["adamw", "muon"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = Dense(tensors="every")
+    free = {name: shape.numel() for name, shape in pair.trained_shapes(dense).items() if name.startswith("dense.")}
+    tables = 2 * 48 * 16
+    assert sum(free[f"dense.{name}.weight"] for name in ("model.embed_tokens", "lm_head")) == tables
+    rows = sum(shape[0] for name, shape in pair.trained_shapes(dense).items() if name.startswith("dense."))
+    moments = {"adamw": 8 * sum(free.values()), "muon": 4 * (sum(free.values()) + tables + rows)}[optimizer]
+    one = 4 * sum(free.values()) + moments + 12 * 5 * 16
+    say_free(monkeypatch, 3 * one)
+    run = settings(save_total_limit=1, optimizer=optimizer)
+    check_space(tmp_path, pair, run, dense=dense)
+    say_free(monkeypatch, 3 * one - 1)
+    with pytest.raises(CheckpointError, match="must have room"):
+        check_space(tmp_path, pair, run, dense=dense)
 
 
 def test_a_full_disk_is_told_in_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    big: Any = SimpleNamespace(trained=lambda: {"projections.lm_head": torch.empty(10**9, device="meta")})
+    trained = {"projections.lm_head": torch.empty(10**9, device="meta")}
+    big: Any = SimpleNamespace(trained=lambda: trained, tables=frozenset)
     monkeypatch.setattr("lrc.training.launch.shutil.disk_usage", lambda folder: SimpleNamespace(free=1_540_000_000))
     with pytest.raises(CheckpointError, match=r"room for 48\.0 GB of checkpoints, found 1\.5 GB"):
-        check_space(tmp_path, big, keep=2)
+        check_space(tmp_path, big, settings(save_total_limit=2))
 
 
 @pytest.mark.parametrize(

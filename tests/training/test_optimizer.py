@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from lrc.config import TrainConfig
+from lrc.models.moments import MOMENTS, moment_shapes
 from lrc.training import optimizer as module
 from lrc.training.optimizer import (
     GAIN_SHARE,
-    MOMENTS,
     Muon,
     make_optimizer,
-    moment_shapes,
     orthogonalise,
     parameter_groups,
     row_sizes,
@@ -196,7 +195,7 @@ def test_what_is_remembered_has_the_listed_names_and_shapes(optimizer: Any) -> N
         value.grad = torch.ones_like(value)
     made.step()
     found = {f"{key}/{name}": kept.shape for name, value in trained.items() for key, kept in made.state[value].items()}
-    assert found == moment_shapes({name: value.shape for name, value in trained.items()}, settings, {TABLE})
+    assert found == moment_shapes({name: value.shape for name, value in trained.items()}, optimizer, {TABLE})
 
 
 def test_stacked_experts_move_as_so_many_matrices() -> None:

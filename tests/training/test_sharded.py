@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lrc.config import TrainConfig
-from lrc.training.optimizer import make_optimizer, moment_shapes
+from lrc.models.moments import moment_shapes
+from lrc.training.optimizer import make_optimizer
 from lrc.training.sharded import ShardedEngine
 from tests.training.test_engine import saved_moments, trained_on_meta
 
@@ -20,7 +21,7 @@ def test_sharded_step_counts_lie_where_the_optimiser_counts(
     engine = ShardedEngine.__new__(ShardedEngine)
     engine.settings = TrainConfig(max_steps=1, optimizer=optimizer)
     engine.trained = engine.stored = trained_on_meta()
-    engine.moment_shapes = moment_shapes({name: value.shape for name, value in engine.trained.items()}, engine.settings)
+    engine.moment_shapes = moment_shapes({name: value.shape for name, value in engine.trained.items()}, optimizer)
     engine.optimizer = make_optimizer(engine.trained.values(), engine.settings)
     monkeypatch.setattr(engine, "_read_rows", lambda tensors, name, like: tensors[name].to(like.device))
     engine.load(saved_moments(tmp_path, engine.moment_shapes))

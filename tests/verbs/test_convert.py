@@ -142,6 +142,19 @@ def test_an_earlier_student_stays_where_the_new_one_fails(tmp_path: Path, stages
     assert not (tmp_path / "out" / "old").exists()
 
 
+def test_a_checkpoint_that_a_kill_left_set_aside_is_converted_and_never_replaced(
+    tmp_path: Path, stages: Stages
+) -> None:
+    named, aside = tmp_path / "run" / "checkpoint-2", tmp_path / "run" / ".checkpoint-2.replaced"
+    aside.mkdir(parents=True)
+    with pytest.raises(ConfigError, match="must not be or hold what is read"):
+        convert(named, tmp_path / "run", overwrite=True)
+    assert stages.names == []
+    convert(named / "model.safetensors", tmp_path / "out")
+    assert stages.calls[0][1]["checkpoint"] == aside / "model.safetensors"
+    assert aside.is_dir()
+
+
 def test_a_teacher_that_has_moved_can_be_named(tmp_path: Path) -> None:
     checkpoint = train(tiny_recipe(tmp_path, start__method="random", train__max_steps=1, data__held_out=None))
     shutil.move(tmp_path / "teacher", tmp_path / "moved")

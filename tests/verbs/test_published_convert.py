@@ -142,6 +142,18 @@ def test_main_reads_what_the_checkpoint_records(name: str, fake: FakeConvert, tm
     assert options["student"] == StudentConfig(hidden_size=1200, tie_embedding_projection=True)
 
 
+@pytest.mark.parametrize("name", ["", "model.safetensors"])
+def test_main_reads_the_record_of_a_checkpoint_that_a_kill_left_set_aside(
+    name: str, fake: FakeConvert, tmp_path: Path
+) -> None:
+    write_checkpoint(tmp_path / ".checkpoint-10.replaced", {"recipe": recorded_recipe()})
+    named = tmp_path / "checkpoint-10" / name
+    assert main(["--ckpt-path", str(named), "--save-path", "OUT", "--target-hidden-size", "1200"]) == 0
+    [(checkpoint, _, options)] = fake.calls
+    assert checkpoint == named  # `convert` finds it by itself
+    assert options["student"] == StudentConfig(hidden_size=1200, tie_embedding_projection=True)
+
+
 @pytest.mark.parametrize("config", [{}, [], {"recipe": {"no_such_key": 1}}])
 def test_a_broken_record_is_refused(
     config: object, fake: FakeConvert, tmp_path: Path, capsys: pytest.CaptureFixture[str]

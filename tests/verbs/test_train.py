@@ -289,6 +289,16 @@ def test_a_run_that_goes_back_drops_the_checkpoints_after_that_step(tmp_path: Pa
     assert find_resume(folder, "auto", print) == last
 
 
+def test_a_named_checkpoint_that_a_kill_left_set_aside_is_gone_on_from_and_gets_its_name_back(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"start__method": "random", "data__held_out": None, "train__save_steps": 1}
+    train(tiny_recipe(tmp_path, train__max_steps=1, **changes))
+    folder = tmp_path / "run" / "train"
+    (folder / "checkpoint-1").rename(folder / ".checkpoint-1.replaced")
+    last = train(tiny_recipe(tmp_path, train__max_steps=2, **changes), resume=str(folder / "checkpoint-1"))
+    assert last == folder / "checkpoint-2"
+    assert sorted(path.name for path in folder.glob("*checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+
+
 def test_a_finished_checkpoint_of_another_run_ends_with_a_checkpoint_here(tmp_path: Path) -> None:
     first = train(tiny_recipe(tmp_path, start__method="random", train__max_steps=2))
     other = tiny_recipe(tmp_path, start__method="random", train__max_steps=2, run=str(tmp_path / "other"))
