@@ -96,6 +96,8 @@ class TrainConfig:
     activation_checkpointing: Checkpointing = "none"
     """What the backward pass computes again: nothing, what is large or cheap in the student's layers (`selective`), or
     the layers of both models (`layer`); false and true are read as `none` and `layer`."""
+    compile: bool = False
+    """Run layers through torch.compile; eager, with one line that says why, where that fails."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; `auto` takes a GPU if there is one."""
     trackers: tuple[str, ...] = ()
@@ -297,6 +299,13 @@ def validate(recipe: Recipe, *, origin: str) -> None:
     problems += prepare_problems(recipe.prepare)
     problems += sft_problems(recipe.sft)
     problems += method_problems(recipe.method, recipe.phases, objective)
+    if train.compile and train.activation_checkpointing == "selective":
+        problems.append(
+            "train.compile must be false with train.activation_checkpointing = selective: a compiled layer hands no "
+            "products out, and chooses by itself what to compute again; take none or layer"
+        )
+    if train.compile and recipe.teacher_weights.is_held:
+        problems.append("train.compile must be false with teacher_weights, whose matrices come while a layer runs")
     if not recipe.run:
         problems.append("run must name a folder, found an empty name")
     if objective.lm_weight == objective.kl_weight == objective.clone_weight == 0:

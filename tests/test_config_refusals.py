@@ -55,6 +55,19 @@ def test_an_unknown_key_like_no_other_is_refused_with_all_there_are(recipe_file:
         assert key in message
 
 
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ("train.activation_checkpointing=selective", "hands no products out"),
+        ("teacher_weights.format=int8", "come while a layer runs"),
+    ],
+)
+def test_a_compiled_layer_is_refused_with_what_it_can_t_hold(recipe_file: Path, other: str, reason: str) -> None:
+    message = refusal(recipe_file, "train.compile=true", other)
+    assert message.startswith("train.compile must be false with")
+    assert reason in message
+
+
 def test_an_unknown_policy_is_refused(recipe_file: Path) -> None:
     assert "train.activation_checkpointing" in refusal(recipe_file, "train.activation_checkpointing=some")
 

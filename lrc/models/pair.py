@@ -133,6 +133,8 @@ class PairLayer(ProjectedPart):
         self.cloning = cloning
         self.lockstep = lockstep
         self.checkpointing: Checkpointing = "none"
+        self.run: Callable[..., tuple[Any, Tensor | None, Tensor | None]] = self._run
+        """What a forward runs, and where it is recomputed runs again; compiled ones take its place."""
         self._points: dict[str, Tensor] | None = None
         self._terms: dict[str, Tensor] = {}
         self._valid: Tensor | None = None
@@ -158,9 +160,9 @@ class PairLayer(ProjectedPart):
         policy: Checkpointing = self.checkpointing if torch.is_grad_enabled() else "none"
         arguments = (student_stream, lockstep.teacher_stream, lockstep.valid, lockstep.alignment, policy, args, kwargs)
         if policy == "layer":
-            student, teacher, terms = checkpoint(self._run, *arguments, use_reentrant=False)
+            student, teacher, terms = checkpoint(self.run, *arguments, use_reentrant=False)
         else:
-            student, teacher, terms = self._run(*arguments)
+            student, teacher, terms = self.run(*arguments)
         lockstep.teacher_stream = teacher
         if terms is not None:
             lockstep.terms.append(terms)

@@ -14,6 +14,7 @@ from lrc.errors import CheckpointError, ConfigError
 from lrc.evaluation.held_out import AlsoMeasure, HeldOutText
 from lrc.method_config import method_objective
 from lrc.models.checkpoint import checkpoint_facts, read_facts, variant_of
+from lrc.models.compiled import compile_layers
 from lrc.models.compute import choose_device, keep_freed_memory
 from lrc.models.dense import FROM_SCRATCH, Dense, dense_of_facts, dense_to_facts
 from lrc.models.discovery import Architecture, discover
@@ -206,6 +207,8 @@ def _load_pair(recipe: Recipe, inputs: _Inputs, accelerator: Accelerator, strate
     if recipe.method != "clone":
         pair.enter(FROM_SCRATCH)
     pair.set_activation_checkpointing(recipe.train.activation_checkpointing)
+    if recipe.train.compile:
+        compile_layers(pair, tell)
     return teacher, pair
 
 
