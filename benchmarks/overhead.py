@@ -24,10 +24,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import lrc.training.loop as loop
 from lrc.config import Recipe
 from lrc.data.folder_hash import find_damage
+from lrc.models.moments import moment_shapes
 from lrc.models.pair_model import PairModel
 from lrc.training.checkpoint import read_checkpoint, save_checkpoint
 from lrc.training.engine import FullEngine
-from lrc.training.optimizer import moment_shapes
 from lrc.verbs.demo import demo_recipe
 from lrc.verbs.train import train
 
@@ -105,7 +105,7 @@ def measure(steps: int) -> dict[str, Any]:
         shapes = {name: value.shape for name, value in loop_shapes(last).items()}
         began = time.perf_counter()
         assert find_damage(last) is None
-        saved = read_checkpoint(last, shapes, moment_shapes(shapes, make_recipe(Path(folder), steps).train))
+        saved = read_checkpoint(last, shapes, moment_shapes(shapes, make_recipe(Path(folder), steps).train.optimizer))
         assert all(len(dict(tensors)) for tensors in (saved.weights, saved.moments))
         clock.seconds["read"] = time.perf_counter() - began
     busy = {name: clock.seconds[name] / (steps - 1) for name in ("forward", "backward", "optimiser")}

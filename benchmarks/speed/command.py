@@ -33,6 +33,7 @@ def main(description: str | None) -> None:
         rounds=arguments.rounds,
         with_plain=not arguments.no_plain,
         optimizer=arguments.optimizer,
+        with_compiled=arguments.compile,
         traces=arguments.out.parent if arguments.profile else None,
     )
     found: dict[str, Any] = {"machine": machine_facts(settings), "shapes": [], "sweeps": []}
@@ -71,6 +72,7 @@ def _parse(description: str | None) -> argparse.Namespace:
     parser.add_argument("--points", type=int, default=3, help="points of a sweep: 1, 2, 4, ... times the size")
     parser.add_argument("--profile", action="store_true", help="time by part, and traces beside --out")
     parser.add_argument("--no-plain", action="store_true", help="leave the plain formulation out")
+    parser.add_argument("--compile", action="store_true", help="ours with train.compile too")
     parser.add_argument("--out", type=Path, default=Path("runs/step/step.json"))
     return parser.parse_args()
 

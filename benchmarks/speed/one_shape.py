@@ -42,6 +42,7 @@ class Settings:
     rounds: int
     with_plain: bool
     optimizer: str
+    with_compiled: bool = False
     traces: Path | None = None
     """Where profiles go; None: no profile."""
 
@@ -59,13 +60,13 @@ def measure_shape(shape: Shape, settings: Settings, report: Callable[[str], None
     if with_plain and (lacking := lacking_for_plain(shape, settings.device)):
         report(f"{shape.name}: the plain formulation is left out: {lacking}")
         with_plain = False
-    ways = list_ways(bench, settings.accumulations, with_plain=with_plain)
+    ways = list_ways(bench, settings.accumulations, with_plain=with_plain, with_compiled=settings.with_compiled)
     sizes = shape_sizes(shape)
     rates = ProductRates(part_products(sizes, shape), dtype=settings.dtype, device=settings.device)
     run_rounds(bench, ways, rates, settings.rounds, report)
     parts = {}
     if settings.traces is not None:
-        for way in (way for way in ways if way.name == OURS):
+        for way in (way for way in ways if way.name == OURS and not way.compiled):
             trace = settings.traces / f"{shape.name}-{way.title.replace(', ', '-')}.json"
             parts[way.title] = profile_parts(bench, way.pieces["step"], trace)
             report(f"{shape.name}: trace in {trace}")
@@ -102,6 +103,7 @@ def way_facts(
         "title": way.title,
         "accumulation": way.accumulation,
         "checkpointing": way.checkpointing,
+        "compiled": way.compiled,
         "tokens": shape.tokens * way.accumulation,
         "seconds": way.seconds,
         "median_seconds": way.median,

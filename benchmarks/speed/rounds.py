@@ -21,6 +21,7 @@ class Way:
     name: str
     accumulation: int = 1
     checkpointing: Checkpointing = "none"
+    compiled: bool = False
     pieces: dict[str, Callable[[], object]]
     """What a step is made of, timed one by one and summed."""
     forward: Callable[[], Tensor] | None = None
@@ -35,7 +36,8 @@ class Way:
         """The name with what sets it apart."""
         extra = [f"x{self.accumulation}"] if self.accumulation > 1 else []
         again = [] if self.checkpointing == "none" else [f"{self.checkpointing} checkpointing"]
-        return ", ".join([self.name, *extra, *again])
+        compiled = ["compiled"] if self.compiled else []
+        return ", ".join([self.name, *extra, *again, *compiled])
 
     @property
     def median(self) -> float:
@@ -43,19 +45,28 @@ class Way:
         return statistics.median(map(sum, zip(*self.seconds.values(), strict=True)))
 
 
-def list_ways(bench: Bench, accumulations: list[int], *, with_plain: bool) -> list[Way]:
-    """List the ways of one shape: ours for each accumulation, ours with checkpointing of each kind, plain, floor."""
+def list_ways(bench: Bench, accumulations: list[int], *, with_plain: bool, with_compiled: bool = False) -> list[Way]:
+    """List the ways of one shape: ours for each accumulation, ours with checkpointing of each kind, plain, floor.
 
-    def ours(accumulation: int, checkpointing: Checkpointing = "none") -> Way:
+    Compiled, ours runs for each accumulation, and with layer checkpointing.
+    """
+
+    def ours(accumulation: int, checkpointing: Checkpointing = "none", compiled: bool = False) -> Way:
         return Way(
             name=OURS,
             accumulation=accumulation,
             checkpointing=checkpointing,
-            pieces={"step": lambda: bench.ours(accumulation, checkpointing=checkpointing)},
-            forward=bench.ours_forward(checkpointing=checkpointing),
+            compiled=compiled,
+            pieces={"step": lambda: bench.ours(accumulation, checkpointing=checkpointing, compiled=compiled)},
+            forward=bench.ours_forward(checkpointing=checkpointing, compiled=compiled),
         )
 
     ways = [*map(ours, accumulations), ours(1, "selective"), ours(1, "layer")]
+    if with_compiled:
+        ways += [
+            *(ours(accumulation, compiled=True) for accumulation in accumulations),
+            ours(1, "layer", compiled=True),
+        ]
     if with_plain:
         ways.append(Way(name=PLAIN, pieces={"step": bench.plain}, forward=bench.plain_forward))
     floor = Way(

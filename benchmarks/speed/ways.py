@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.speed.published import PublishedStep
 from benchmarks.speed.shapes import Shape, random_teacher
 from lrc.config import Checkpointing, ObjectiveConfig, StartConfig, TrainConfig
+from lrc.models.compiled import compile_layers
 from lrc.models.pair_model import PairModel, StepCounts
 from lrc.models.start import fill_start
 from lrc.models.step_weights import step_weights_for
@@ -108,9 +109,12 @@ class Bench:
             alpha=self.objective.clone_weight,
         )
         self._student: nn.Module | None = None
+        self._eager_runs = [layer.run for layer in self.pair.layers]
+        self._compiled_runs: list[Callable[..., Any]] | None = None
 
-    def ours(self, accumulation: int, *, checkpointing: Checkpointing = "none") -> StepLosses:
+    def ours(self, accumulation: int, *, checkpointing: Checkpointing = "none", compiled: bool = False) -> StepLosses:
         """Do one optimiser step as `lrc train` does."""
+        self.set_compiled(compiled)
         batches = self.batches[:accumulation]
         counts = counts_of(batches)
         self.pair.set_activation_checkpointing(checkpointing)
@@ -128,16 +132,26 @@ class Bench:
             objective=objective, lm=lm / counts.labels, kl=kl / counts.sequences, clone=clone / counts.positions
         )
 
-    def ours_forward(self, *, checkpointing: Checkpointing = "none") -> Callable[[], Tensor]:
+    def ours_forward(self, *, checkpointing: Checkpointing = "none", compiled: bool = False) -> Callable[[], Tensor]:
         """Return the forward half of a step of one micro-batch."""
         batch, counts = self.batches[0], counts_of(self.batches[:1])
 
         def forward() -> Tensor:
+            self.set_compiled(compiled)
             self.pair.set_activation_checkpointing(checkpointing)
             objective: Tensor = self.engine.model(batch.input_ids, batch.labels, batch.valid, counts).objective
             return objective
 
         return forward
+
+    def set_compiled(self, wanted: bool) -> None:
+        """Let the pair's layers run compiled, or as they are."""
+        if wanted and self._compiled_runs is None:
+            compile_layers(self.pair, print)
+            self._compiled_runs = [layer.run for layer in self.pair.layers]
+        runs = self._compiled_runs if wanted and self._compiled_runs is not None else self._eager_runs
+        for layer, run in zip(self.pair.layers, runs, strict=True):
+            layer.run = run
 
     def plain(self, accumulation: int = 1) -> StepLosses:
         """Do one optimiser step as published."""
