@@ -38,13 +38,15 @@ class _CloneError(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, valid: Tensor, is_relative: bool) -> Tensor:
         exact = torch.float64 if student.dtype == torch.float64 else torch.float32
-        difference = student.to(exact) - teacher.to(exact)
-        error = _mean_square(difference, exact)
+        target, difference = teacher.to(exact), student.to(exact)
         weight = valid.to(exact)
         scale = None
         if is_relative:
-            scale = _mean_square(teacher, exact).clamp_min(SMALLEST_MEAN_SQUARE)
+            scale = _mean_square(target).clamp_min(SMALLEST_MEAN_SQUARE)
             weight = weight / scale
+        # in the copy's own memory, where there is a copy: what is formed anew has to be brought from memory anew
+        difference = difference - target if difference is student else difference.sub_(target)
+        error = _mean_square(difference)
         wants_teacher = ctx.needs_input_grad[1]
         ctx.save_for_backward(
             difference.to(student.dtype),
@@ -69,7 +71,7 @@ class _CloneError(torch.autograd.Function):
         return to_student if ctx.needs_input_grad[0] else None, to_teacher, None, None
 
 
-def _mean_square(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Mean over the last axis of the squares, in one pass and in `dtype`."""
-    norm: Tensor = torch.linalg.vector_norm(values, dim=-1, dtype=dtype)
+def _mean_square(values: Tensor) -> Tensor:
+    """Mean over the last axis of the squares, in one pass."""
+    norm: Tensor = torch.linalg.vector_norm(values, dim=-1)
     return norm.square() / values.shape[-1]
