@@ -109,7 +109,8 @@ def split_passages(passages: list[str]) -> tuple[list[str], list[str]]:
 
 def as_documents(passages: list[str]) -> list[str]:
     """Make documents of one and of three passages in turn, with blank lines between; the last one has what is left."""
-    documents, first = [], 0
+    documents: list[str] = []
+    first = 0
     while first < len(passages):
         count = _DOCUMENT_PASSAGES[len(documents) % len(_DOCUMENT_PASSAGES)]
         documents.append("\n\n".join(passages[first : first + count]))
