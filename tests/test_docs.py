@@ -72,7 +72,7 @@ def missing_places(code: Iterator[str], root: Path) -> list[str]:
 
 def missing_files(code: Iterator[str], root: Path) -> list[str]:
     """Return the paths of this repository that are not there; what a run writes is not meant."""
-    rooms = {entry.name for entry in root.iterdir() if entry.is_dir()}
+    rooms = {entry.name for entry in root.iterdir() if entry.is_dir()} - {"runs"}
     missing = []
     for span in code:
         in_room = re.fullmatch(r"[\w.-]+(/[\w.-]+)+/?", span) and span.split("/")[0] in rooms
