@@ -132,12 +132,12 @@ class Bench:
             objective=objective, lm=lm / counts.labels, kl=kl / counts.sequences, clone=clone / counts.positions
         )
 
-    def ours_forward(self, *, checkpointing: Checkpointing = "none", compiled: bool = False) -> Callable[[], Tensor]:
+    def ours_forward(self, *, checkpointing: Checkpointing = "none") -> Callable[[], Tensor]:
         """Return the forward half of a step of one micro-batch."""
         batch, counts = self.batches[0], counts_of(self.batches[:1])
 
         def forward() -> Tensor:
-            self.set_compiled(compiled)
+            self.set_compiled(False)
             self.pair.set_activation_checkpointing(checkpointing)
             objective: Tensor = self.engine.model(batch.input_ids, batch.labels, batch.valid, counts).objective
             return objective

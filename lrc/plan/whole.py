@@ -16,7 +16,7 @@ from lrc.teacher_config import TeacherWeightsConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """One way to run on the plan's machine."""
+    """One way to run on a machine."""
 
     fit: Fit
     peak: Peak
@@ -25,9 +25,10 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """A machine and the first way that fits it."""
+    """A machine, every way to run on it, and the first that fits."""
 
     machine: Machine
+    ways: tuple[Way, ...]
     fit: Fit | None
     pace: Pace | None
     """At the recipe's batch, or the largest that fits if that is smaller."""
@@ -96,7 +97,7 @@ class Planner:
         found: tuple[Way, ...] = ()
         offers: tuple[Offer, ...] = ()
         try:
-            found = tuple(Way(fit=fit, peak=peak_of(memory, fit, shape.batch)) for fit in ways(machine, memory))
+            found = self._ways(machine)
             offers = tuple(self._offer(other) for other in others)
         except Exception as error:  # noqa: BLE001  a family's code may need values; the text is shown to the user
             problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -117,13 +118,18 @@ class Planner:
         shape = self.shape
         return step_flops(self.sizes, shape.objective, batch=shape.batch, sequence=shape.sequence, checkpointing=policy)
 
+    def _ways(self, machine: Machine) -> tuple[Way, ...]:
+        memory = self.memory(machine)
+        return tuple(Way(fit=fit, peak=peak_of(memory, fit, self.shape.batch)) for fit in ways(machine, memory))
+
     def _offer(self, machine: Machine) -> Offer:
-        fit = best_way(ways(machine, self.memory(machine)), self.shape.batch)
+        found = self._ways(machine)
+        fit = best_way([way.fit for way in found], self.shape.batch)
         if fit is None:
-            return Offer(machine=machine, fit=None, pace=None, full_pace=None)
+            return Offer(machine=machine, ways=found, fit=None, pace=None, full_pace=None)
         batches = (min(self.shape.batch, fit.largest_batch), fit.largest_batch)
         own, full = (pace(self.sizes, self.shape, fit, batch=batch) for batch in batches)
-        return Offer(machine=machine, fit=fit, pace=own, full_pace=full)
+        return Offer(machine=machine, ways=found, fit=fit, pace=own, full_pace=full)
 
 
 def plan_to_dict(plan: Plan) -> dict[str, Any]:
@@ -150,19 +156,20 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
         "machine": plan.machine.title,
         "usable_bytes_per_device": plan.machine.usable_bytes,
         "head_copies_bytes": plan.head_copies_bytes,
-        "memory_per_device": [
-            {
-                "strategy": way.fit.strategy.name,
-                "activation_checkpointing": way.fit.checkpointing,
-                "bytes": vars(way.peak.use) | {"total": way.peak.use.total},
-                "peaks_in": way.peak.moment,
-                "largest_batch": way.fit.largest_batch,
-            }
-            for way in plan.ways
-        ],
+        "memory_per_device": [_way_to_dict(way) for way in plan.ways],
         "machines": [_offer_to_dict(offer) for offer in plan.offers],
         "disk_bytes": vars(plan.disk),
         "memory_problem": plan.problem,
+    }
+
+
+def _way_to_dict(way: Way) -> dict[str, Any]:
+    return {
+        "strategy": way.fit.strategy.name,
+        "activation_checkpointing": way.fit.checkpointing,
+        "bytes": vars(way.peak.use) | {"total": way.peak.use.total},
+        "peaks_in": way.peak.moment,
+        "largest_batch": way.fit.largest_batch,
     }
 
 
@@ -170,6 +177,8 @@ def _offer_to_dict(offer: Offer) -> dict[str, Any]:
     fit, run, full = offer.fit, offer.pace, offer.full_pace
     return {
         "machine": offer.machine.title,
+        "usable_bytes_per_device": offer.machine.usable_bytes,
+        "memory_per_device": [_way_to_dict(way) for way in offer.ways],
         "strategy": fit.strategy.name if fit else None,
         "activation_checkpointing": fit.checkpointing if fit else None,
         "largest_batch": fit.largest_batch if fit else 0,

@@ -62,6 +62,12 @@ def test_a_recipe_is_planned_from_its_teachers_config_alone(
         assert causes.pop("total") == pytest.approx(sum(causes.values()))
     assert {offer["machine"] for offer in plan["machines"]} >= {"8 x H100 80 GB", "1 x RTX 4090 24 GB"}
     assert all(offer["hours"] > 0 for offer in plan["machines"])
+    (same,) = (offer for offer in plan["machines"] if offer["machine"] == plan["machine"])
+    assert same["memory_per_device"] == plan["memory_per_device"]
+    assert same["usable_bytes_per_device"] == plan["usable_bytes_per_device"]
+    (small,) = (offer for offer in plan["machines"] if offer["machine"] == "1 x RTX 4090 24 GB")
+    assert len({way["strategy"] for way in small["memory_per_device"]}) == 1
+    assert all(way["bytes"]["teacher"] > 0 for way in small["memory_per_device"])
 
 
 def test_a_teachers_listing_stays_and_the_plan_is_added(
@@ -147,7 +153,7 @@ def test_an_offloaded_teacher_is_planned_whole_on_every_device(
     assert said[0].startswith("teacher    llama, hidden size 32")
     assert said[0].endswith("; its layers' matrices in nf4, offloaded beside a GPU")
     assert plan["teacher_weights"] == {"format": "nf4", "offload": "cpu"}
-    ways = [name for name in ("DDP", "ZeRO-1", "ZeRO-2") for _ in range(2)]  # with and without checkpointing
+    ways = [name for name in ("DDP", "ZeRO-1", "ZeRO-2") for _ in CHECKPOINTING]
     assert [way["strategy"] for way in plan["memory_per_device"]] == ways
     assert plan["memory_problem"] is None
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from lrc.clone.sites import Variant
-from lrc.config import ObjectiveConfig
+from lrc.config import Checkpointing, ObjectiveConfig
 from lrc.models.discovery import discover
 from lrc.plan.devices import parse_machine
 from lrc.plan.flops import StepFlops
@@ -18,7 +18,7 @@ from lrc.plan.run_costs import Disk, Fit, Pace, RunShape
 from lrc.plan.sizes import measure_sizes
 from lrc.plan.whole import Offer, Plan, Way
 from lrc.teacher_config import TeacherWeightsConfig
-from lrc.verbs.plan_tables import CAUSES, FLOPS_ROWS, HEADINGS, answer_lines, print_plan, verdict, way_name
+from lrc.verbs.plan_tables import CAUSES, FLOPS_ROWS, HEADINGS, answer_lines, print_plan, short_name, verdict
 from tests.models.tiny_configs import tiny_config
 
 H100 = parse_machine("h100")
@@ -36,7 +36,7 @@ SHAPE = RunShape(
 )
 
 
-def fit(largest: int, *, checkpointing: bool = False) -> Fit:
+def fit(largest: int, *, checkpointing: Checkpointing = "none") -> Fit:
     return Fit(machine=H100, strategy=ONE_DEVICE, checkpointing=checkpointing, largest_batch=largest)
 
 
@@ -55,12 +55,13 @@ def plan() -> Plan:
         sizes=measure_sizes(config, discover(config), Variant(), 16),
         shape=SHAPE,
         machine=H100,
-        flops=StepFlops(**flops, checkpointing=20e9 * 14),
+        flops=StepFlops(**flops, checkpointing=0),
+        recomputed={"selective": 20e9 * 7, "layer": 20e9 * 14},
         head_copies_bytes=3e9,
-        ways=(way(fit(4), 16), way(fit(9, checkpointing=True), 800)),
+        ways=(way(fit(4), 16), way(fit(9, checkpointing="layer"), 800)),
         offers=(
-            Offer(machine=H100, fit=fit(4), pace=pace, full_pace=replace(pace, batch=4)),
-            Offer(machine=parse_machine("4xh100"), fit=None, pace=None, full_pace=None),
+            Offer(machine=H100, ways=(), fit=fit(4), pace=pace, full_pace=replace(pace, batch=4)),
+            Offer(machine=parse_machine("4xh100"), ways=(), fit=None, pace=None, full_pace=None),
         ),
         disk=Disk(data=20e9, checkpoint=7e9, checkpoints=35e9, student=2e9),
     )
@@ -88,13 +89,14 @@ def test_flops_are_a_tokens_and_their_shares_leave_checkpointing_out(plan: Plan)
     assert cells_of(lines, "teacher, layers forward") == ["1.00", "3.6", "%"]
     assert cells_of(lines, "heads of both, chunked") == ["7.00", "25.0", "%"]
     assert cells_of(lines, "sum") == ["28.00"]
-    assert cells_of(lines, "activation checkpointing adds") == ["14.00", "50.0", "%"]
+    assert cells_of(lines, "selective checkpointing adds") == ["7.00", "25.0", "%"]
+    assert cells_of(lines, "layer checkpointing adds") == ["14.00", "50.0", "%"]
 
 
 def test_memory_stands_by_cause_with_its_sum_and_the_most_rows(plan: Plan) -> None:
     plain, checkpointed = [line.split()[2:] for line in printed(plan) if line.startswith("1 device")]
     assert plain == [*["2.0"] * 8, "16.0", "head", "4"]
-    assert checkpointed == ["+c", *["100.0"] * 8, "800.0", "head", "9"]
+    assert checkpointed == ["+l", *["100.0"] * 8, "800.0", "head", "9"]
     none = replace(plan, ways=(way(fit(0), 16),))
     assert cells_of(printed(none), "1 device ")[-1] == "none"
 
@@ -128,15 +130,16 @@ def test_a_held_teacher_is_named_with_its_place(plan: Plan) -> None:
 def test_the_verdict_is_the_first_way_that_takes_the_batch(plan: Plan) -> None:
     rows = "rows of 10 positions"
     assert verdict(plan) == f"fits: 1 device on {H100.title}, up to 4 {rows}"
-    tight: Any = replace(plan, ways=(way(fit(1), 16), way(fit(9, checkpointing=True), 16)))
-    assert verdict(tight) == f"fits: 1 device with activation checkpointing on {H100.title}, up to 9 {rows}"
+    tight: Any = replace(plan, ways=(way(fit(1), 16), way(fit(9, checkpointing="layer"), 16)))
+    assert verdict(tight) == f"fits: 1 device with layer checkpointing on {H100.title}, up to 9 {rows}"
     none = replace(plan, ways=(way(fit(0), 16),))
     assert verdict(none) == f"fits: nothing on {H100.title}, not even one row of 10 positions"
 
 
 def test_a_way_with_checkpointing_is_marked() -> None:
-    assert way_name(way(fit(1), 1)) == "1 device"
-    assert way_name(way(fit(1, checkpointing=True), 1)) == "1 device +c"
+    assert short_name(fit(1)) == "1 device"
+    assert short_name(fit(1, checkpointing="layer")) == "1 device +l"
+    assert short_name(fit(1, checkpointing="selective")) == "1 device +s"
 
 
 def test_both_neighbours_of_an_asked_size_are_told() -> None:
