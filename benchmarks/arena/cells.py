@@ -165,6 +165,7 @@ def cell_recipe(cell: Cell, *, run: Path, teacher: str, texts: Mapping[str, Path
         f"train.save_steps={max(1, min(25, steps // 8))}",
         "train.save_total_limit=1",
         "train.log_steps=1",
+        "train.compile=true",
         f"train.seed={cell.seed}",
     )
     method = find_method(cell.method)
