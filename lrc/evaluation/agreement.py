@@ -1,13 +1,17 @@
 """How near a student's next-token distributions are to its teacher's: one formula for training, start and scorecard."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lrc.clone.head import CHUNK_BYTES, IGNORED_LABEL, softcapped
+from lrc.clone.products import exact_products
 from lrc.models.pair_model import PairModel
+
+JOINED_POSITIONS = 1024
+"""Held-out positions that are measured with one merge of the student, where windows are shorter."""
 
 
 @dataclass
@@ -49,16 +53,18 @@ class Agreement:
     def add(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> None:
         """Add positions: logits `[positions, vocabulary]`, labels `[positions]` with -100 for none."""
         keep = labels != IGNORED_LABEL
-        student, teacher, labels = student_logits[keep].float(), teacher_logits[keep].float(), labels[keep]
-        log_p, log_t = torch.log_softmax(student, -1), torch.log_softmax(teacher, -1)
+        if not bool(keep.all()):
+            student_logits, teacher_logits, labels = student_logits[keep], teacher_logits[keep], labels[keep]
+        student, teacher = student_logits.float(), teacher_logits.float()
         best = teacher.argmax(-1, keepdim=True)
-        few = min(5, student.shape[-1])
+        first_choices = student.topk(min(5, student.shape[-1]), -1).indices == best
+        log_p, log_t = torch.log_softmax(student, -1), torch.log_softmax(teacher, -1)
         self.positions += labels.numel()
-        self.kl_sum += float((log_t.exp() * (log_t - log_p)).sum())
         self.cross_entropy_sum -= float(log_p.gather(-1, labels[:, None]).sum())
         self.teacher_cross_entropy_sum -= float(log_t.gather(-1, labels[:, None]).sum())
-        self.top1_hits += int((student.argmax(-1, keepdim=True) == best).sum())
-        self.top5_hits += int((student.topk(few, -1).indices == best).any(-1).sum())
+        self.kl_sum += float(torch.linalg.vecdot(log_t.exp(), log_t.sub_(log_p)).sum())
+        self.top1_hits += int(first_choices[:, 0].sum())
+        self.top5_hits += int(first_choices.any(-1).sum())
 
     def summary(self) -> dict[str, float | int]:
         """Return the means as they stand in `metrics.jsonl` and `start.json`."""
@@ -82,22 +88,40 @@ def measure_pair(pair: PairModel, batches: Iterable[tuple[Tensor, Tensor]]) -> A
     """
     agreement = Agreement()
     device = next(iter(pair.trained().values())).device
-    for ids, labels in batches:
+    for ids, labels in _joined(batches):
         student, teacher, _ = pair.hidden_states(ids.to(device), None)
         rows = (student.flatten(0, 1), teacher.flatten(0, 1), labels.to(device).flatten())
         pair.head(_add_rows, agreement, rows, pair.softcap)
     return agreement
 
 
+def _joined(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Put neighbours of one length together, so that a merge serves up to `JOINED_POSITIONS` positions."""
+    held: list[tuple[Tensor, Tensor]] = []
+    for pair in batches:
+        positions = sum(ids.numel() for ids, _ in (*held, pair))
+        if held and (held[0][0].shape[1] != pair[0].shape[1] or positions > JOINED_POSITIONS):
+            yield _together(held)
+            held = []
+        held.append(pair)
+    if held:
+        yield _together(held)
+
+
+def _together(held: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    ids, labels = zip(*held, strict=True)
+    return torch.cat(ids), torch.cat(labels)
+
+
 def _add_rows(
     student_head: Tensor, teacher_head: Tensor, agreement: Agreement, rows: tuple[Tensor, ...], softcap: float | None
 ) -> None:
     """Add the positions of one batch, a chunk of logits at a time."""
+    dtype = student_head.dtype
     student_head, teacher_head = student_head.float(), teacher_head.float()
     chunk = max(1, CHUNK_BYTES // (4 * student_head.shape[0]))
-    for student, teacher, labels in zip(*(side.split(chunk) for side in rows), strict=True):
-        agreement.add(
-            softcapped(student.float() @ student_head.T, softcap),
-            softcapped(teacher.float() @ teacher_head.T, softcap),
-            labels,
-        )
+    labelled = rows[2] != IGNORED_LABEL
+    for student, teacher, labels in zip(*(side[labelled].split(chunk) for side in rows), strict=True):
+        with exact_products(dtype):
+            student_logits, teacher_logits = student.float() @ student_head.T, teacher.float() @ teacher_head.T
+        agreement.add(softcapped(student_logits, softcap), softcapped(teacher_logits, softcap), labels)

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import Tensor
 
+from lrc.evaluation import agreement as agreement_module
 from lrc.evaluation.agreement import Agreement, measure_pair
 from tests.models.test_pair import batch, fill_random, make_pair
 from tests.tiny import tiny_teacher
@@ -59,3 +61,26 @@ def test_a_pair_is_measured_as_its_logits_are() -> None:
     assert measured.kl == pytest.approx(plain.kl, rel=1e-4)
     assert measured.teacher_cross_entropy == pytest.approx(plain.teacher_cross_entropy, rel=1e-5)
     assert measured.top1_agreement == plain.top1_agreement
+
+
+def test_windows_of_any_lengths_are_measured_as_they_are_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = make_pair(tiny_teacher("llama"), 16)
+    fill_random(pair)
+    lengths = (5, 5, 5, 7, 5, 30)
+    windows = [(torch.randint(3, 40, (1, length)), torch.randint(3, 40, (1, length))) for length in lengths]
+    windows[1][1][:, 2:] = -100
+    one_by_one = [measure_pair(pair, [window]) for window in windows]
+    batches: list[int] = []
+    run = pair.hidden_states
+
+    def counted(ids: Tensor, valid: None) -> object:
+        batches.append(ids.shape[0])
+        return run(ids, valid)
+
+    monkeypatch.setattr(pair, "hidden_states", counted)
+    monkeypatch.setattr(agreement_module, "JOINED_POSITIONS", 12)
+    joined = measure_pair(pair, windows)
+    assert batches == [2, 1, 1, 1, 1]
+    assert joined.positions == sum(single.positions for single in one_by_one) == sum(lengths) - 3
+    assert joined.kl_sum == pytest.approx(sum(single.kl_sum for single in one_by_one), rel=1e-5)
+    assert joined.top5_hits == sum(single.top5_hits for single in one_by_one)
