@@ -1,18 +1,17 @@
 """The command line of the arena; `benchmarks/quality.py` has its help."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from lrc.errors import ConfigError, LrcError, nearest_name
-from lrc.training.beside import write_beside
 from lrc.verbs.progress import say
 
 from .cells import Cell, parse_cell, quick_cells, rate_cells, table_cells
 from .measures import Tasks
 from .methods import find_method, methods, sweeps
+from .picked_rates import record_rate
 from .plot import draw_plots
 from .results import fresh_table, reach_table, read_results, sweep_table, table, teacher_lines
 from .run import TINY_TEACHER_STEPS, Arena, run_cell
@@ -130,7 +129,6 @@ def _teacher_of(options: argparse.Namespace) -> str:
 def _pick_rates(arena: Arena, options: argparse.Namespace, names: list[str]) -> None:
     """Run each method's short cells and write the rate with the lowest development KL into `rates.json`."""
     teacher = _teacher_of(options)
-    path = arena.root / "rates.json"
     lines = ["| method | learning rate | development KL |", "|---|---|---|"]
     for name in names or list(methods()):
         find_method(name)
@@ -144,10 +142,8 @@ def _pick_rates(arena: Arena, options: argparse.Namespace, names: list[str]) -> 
         best = min(grid, key=lambda rate: grid[rate])
         if best in (min(grid), max(grid)):
             say(f"{name}: the best learning rate, {best:g}, lies at the end of its grid")
-        picked = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         entry = {"rate": best, "on": options.on, "development_kl": {f"{rate:g}": kl for rate, kl in grid.items()}}
-        picked.setdefault(teacher, {})[name] = entry
-        write_beside(path, json.dumps(picked, indent=1) + "\n")
+        record_rate(arena.root / "rates.json", teacher, name, entry)
         lines += [f"| {name}{' (picked)' if rate == best else ''} | {rate:g} | {kl:.3f} |" for rate, kl in grid.items()]
     print("\n".join(lines))
 

@@ -78,6 +78,35 @@ def test_a_cell_of_other_settings_is_not_taken_for_this_one(arena: Arena) -> Non
         (arena.root / "rates.json").unlink()
 
 
+def test_cells_that_begin_alike_share_a_start(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    (made,) = (arena.root / "starts").iterdir()
+    asked: list[Path | None] = []
+
+    def stop(*_: Any, keep_start: Path | None, **__: Any) -> None:
+        asked.append(keep_start)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "train", stop)
+    for name in ("red-relative", "only-kd"):
+        with pytest.raises(KeyboardInterrupt):
+            run_cell(arena, parse_cell(f"tiny/half/{name}/2k/seed0"))
+    assert asked == [made, None]
+
+
+@pytest.mark.slow
+def test_a_cell_from_a_kept_start_is_the_one_that_computed_it(arena: Arena) -> None:
+    (made,) = (arena.root / "starts").iterdir()
+    whole = json.loads((arena.results / CELL.file_name).read_text())
+    other = replace(arena, root=arena.root / "kept")
+    (other.root / "starts").mkdir(parents=True)
+    (other.root / "starts" / made.name).write_bytes(made.read_bytes())
+    result = run_cell(other, CELL)
+    assert result["points"][0]["seconds"] == whole["points"][0]["seconds"]
+    for ours, theirs in zip(result["points"], whole["points"], strict=True):
+        for key in (*ROLES, "effective_rank"):
+            assert ours[key] == theirs[key]
+
+
 @pytest.mark.slow
 def test_a_killed_cell_goes_on_and_ends_as_if_nothing_had_been(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
     other = replace(arena, root=arena.root / "killed")
