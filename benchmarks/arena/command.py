@@ -43,7 +43,7 @@ def _parser(help_text: str) -> argparse.ArgumentParser:
     add("--results", type=Path, action="append", metavar="DIR", help="more folders of results to read")
     add("--quick", action="store_true", help="every method on a tiny teacher, from nothing to table and plot")
     add("--methods", metavar="A,B", help="with --quick: these methods alone")
-    add("--tokens", metavar="16k", help="with --quick, sweep: another token budget")
+    add("--tokens", metavar="16k", help="with --quick, sweep, rates: another token budget")
     add("--teacher-steps", type=int, default=TINY_TEACHER_STEPS, help="with --quick: steps of the tiny teacher")
     add("--on", default="smollm2/half", metavar="TEACHER/WIDTH", help="where sweeps and rates run")
     add("--data", type=Path, metavar="DIR", help="folder of corpora (docs/quality.md); default: the demo's text")
@@ -129,12 +129,12 @@ def _teacher_of(options: argparse.Namespace) -> str:
 def _pick_rates(arena: Arena, options: argparse.Namespace, names: list[str]) -> None:
     """Run each method's short cells and write the rate with the lowest development KL into `rates.json`."""
     teacher = _teacher_of(options)
-    lines = ["| method | learning rate | development KL |", "|---|---|---|"]
+    lines = ["| method | learning rate | development KL |", "| --- | --- | --- |"]
     for name in names or list(methods()):
         find_method(name)
         results = [
             run_cell(arena, cell, overwrite=options.overwrite)
-            for cell in rate_cells(teacher, options.on.partition("/")[2], name)
+            for cell in rate_cells(teacher, options.on.partition("/")[2], name, options.tokens)
         ]
         grid = {
             result["recipe"]["train"]["learning_rate"]: result["points"][-1]["development"]["kl"] for result in results
@@ -142,7 +142,12 @@ def _pick_rates(arena: Arena, options: argparse.Namespace, names: list[str]) -> 
         best = min(grid, key=lambda rate: grid[rate])
         if best in (min(grid), max(grid)):
             say(f"{name}: the best learning rate, {best:g}, lies at the end of its grid")
-        entry = {"rate": best, "on": options.on, "development_kl": {f"{rate:g}": kl for rate, kl in grid.items()}}
+        entry = {
+            "rate": best,
+            "on": options.on,
+            "tokens": results[0]["tokens"],
+            "development_kl": {f"{rate:g}": kl for rate, kl in grid.items()},
+        }
         record_rate(arena.root / "rates.json", teacher, name, entry)
         lines += [f"| {name}{' (picked)' if rate == best else ''} | {rate:g} | {kl:.3f} |" for rate, kl in grid.items()]
     print("\n".join(lines))
