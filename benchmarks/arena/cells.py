@@ -113,14 +113,14 @@ def quick_cells(tokens: str | None, chosen: list[str] | None) -> list[Cell]:
     return [_cell("tiny", "half", name, tokens or teachers()["tiny"].headline, 0) for name in chosen or methods()]
 
 
-def _cell(teacher: str, width: str, method: str, tokens: str, seed: int, rate: float | None = None) -> Cell:
-    return Cell(teacher=teacher, width=width, method=method, rate=rate, tokens=tokens, seed=seed)
+def _cell(teacher: str, width: str, method: str, tokens: str, seed: int) -> Cell:
+    return Cell(teacher=teacher, width=width, method=method, rate=None, tokens=tokens, seed=seed)
 
 
-def rate_cells(teacher: str, width: str, method: str) -> list[Cell]:
-    """List the short cells that a method's learning rate is picked from."""
-    short = teachers()[teacher].short
-    return [_cell(teacher, width, method, short, 0, rate) for rate in find_method(method).rates]
+def rate_cells(teacher: str, width: str, method: str, tokens: str | None = None) -> list[Cell]:
+    """List the short cells that a method's learning rate is picked from; `tokens` is another budget than usual."""
+    names = [f"{teacher}/{width}/{method}@{rate:g}" for rate in find_method(method).rates]
+    return [parse_cell(f"{name}/{tokens or teachers()[teacher].short}/seed0") for name in names]
 
 
 def cell_rate(cell: Cell, rates: Rates) -> float:

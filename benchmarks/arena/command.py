@@ -1,18 +1,17 @@
 """The command line of the arena; `benchmarks/quality.py` has its help."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from lrc.errors import ConfigError, LrcError, nearest_name
-from lrc.training.beside import write_beside
 from lrc.verbs.progress import say
 
 from .cells import Cell, parse_cell, quick_cells, rate_cells, table_cells
 from .measures import Tasks
 from .methods import find_method, methods, sweeps
+from .picked_rates import record_rate
 from .plot import draw_plots
 from .results import fresh_table, reach_table, read_results, sweep_table, table, teacher_lines
 from .run import TINY_TEACHER_STEPS, Arena, run_cell
@@ -44,7 +43,7 @@ def _parser(help_text: str) -> argparse.ArgumentParser:
     add("--results", type=Path, action="append", metavar="DIR", help="more folders of results to read")
     add("--quick", action="store_true", help="every method on a tiny teacher, from nothing to table and plot")
     add("--methods", metavar="A,B", help="with --quick: these methods alone")
-    add("--tokens", metavar="16k", help="with --quick, sweep: another token budget")
+    add("--tokens", metavar="16k", help="with --quick, sweep, rates: another token budget")
     add("--teacher-steps", type=int, default=TINY_TEACHER_STEPS, help="with --quick: steps of the tiny teacher")
     add("--on", default="smollm2/half", metavar="TEACHER/WIDTH", help="where sweeps and rates run")
     add("--data", type=Path, metavar="DIR", help="folder of corpora (docs/quality.md); default: the demo's text")
@@ -130,13 +129,12 @@ def _teacher_of(options: argparse.Namespace) -> str:
 def _pick_rates(arena: Arena, options: argparse.Namespace, names: list[str]) -> None:
     """Run each method's short cells and write the rate with the lowest development KL into `rates.json`."""
     teacher = _teacher_of(options)
-    path = arena.root / "rates.json"
-    lines = ["| method | learning rate | development KL |", "|---|---|---|"]
+    lines = ["| method | learning rate | development KL |", "| --- | --- | --- |"]
     for name in names or list(methods()):
         find_method(name)
         results = [
             run_cell(arena, cell, overwrite=options.overwrite)
-            for cell in rate_cells(teacher, options.on.partition("/")[2], name)
+            for cell in rate_cells(teacher, options.on.partition("/")[2], name, options.tokens)
         ]
         grid = {
             result["recipe"]["train"]["learning_rate"]: result["points"][-1]["development"]["kl"] for result in results
@@ -144,10 +142,13 @@ def _pick_rates(arena: Arena, options: argparse.Namespace, names: list[str]) -> 
         best = min(grid, key=lambda rate: grid[rate])
         if best in (min(grid), max(grid)):
             say(f"{name}: the best learning rate, {best:g}, lies at the end of its grid")
-        picked = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        entry = {"rate": best, "on": options.on, "development_kl": {f"{rate:g}": kl for rate, kl in grid.items()}}
-        picked.setdefault(teacher, {})[name] = entry
-        write_beside(path, json.dumps(picked, indent=1) + "\n")
+        entry = {
+            "rate": best,
+            "on": options.on,
+            "tokens": results[0]["tokens"],
+            "development_kl": {f"{rate:g}": kl for rate, kl in grid.items()},
+        }
+        record_rate(arena.root / "rates.json", teacher, name, entry)
         lines += [f"| {name}{' (picked)' if rate == best else ''} | {rate:g} | {kl:.3f} |" for rate, kl in grid.items()]
     print("\n".join(lines))
 

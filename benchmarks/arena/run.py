@@ -1,6 +1,6 @@
 """Runs a cell: everything is checked, the training loop trains and measures, one JSON file holds the result.
 
-A finished cell is kept, a killed one goes on from its last checkpoint.
+A finished cell is kept, a killed one goes on from its last checkpoint; one that another process runs is waited for.
 """
 
 import json
@@ -23,10 +23,13 @@ from lrc.verbs.progress import say
 from lrc.verbs.sources import locate_teacher
 from lrc.verbs.train import train
 
+from .alone import alone
 from .cells import Cell, Rates, cell_recipe
 from .gemma import gemma_teacher
 from .measures import PointMeasure, Tasks, measured_texts
+from .picked_rates import read_rates
 from .results import FORMAT
+from .starts import start_file
 from .teachers import make_tiny_teacher
 from .texts import Texts, prepare_texts
 
@@ -73,10 +76,7 @@ class Arena:
         return str(make_tiny_teacher(folder, text=text, steps=self.tiny_teacher_steps))
 
     def rates(self) -> Rates:
-        path = self.root / "rates.json"
-        if not path.is_file():
-            return {}
-        picked = json.loads(path.read_text(encoding="utf-8"))
+        picked = read_rates(self.root / "rates.json")
         return {teacher: {name: entry["rate"] for name, entry in found.items()} for teacher, found in picked.items()}
 
 
@@ -87,8 +87,13 @@ def run_cell(arena: Arena, cell: Cell, *, overwrite: bool = False) -> dict[str, 
         ConfigError: The recipe does not know a key of the method; or a result or a begun run of that name was made
             with another recipe or other texts.
     """
-    texts = arena.texts(cell)
     run = arena.root / "runs" / cell.name
+    with alone(run):
+        return _run_alone(arena, cell, run, overwrite=overwrite)
+
+
+def _run_alone(arena: Arena, cell: Cell, run: Path, *, overwrite: bool) -> dict[str, Any]:
+    texts = arena.texts(cell)
     teacher = arena.teacher(cell, texts)
     recipe = cell_recipe(cell, run=run, teacher=teacher, texts=texts.paths, rates=arena.rates())
     path = arena.results / cell.file_name
@@ -104,7 +109,14 @@ def run_cell(arena: Arena, cell: Cell, *, overwrite: bool = False) -> dict[str, 
         _check_same(_identity(recipe_to_dict(recipe), {}), before, str(begun))
     say(f"{cell.name}: {cell.num_steps} steps, learning rate {recipe.train.learning_rate:g}")
     measure = _point_measure(arena, cell, texts, teacher)
-    train(recipe, resume=None if overwrite else "auto", overwrite=overwrite, also_measure=measure)
+    start = start_file(
+        arena.root / "starts",
+        recipe,
+        teacher=resolve_folder(locate_teacher(teacher)),
+        train_sha256=texts.sha256["train"],
+    )
+    resume = None if overwrite else "auto"
+    train(recipe, resume=resume, overwrite=overwrite, also_measure=measure, keep_start=start)
     result = _result(cell, recipe, texts)
     arena.results.mkdir(parents=True, exist_ok=True)
     write_beside(path, json.dumps(result, indent=1) + "\n")

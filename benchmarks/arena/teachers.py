@@ -9,6 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lrc.errors import ConfigError
 
+from .alone import alone
+
 SMOLLM2 = "embedded:smollm2-135m-instruct"
 
 
@@ -61,8 +63,13 @@ def make_tiny_teacher(folder: Path, *, text: str, steps: int) -> Path:
         text: What it learns.
         steps: Steps of 512 bytes.
     """
-    if (folder / "config.json").is_file():
-        return folder
+    with alone(folder):
+        if not (folder / "config.json").is_file():
+            _make_tiny_teacher(folder, text, steps)
+    return folder
+
+
+def _make_tiny_teacher(folder: Path, text: str, steps: int) -> None:
     tokenizer = byte_tokenizer()
     ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     if len(ids) < 65:
@@ -97,7 +104,6 @@ def make_tiny_teacher(folder: Path, *, text: str, steps: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     model.eval().save_pretrained(folder)  # the config comes last, so a folder that was cut off is made anew
-    return folder
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

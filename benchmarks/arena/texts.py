@@ -19,6 +19,8 @@ from lrc.errors import DataError
 from lrc.training.beside import write_beside
 from lrc.verbs.progress import say
 
+from .alone import alone
+
 ROLES = ("train", "development", "held_out", "fresh")
 MEASURED = ("development", "held_out")
 """Measured at every point of the curve."""
@@ -65,10 +67,10 @@ def prepare_texts(folder: Path, *, data: Path | None, train_bytes: int, is_tiny:
     content = {role: "".join(json.dumps({"text": text}) + "\n" for text in texts) for role, texts in chosen.items()}
     sha256 = {role: hashlib.sha256(text.encode()).hexdigest() for role, text in content.items()}
     paths = {role: folder / f"{role}-{sha256[role][:12]}.jsonl" for role in ROLES}
-    folder.mkdir(parents=True, exist_ok=True)
-    for role, path in paths.items():
-        if not path.is_file():
-            write_beside(path, content[role])
+    with alone(folder / "texts"):
+        for role, path in paths.items():
+            if not path.is_file():
+                write_beside(path, content[role])
     return Texts(paths=paths, sha256=sha256, origin=name)
 
 

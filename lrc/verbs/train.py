@@ -47,6 +47,7 @@ from lrc.training.preemption import Preemption, preemption_signals
 from lrc.training.resume import plan_batches, resume_from
 from lrc.training.run_state import RunState
 from lrc.training.strategy import choose_strategy
+from lrc.verbs.kept_start import kept_or_new
 from lrc.verbs.progress import bar_on_terminal, say
 from lrc.verbs.sources import locate_data, locate_teacher
 from lrc.verbs.teacher_weights import check_teacher_weights, load_teacher
@@ -63,6 +64,7 @@ class _Inputs:
     blocks: Blocks
     held_out: list[tuple[Tensor, Tensor]]
     also_measure: AlsoMeasure | None = None
+    keep_start: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,7 @@ def train(
     overwrite: bool = False,
     dry_run: bool = False,
     also_measure: AlsoMeasure | None = None,
+    keep_start: Path | None = None,
 ) -> Path:
     """Train a student's projections; see the recipe for everything that can be set.
 
@@ -92,6 +95,7 @@ def train(
         overwrite: Delete an earlier training of this run first.
         dry_run: Check everything, then stop.
         also_measure: Called whenever held-out text is measured; what it returns goes into that line of the log.
+        keep_start: File of start values: read if it is there, else written once they are computed.
 
     Returns:
         The last checkpoint, `RUN/train/checkpoint-N` (in a dry run: where it will lie).
@@ -109,7 +113,7 @@ def train(
             say(f"dry run: {recipe.teacher} -> hidden size {size}, {blocks} blocks: good")
             return inputs.folder / f"checkpoint-{recipe.train.max_steps}"
         keep_freed_memory()
-        inputs = replace(inputs, also_measure=also_measure)
+        inputs = replace(inputs, also_measure=also_measure, keep_start=keep_start)
         return _train(recipe, inputs, preemption, resume=resume, overwrite=overwrite)
 
 
@@ -123,7 +127,7 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, resume: s
     teacher, pair = _load_pair(recipe, inputs, accelerator, strategy)
     start = None
     if accelerator.is_main_process:
-        start = _begin(recipe, inputs.folder, place, (teacher, pair), accelerator=accelerator, overwrite=overwrite)
+        start = _begin(recipe, inputs, place, (teacher, pair), accelerator=accelerator, overwrite=overwrite)
     accelerator.wait_for_everyone()
     log = MetricsLog(inputs.folder / "metrics.jsonl", accelerator, total_steps=recipe.train.max_steps)
     held_out = HeldOutText(pair, inputs.held_out, inputs.also_measure) if inputs.held_out else None
@@ -173,7 +177,7 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, resume: s
 
 def _begin(
     recipe: Recipe,
-    folder: Path,
+    inputs: _Inputs,
     place: _Beginning,
     models: tuple[nn.Module, PairModel],
     *,
@@ -181,13 +185,15 @@ def _begin(
     overwrite: bool,
 ) -> StartReport | None:
     """On the first process: do what may refuse, then empty the run's folder, write to it, and return the start."""
-    teacher, pair = models
+    (teacher, pair), folder = models, inputs.folder
     goes_on = place.resume is not None
     check_space(folder, pair, recipe.train, dense=plan_phases(recipe).dense, goes_on=goes_on)
     starts_later = trackers_need_folder(recipe.train)
     if not starts_later:
         start_trackers(accelerator, recipe.train)
-    start = None if goes_on else fill(pair, teacher, recipe, place.calibration)
+    start = None
+    if not goes_on:
+        start = kept_or_new(inputs.keep_start, pair, lambda: fill(pair, teacher, recipe, place.calibration))
     prepare_folder(folder, recipe, goes_on=goes_on, overwrite=overwrite)
     if starts_later:
         start_trackers(accelerator, recipe.train)

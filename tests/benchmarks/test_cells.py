@@ -111,6 +111,9 @@ def test_rates_are_picked_from_short_cells_of_one_seed() -> None:
     assert [cell.rate for cell in cells] == list(find_method("published").rates)
     assert {(cell.tokens, cell.seed) for cell in cells} == {("60k", 0)}
     assert len({cell.name for cell in cells}) == len(cells)
+    assert {cell.tokens for cell in rate_cells("smollm2", "half", "default", "30k")} == {"30k"}
+    with pytest.raises(ConfigError, match="TEACHER/WIDTH/METHOD/TOKENS/SEED"):
+        rate_cells("smollm2", "half", "default", "many")
 
 
 def test_a_temperature_keeps_its_kl_weight() -> None:

@@ -62,6 +62,7 @@ def test_the_table_is_the_fixtures_numbers_with_the_spread_over_seeds(tmp_path: 
         "3",
         "65,536",
         "8,000",
+        "3.000 ± 0.000",
         "1.000 ± 0.100",
         "4.000 ± 0.100",
         "50.0 % ± 0.0 %",
@@ -74,7 +75,7 @@ def test_the_table_is_the_fixtures_numbers_with_the_spread_over_seeds(tmp_path: 
         "90 ± 0",
     ]
     single = rows["smollm2/half/default/250k"]
-    assert (single[0], single[3], single[11]) == ("1", "0.800", "–")
+    assert (single[0], single[3], single[4], single[12]) == ("1", "1.500", "0.800", "–")
     assert len(table(read_results([tmp_path]), every_point=True).splitlines()) == 2 + 2 * 5
 
 

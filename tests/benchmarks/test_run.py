@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+import benchmarks.arena.command as command
 import benchmarks.arena.run as module
-from benchmarks.arena.cells import parse_cell
+from benchmarks.arena.cells import Cell, parse_cell
 from benchmarks.arena.command import run_command
 from benchmarks.arena.measures import merged_student
 from benchmarks.arena.methods import methods
@@ -76,6 +77,35 @@ def test_a_cell_of_other_settings_is_not_taken_for_this_one(arena: Arena) -> Non
             run_cell(arena, CELL)
     finally:
         (arena.root / "rates.json").unlink()
+
+
+def test_cells_that_begin_alike_share_a_start(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    (made,) = (arena.root / "starts").iterdir()
+    asked: list[Path | None] = []
+
+    def stop(*_: Any, keep_start: Path | None, **__: Any) -> None:
+        asked.append(keep_start)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "train", stop)
+    for name in ("red-relative", "only-kd"):
+        with pytest.raises(KeyboardInterrupt):
+            run_cell(arena, parse_cell(f"tiny/half/{name}/2k/seed0"))
+    assert asked == [made, None]
+
+
+@pytest.mark.slow
+def test_a_cell_from_a_kept_start_is_the_one_that_computed_it(arena: Arena) -> None:
+    (made,) = (arena.root / "starts").iterdir()
+    whole = json.loads((arena.results / CELL.file_name).read_text())
+    other = replace(arena, root=arena.root / "kept")
+    (other.root / "starts").mkdir(parents=True)
+    (other.root / "starts" / made.name).write_bytes(made.read_bytes())
+    result = run_cell(other, CELL)
+    assert result["points"][0]["seconds"] == whole["points"][0]["seconds"]
+    for ours, theirs in zip(result["points"], whole["points"], strict=True):
+        for key in (*ROLES, "effective_rank"):
+            assert ours[key] == theirs[key]
 
 
 @pytest.mark.slow
@@ -154,6 +184,29 @@ def test_the_quick_version_runs_from_nothing_to_table_and_plot(tmp_path: Path) -
 @pytest.mark.slow
 def test_the_quick_version_runs_every_method(tmp_path: Path) -> None:
     run_quick(tmp_path, [name for name in methods() if name not in ("published", "default")])
+
+
+def test_rates_are_picked_on_the_development_text_of_the_asked_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kls = {1e-4: 2.0, 3e-4: 1.0, 1e-3: 1.4, 3e-3: 3.0}
+
+    def made_up(_: Arena, cell: Cell, **__: Any) -> dict[str, Any]:
+        assert cell.tokens == "4k"
+        assert cell.rate is not None
+        kl = kls[cell.rate]
+        result = made_up_result(cell.name, [kl] * 5)
+        return {**result, "recipe": {"train": {"learning_rate": cell.rate}}}
+
+    monkeypatch.setattr(command, "run_cell", made_up)
+    arguments = ["rates", "red", "--on", "tiny/half", "--tokens", "4k", "--root", str(tmp_path)]
+    assert run_command(arguments, help_text="") == 0
+    shown = capsys.readouterr()
+    assert "| red (picked) | 0.0003 | 0.500 |" in shown.out.splitlines()
+    assert "end of its grid" not in shown.err
+    entry = json.loads((tmp_path / "rates.json").read_text())["tiny"]["red"]
+    assert (entry["rate"], entry["on"], entry["tokens"]) == (3e-4, "tiny/half", "4k")
+    assert Arena(root=tmp_path).rates() == {"tiny": {"red": 3e-4}}
 
 
 def test_what_there_is_not_ends_with_a_hint_and_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,57 @@
+"""Where the start of a cell is kept: cells that begin alike share one file, computed by the first of them."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import lrc
+from lrc.config import Recipe, recipe_to_dict
+from lrc.models.checkpoint import versions
+from lrc.models.compute import choose_device, choose_dtype, dtype_name
+from lrc.models.folder import weights_hash
+
+SOURCES = ("clone", "data", "models", "verbs/train_start.py")
+"""Folders and files of the package that a start's numbers follow from."""
+
+
+def start_file(folder: Path, recipe: Recipe, *, teacher: Path, train_sha256: str) -> Path | None:
+    """Return the file of a recipe's start, named by a hash of everything that it follows from.
+
+    The objective and the optimiser are not among it; the pair's tensors are compared when the file is read.
+
+    Args:
+        folder: Where starts are kept.
+        recipe: The cell's.
+        teacher: The teacher's folder.
+        train_sha256: Of the text that is trained on.
+
+    Returns:
+        None for a start that reads no text; it takes no time.
+    """
+    if recipe.start.method == "random" or recipe.method != "clone":
+        return None
+    values = recipe_to_dict(recipe)
+    device = choose_device(recipe.train.device)
+    facts = {
+        **{key: values[key] for key in ("method", "student", "start", "teacher_weights")},
+        "teacher": weights_hash(teacher),
+        "text": train_sha256,
+        "sequence_length": recipe.data.sequence_length,
+        "seed": recipe.train.seed,
+        "device": device.type,
+        "compute_dtype": dtype_name(choose_dtype(recipe.train.compute_dtype, device)),
+        "versions": versions(),
+        "source": source_hash(Path(lrc.__file__).parent),
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return folder / f"{recipe.start.method}-{digest[:16]}.safetensors"
+
+
+def source_hash(package: Path) -> str:
+    """Identify the code of a start: SHA-256 over the names and contents of its files."""
+    digest = hashlib.sha256()
+    for place in SOURCES:
+        path = package / place
+        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+            digest.update(f"{file.relative_to(package)}\0{file.read_text(encoding='utf-8')}\0".encode())
+    return digest.hexdigest()
