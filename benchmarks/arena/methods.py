@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from lrc.errors import ConfigError, nearest_name
 
 ADAMW_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-RAW_ADAMW_RATES = (1e-4, 3e-4, 1e-3)
-"""Of summed raw clone errors, which grow without bound at higher ones (docs/log.md)."""
+PUBLISHED_RATES = (1e-4, 3e-4, 1e-3)
+RED_RATES = (3e-5, 1e-4, 3e-4)
+"""Both have summed raw clone errors; of RED's start they are the larger ones."""
 MUON_RATES = (5e-4, 1.5e-3, 4e-3)
 
 ADAMW = ("train.optimizer=adamw", "train.schedule=linear", "train.warmup_ratio=0.05")
@@ -59,13 +60,13 @@ def methods() -> dict[str, Method]:
             about="the paper and its code: random start, T 40, raw clone errors summed, AdamW",
             changes=PUBLISHED,
             rate=1e-3,
-            rates=RAW_ADAMW_RATES,
+            rates=PUBLISHED_RATES,
         ),
         "published-long": Method(
             about="published, its KL term weighted as it is at sequences of 2,048",
             changes=(*PUBLISHED, "objective.kl_reduction=token_mean", f"objective.kl_weight={KL_AT_2048}"),
             rate=1e-3,
-            rates=RAW_ADAMW_RATES,
+            rates=PUBLISHED_RATES,
         ),
         "red": _adamw(
             "RED: one channel selection for all projections, T 1, otherwise as published",
@@ -75,7 +76,7 @@ def methods() -> dict[str, Method]:
             "objective.clone_error=raw",
             "objective.clone_reduction=sum",
             "objective.attention_output_space=teacher",
-            rates=RAW_ADAMW_RATES,
+            rates=RED_RATES,
         ),
         "red-relative": _adamw("RED's start with the default's objective, AdamW", "start.method=channel"),
         "default": Method(about="the demo's recipe: calibrated start, T 1, relative clone errors, Muon"),
