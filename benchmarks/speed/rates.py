@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from benchmarks.speed.shapes import Shape
+from lrc.clone.head import is_cheaper_straight
 from lrc.config import Checkpointing, ObjectiveConfig
 from lrc.models.discovery import discover
-from lrc.plan.flops import StepFlops, step_flops
+from lrc.plan.flops import StepFlops, floor_head_flops, step_flops
 from lrc.plan.sizes import Sizes, measure_sizes
 
 HEAD_CHUNK_BYTES = 64 * 2**20
@@ -81,11 +82,14 @@ def part_products(sizes: Sizes, shape: Shape) -> dict[str, list[Product]]:
         Product(rows=d_t, inner=n, columns=d_s, left_transposed=True),
     ]
     rows = min(n, max(1, HEAD_CHUNK_BYTES // (4 * sizes.vocabulary)))
-    parts["head"] = [
-        _linear(rows, d_t, sizes.vocabulary),
-        _linear(rows, d_s, sizes.vocabulary),
-        *_linear_backward(rows, d_s, sizes.vocabulary),
-    ]
+    backward = _linear_backward(rows, d_s, sizes.vocabulary)
+    if is_cheaper_straight(sizes.vocabulary, d_t, d_s, positions=n):
+        backward = [
+            Product(rows=rows, inner=sizes.vocabulary, columns=d_t),
+            Product(rows=rows, inner=d_t, columns=d_s),
+            Product(rows=d_t, inner=rows, columns=d_s, left_transposed=True),
+        ]
+    parts["head"] = [_linear(rows, d_t, sizes.vocabulary), _linear(rows, d_s, sizes.vocabulary), *backward]
     parts["checkpointing"] = [*parts["teacher"], *parts["student_forward"]]
     return parts
 
@@ -198,8 +202,8 @@ def predict(
 def predict_floor(sizes: Sizes, shape: Shape, objective: ObjectiveConfig, rates: ProductRates) -> Prediction:
     """Predict one micro-batch of the floor: both models and their heads, nothing of the method."""
     counted = step_flops(sizes, objective, batch=shape.batch, sequence=shape.length, checkpointing="none")
-    parts = ("teacher", "student_forward", "student_backward", "head")
-    return _priced({part: getattr(counted, part) for part in parts}, rates)
+    flops = {part: getattr(counted, part) for part in ("teacher", "student_forward", "student_backward")}
+    return _priced(flops | {"head": floor_head_flops(sizes, shape.tokens)}, rates)
 
 
 def _priced(flops: dict[str, float], rates: ProductRates) -> Prediction:

@@ -43,6 +43,7 @@ def head_losses(
     labels: Tensor,
     *,
     weights: HeadWeights,
+    projection: Tensor | None = None,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the head's part of the objective and its two losses.
@@ -57,19 +58,36 @@ def head_losses(
         teacher_head: `[vocabulary, d_T]`, no gradient.
         labels: `[positions]` next token of each position, or -100.
         weights: Weights, temperature, soft-cap.
+        projection: `[d_T, d_S]` where `student_head` is `teacher_head @ projection`: the gradient goes straight to it.
         chunk: Positions a chunk; None takes about 64 MiB of logits.
 
     Returns:
-        `lm * LM_sum + kl * KL_sum`, a scalar with gradient to `student` and `student_head`; then LM and KL of each
-        position, `[positions]`, without gradient and 0 where the label is -100. All in float32 (float64 for float64
-        inputs).
+        `lm * LM_sum + kl * KL_sum`, a scalar with gradient to `student` and to `student_head` or `projection`; then LM
+        and KL of each position, `[positions]`, without gradient and 0 where the label is -100. All in float32 (float64
+        for float64 inputs).
     """
     if chunk is None:
         chunk = max(1, CHUNK_BYTES // (4 * student_head.shape[0]))
     result: tuple[Tensor, Tensor, Tensor] = _HeadLosses.apply(  # type: ignore[no-untyped-call]  # torch's own
-        student, student_head, teacher, teacher_head, labels, weights, chunk
+        student, student_head, projection, teacher, teacher_head, labels, weights, chunk
     )
     return result
+
+
+def is_cheaper_straight(vocabulary: int, d_teacher: int, d_student: int, *, positions: int) -> bool:
+    """Whether the head's gradient reaches its projection `P` with fewer FLOPs straight than through the merge `W P`.
+
+    Through it: `G (W P)` and `G.T X`, `4 V d_S` a position, and once a step `W.T (G.T X)`, `2 V d_T d_S`. Straight:
+    `Y = G W`, `Y P` and `Y.T X`, `2 V d_T + 4 d_T d_S` a position, and no gradient of the size of the head.
+
+    Args:
+        vocabulary: `V`.
+        d_teacher: `d_T`.
+        d_student: `d_S`.
+        positions: Of the whole step, all of whose micro-batches share one merge.
+    """
+    through = 4 * positions * vocabulary * d_student + 2 * vocabulary * d_teacher * d_student
+    return 2 * positions * d_teacher * (vocabulary + 2 * d_student) < through
 
 
 def softcapped(logits: Tensor, softcap: float | None) -> Tensor:
@@ -83,6 +101,7 @@ class _HeadLosses(torch.autograd.Function):
         ctx: Any,
         student: Tensor,
         student_head: Tensor,
+        projection: Tensor | None,
         teacher: Tensor | None,
         teacher_head: Tensor,
         labels: Tensor,
@@ -91,12 +110,14 @@ class _HeadLosses(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         exact = torch.float64 if student.dtype == torch.float64 else torch.float32
         head_s = student_head.to(exact)
-        head_t = None if teacher is None else teacher_head.to(exact)
+        head_t = None if teacher is None and projection is None else teacher_head.to(exact)
         lm = torch.zeros(student.shape[0], dtype=exact, device=student.device)
         kl = torch.zeros_like(lm)
-        needs_hidden, needs_head = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        trained = student_head if projection is None else projection
+        needs_hidden, needs_trained = ctx.needs_input_grad[0], ctx.needs_input_grad[1 if projection is None else 2]
         grad_hidden = torch.empty(student.shape, dtype=exact, device=student.device) if needs_hidden else None
-        grad_head = torch.zeros(head_s.shape, dtype=exact, device=student.device) if needs_head else None
+        grad_trained = torch.zeros(trained.shape, dtype=exact, device=student.device) if needs_trained else None
+        inner = head_s if projection is None else projection.to(exact)
         space = _Space(min(chunk, student.shape[0]), head_s)
         for start in range(0, student.shape[0], chunk):
             rows = slice(start, start + chunk)
@@ -109,34 +130,33 @@ class _HeadLosses(torch.autograd.Function):
                     product = torch.mm(states, head_t.T, out=space.take(1, len(hidden)))
                     teacher_logits = softcapped(product, weights.softcap)
             slope = None
-            if weights.softcap is not None and (needs_hidden or needs_head):
+            if weights.softcap is not None and (needs_hidden or needs_trained):
                 slope = 1 - (logits / weights.softcap).square()
             lm[rows], kl[rows], grad, scale = _chunk_losses(
-                logits, teacher_logits, labels[rows], weights, space, needs_grad=needs_hidden or needs_head
+                logits, teacher_logits, labels[rows], weights, space, needs_grad=needs_hidden or needs_trained
             )
             if grad is not None and slope is not None:
                 grad *= slope
             with exact_products(student.dtype):
+                if grad is not None and projection is not None:
+                    grad = grad @ head_t  # [chunk, d_T]
                 if grad is not None and grad_hidden is not None:
-                    torch.mm(grad, head_s, out=grad_hidden[rows]).mul_(scale)
-                if grad is not None and grad_head is not None:
-                    grad_head.addmm_(grad.T, hidden * scale)
+                    torch.mm(grad, inner, out=grad_hidden[rows]).mul_(scale)
+                if grad is not None and grad_trained is not None:
+                    grad_trained.addmm_(grad.T, hidden * scale)
+        ctx.is_straight = projection is not None
         ctx.save_for_backward(
             None if grad_hidden is None else grad_hidden.to(student.dtype),
-            None if grad_head is None else grad_head.to(student_head.dtype),
+            None if grad_trained is None else grad_trained.to(trained.dtype),
         )
         ctx.mark_non_differentiable(lm, kl)
         return weights.lm * lm.sum() + weights.kl * kl.sum(), lm, kl
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_head = ctx.saved_tensors
-        scale = grads[0]
-        return (
-            None if grad_hidden is None else grad_hidden * scale,
-            None if grad_head is None else grad_head * scale,
-            *[None] * 5,
-        )
+        grad_hidden, grad_trained = (None if grad is None else grad * grads[0] for grad in ctx.saved_tensors)
+        of_heads = (None, grad_trained) if ctx.is_straight else (grad_trained, None)
+        return grad_hidden, *of_heads, *[None] * 5
 
 
 class _Space:

@@ -17,6 +17,7 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from lrc.clone.head import is_cheaper_straight
 from lrc.clone.losses import clone_error
 from lrc.clone.merge import lift, merge, project
 from lrc.clone.sites import Stage, Variant, compared_projections, layer_terms, projection_of
@@ -115,9 +116,27 @@ class PairHead(ProjectedPart):
         """
         return head_matrix(self.student_tensors()), head_matrix(dict(self.teacher.named_parameters()))
 
-    def forward(self, use: Callable[..., Result], *arguments: Any) -> Result:
-        """Call `use(student_head, teacher_head, *arguments)`."""
-        return use(*self.matrices(), *arguments)
+    def forward(self, use: Callable[..., Result], *arguments: Any, step_positions: int | None = None) -> Result:
+        """Call `use(student_head, teacher_head, *arguments)`.
+
+        Args:
+            use: What is made of the matrices.
+            arguments: Passed on.
+            step_positions: Positions of the whole optimiser step, for a `use` that takes `projection` and gives it the
+                head's gradient: it gets that keyword where this is cheaper than a gradient of the merged matrix.
+        """
+        if step_positions is None or not self.is_cheaper_straight(step_positions):
+            return use(*self.matrices(), *arguments)
+        with torch.no_grad():
+            student_head, teacher_head = self.matrices()
+        return use(student_head, teacher_head, *arguments, projection=self.parameter(self.plan.merges["weight"][0]))
+
+    def is_cheaper_straight(self, step_positions: int) -> bool:
+        """Whether the head's gradient is to go straight to its projection (`clone/head.py:is_cheaper_straight`)."""
+        if set(self.plan.merges) != {"weight"} or self.plan.dense or self._held:
+            return False
+        vocabulary = self.teacher.get_parameter("weight").shape[0]
+        return is_cheaper_straight(vocabulary, self.plan.d_teacher, self.plan.d_student, positions=step_positions)
 
 
 def head_matrix(tensors: dict[str, Tensor]) -> Tensor:

@@ -295,11 +295,15 @@ class PairModel(nn.Module):
             softcap=self.softcap,
         )
 
-        def losses(student_head: Tensor, teacher_head: Tensor, student: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            rows = None if teacher is None else teacher.flatten(0, 1)
-            return head_losses(student, rows, student_head, teacher_head, labels.flatten(), weights=weights)
+        def losses(
+            student_head: Tensor, teacher_head: Tensor, student: Tensor, projection: Tensor | None = None
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            rows, next_ids = None if teacher is None else teacher.flatten(0, 1), labels.flatten()
+            return head_losses(
+                student, rows, student_head, teacher_head, next_ids, weights=weights, projection=projection
+            )
 
-        total, lm, kl = self.head(losses, student.flatten(0, 1))
+        total, lm, kl = self.head(losses, student.flatten(0, 1), step_positions=counts.positions)
         if terms is None:
             terms = torch.zeros(len(self.layers), 0, device=total.device)
         elif objective.clone_weight > 0:

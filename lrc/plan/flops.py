@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from math import prod
 from typing import Any
 
+from lrc.clone.head import is_cheaper_straight
 from lrc.clone.sites import Stage, layer_terms
 from lrc.config import Checkpointing, ObjectiveConfig
 from lrc.models.student import head_size
@@ -32,7 +33,8 @@ class StepFlops:
     merge_forward: float
     """`W @ P` for every projected tensor: whatever the batch's size, but for the embedding's rows."""
     merge_backward: float
-    """Gradients of the projections through the merges; the teacher's weights need none."""
+    """Gradients of the projections through the merges; the teacher's weights need none. Without the head's where that
+    goes past the merged matrix (`lrc/clone/head.py:is_cheaper_straight`)."""
     clone: float
     """Teacher activations projected (or the student's lifted) for the clone terms, and their gradient."""
     head: float
@@ -76,11 +78,17 @@ def step_flops(
     layer_merges = 2 * sizes.d_student * sum(prod(sizes.teacher_shape(name)) for name in _in_layers(sizes))
     head_merge = 2 * sizes.d_student * prod(sizes.teacher_shape(sizes.architecture.head))
     row_merge = 2 * positions * sizes.d_teacher * sizes.d_student
+    straight = is_cheaper_straight(
+        sizes.vocabulary, sizes.d_teacher, sizes.d_student, positions=positions * merge_shared_by
+    )
     merges = (layer_merges + head_merge) / merge_shared_by + row_merge
     recomputed_merges = layer_merges if merge_shared_by == 1 else 0
     clone_forward, clone_backward = _clone(sizes, objective, positions)
-    student_head = 2 * positions * sizes.vocabulary * sizes.d_student
-    teacher_head = 2 * positions * sizes.vocabulary * sizes.d_teacher
+    head = floor_head_flops(sizes, positions)
+    if straight:
+        through_merge = 4 * positions * sizes.vocabulary * sizes.d_student
+        past_merge = 2 * positions * sizes.d_teacher * (sizes.vocabulary + 2 * sizes.d_student)
+        head += past_merge - through_merge
     around = recomputed_merges + clone_forward
     again: dict[Checkpointing, float] = {
         "none": 0.0,
@@ -92,11 +100,16 @@ def step_flops(
         student_forward=student_forward,
         student_backward=student_backward,
         merge_forward=merges,
-        merge_backward=merges,
+        merge_backward=merges - (head_merge / merge_shared_by if straight else 0),
         clone=clone_forward + clone_backward,
-        head=3 * student_head + teacher_head,
+        head=head,
         checkpointing=again[checkpointing],
     )
+
+
+def floor_head_flops(sizes: Sizes, positions: int) -> float:
+    """FLOPs of both heads' logits and of the gradients of the student's states and head: what no method avoids."""
+    return 2.0 * positions * sizes.vocabulary * (sizes.d_teacher + 3 * sizes.d_student)
 
 
 def _in_layers(sizes: Sizes) -> Iterator[str]:

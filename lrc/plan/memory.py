@@ -133,11 +133,11 @@ class StepMemory:
             checkpointing: layer_bytes(sizes, itemsize=dtype.itemsize, checkpointing=checkpointing)
             for checkpointing in CHECKPOINTING
         }
-        self._traces: dict[tuple[int, Checkpointing], StepTrace] = {}
+        self._traces: dict[tuple[int, Checkpointing, bool], StepTrace] = {}
 
-    def trace(self, batch: int, *, checkpointing: Checkpointing) -> StepTrace:
-        """Trace a step of `batch` rows, once."""
-        key = (batch, checkpointing)
+    def trace(self, batch: int, *, checkpointing: Checkpointing, is_whole_step: bool = False) -> StepTrace:
+        """Trace a micro-batch of `batch` rows, once; see `step_trace.py:trace_step`."""
+        key = (batch, checkpointing, is_whole_step)
         if key not in self._traces:
             self._traces[key] = trace_step(
                 self.sizes,
@@ -148,6 +148,7 @@ class StepMemory:
                 dtype=self.dtype,
                 checkpointing=checkpointing,
                 masked=self.masked,
+                is_whole_step=is_whole_step,
                 teacher_weights=self.teacher_weights,
             )
         return self._traces[key]
@@ -164,7 +165,12 @@ class StepMemory:
             checkpointing: What the backward pass computes again.
             exact: Trace this batch; else extrapolate from 1 and 2 rows.
         """
-        trace = self.trace(batch, checkpointing=checkpointing) if exact else self._extrapolated(batch, checkpointing)
+        is_whole_step = devices == 1 and not self.accumulates
+        trace = (
+            self.trace(batch, checkpointing=checkpointing, is_whole_step=is_whole_step)
+            if exact
+            else self._extrapolated(batch, checkpointing)
+        )
         moments = lay_out(self.sizes, trace, self._kinds, self._layers[checkpointing])
         return max(
             (Peak(use=self._use(moment, strategy, devices), moment=moment.name) for moment in moments),

@@ -65,4 +65,5 @@ def test_the_plain_formulation_moves_the_same_weights_by_the_same_step() -> None
         getattr(bench, name)(1)
         ways[name] = {key: value.detach().clone() for key, value in bench.engine.trained.items()}
     for key, value in ways["ours"].items():
-        torch.testing.assert_close(ways["plain"][key], value, rtol=0, atol=1e-6)
+        # a step is 1e-4 long; rounding of a gradient near AdamW's epsilon moves one value by 3e-6
+        torch.testing.assert_close(ways["plain"][key], value, rtol=0, atol=1e-5)

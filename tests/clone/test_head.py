@@ -1,5 +1,6 @@
 """The chunked head equals the plain formula, value and every gradient, and never holds `[tokens, vocabulary]`."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lrc.clone import head
-from lrc.clone.head import IGNORED_LABEL, HeadWeights, head_losses, softcapped
+from lrc.clone.head import IGNORED_LABEL, HeadWeights, head_losses, is_cheaper_straight, softcapped
 
 POSITIONS, VOCABULARY, D_STUDENT, D_TEACHER = 7, 11, 3, 5
 UPSTREAM = 0.37
@@ -292,3 +293,45 @@ def test_softcapped_bounds_logits_and_none_leaves_them() -> None:
     capped = softcapped(logits, 30.0)
     one = 30 * math.tanh(1 / 30)
     assert capped.tolist() == pytest.approx([-30, -one, 0, one, 30], rel=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [3, None])
+@each_weighting
+@each_softcap
+def test_a_gradient_past_the_merge_is_the_one_through_it(
+    chunk: int | None, lm: float, kl: float, softcap: float | None
+) -> None:
+    inputs, weights = make_inputs(), HeadWeights(lm=lm, kl=kl, temperature=2.0, softcap=softcap)
+    projection = torch.randn(D_TEACHER, D_STUDENT, dtype=torch.float64, requires_grad=True)
+    merged = inputs.teacher_head @ projection
+    wanted, *_ = plain_losses(dataclasses.replace(inputs, student_head=merged), weights)
+    found, *_ = head_losses(
+        inputs.student,
+        inputs.teacher,
+        merged.detach(),
+        inputs.teacher_head,
+        inputs.labels,
+        weights=weights,
+        projection=projection,
+        chunk=chunk,
+    )
+    for ours, plain in zip(
+        torch.autograd.grad(UPSTREAM * found, [inputs.student, projection]),
+        torch.autograd.grad(UPSTREAM * wanted, [inputs.student, projection]),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, plain, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "turn"), [((49_152, 576, 288), 24_576), ((128_256, 3072, 1536), 64_128), ((1000, 60, 20), 53)]
+)
+def test_the_head_goes_straight_up_to_the_positions_where_both_ways_cost_the_same(
+    sizes: tuple[int, int, int], turn: int
+) -> None:
+    assert is_cheaper_straight(*sizes, positions=turn - 1)
+    assert not is_cheaper_straight(*sizes, positions=turn + 1)
+
+
+def test_a_head_wide_as_its_teachers_almost_goes_straight_at_any_length() -> None:
+    assert is_cheaper_straight(49_152, 576, 432, positions=2**40)
