@@ -13,6 +13,7 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lrc.embedded.text import HELD_OUT_NAME, TRAIN_NAME, embedded_text_folder
 from lrc.errors import DataError
@@ -32,7 +33,7 @@ FILES = {
 }
 """Where `--data DIR` is looked through for each text; the first that is there counts."""
 FIELDS = ("text", "page")
-"""Fields that may hold a row's text."""
+"""Fields that may hold a row's text. WikiText's `page` has its marks (` @-@ `, ` ,`) undone, as lm-eval reads it."""
 HELD_OUT_BYTES = 400_000
 MODULES = ("argparse", "csv", "datetime", "decimal", "difflib", "doctest", "fractions", "heapq", "inspect", "ipaddress")
 MORE_MODULES = ("calendar", "logging", "optparse", "pathlib", "random", "statistics", "subprocess", "tarfile", "turtle")
@@ -141,11 +142,18 @@ def _read_rows(path: Path) -> list[str]:
     texts = []
     for number, line in enumerate((gzip.decompress(raw) if path.suffix == ".gz" else raw).splitlines(), start=1):
         row = json.loads(line)
-        text = next((row[field] for field in FIELDS if isinstance(row.get(field), str)), None)
-        if text is None:
+        field = next((field for field in FIELDS if isinstance(row.get(field), str)), None)
+        if field is None:
             raise DataError(f"{path}:{number}: a row must have its text in {' or '.join(FIELDS)}, found {sorted(row)}.")
-        texts.append(text)
+        texts.append(_plain_page(row) if field == "page" else row[field])
     return texts
+
+
+def _plain_page(row: dict[str, Any]) -> str:
+    from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
+
+    plain: str = wikitext_detokenizer(row)
+    return plain
 
 
 def _mixed(texts: list[str]) -> list[str]:

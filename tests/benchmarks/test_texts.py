@@ -46,6 +46,12 @@ def test_less_text_is_the_front_of_more(tmp_path: Path) -> None:
     assert less.sha256["held_out"] == more.sha256["held_out"]
 
 
+def test_a_wikitext_page_is_read_without_its_marks(tmp_path: Path) -> None:
+    folder = corpora(tmp_path / "in", fresh=["a two @-@ part page , with 1 @,@ 500 words ( about )"])
+    texts = prepare_texts(tmp_path / "out", data=folder, train_bytes=10**6)
+    assert read(texts.paths["fresh"]) == ["a two-part page, with 1,500 words (about)"]
+
+
 def test_a_document_in_two_texts_is_refused(tmp_path: Path) -> None:
     folder = corpora(tmp_path / "in", fresh=["fresh one", "train document 3"])
     with pytest.raises(DataError, match="train and fresh share the document 'train document 3'"):
