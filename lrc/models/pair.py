@@ -24,6 +24,7 @@ from lrc.clone.sites import Stage, Variant, compared_projections, layer_terms, p
 from lrc.config import Checkpointing, ObjectiveConfig
 from lrc.models.kept_products import KeptProducts
 from lrc.models.part import Pieces, ProjectedPart
+from lrc.models.short_attention import ShortAttention
 from lrc.models.tiny_bert import HIDDEN, MAP, map_rows
 from lrc.models.trace import first_tensor
 
@@ -246,7 +247,7 @@ class PairLayer(ProjectedPart):
         terms: dict[str, Tensor] = {}
         self._points, self._terms, self._valid, self._kept = points, terms, valid, kept
         try:
-            with nullcontext() if kept is None else kept:
+            with nullcontext() if kept is None else kept, ShortAttention():
                 student = functional_call(self.twin, tensors, (stream, *args), kwargs, strict=True)
         finally:
             # recomputation ends early, by an exception: what stayed here would keep the layer's graph and all that it
