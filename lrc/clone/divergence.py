@@ -16,7 +16,6 @@ def divergence(
     direction: Direction,
     skew: float,
     needs_grad: bool,
-    work: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute a divergence of teacher and student, and its gradient to the student's logits.
 
@@ -31,27 +30,26 @@ def divergence(
 
     Args:
         log_s: `[positions, vocabulary]` log-probabilities of the student.
-        log_t: The same of the teacher; may be overwritten.
+        log_t: The same of the teacher; overwritten, by the gradient if one is formed.
         direction: Which formula.
         skew: `a`, the teacher's share of the mixture.
         needs_grad: Whether to form the gradient.
-        work: A tensor of the same shape and dtype whose content is no longer needed; None: a new one.
 
     Returns:
         `[positions]` nats, and `[positions, vocabulary]` gradient or None; in the dtype of the inputs.
     """
     if direction == "reverse":
-        s, ratio = log_s.exp(), log_s - log_t
+        s, ratio = log_s.exp(), torch.sub(log_s, log_t, out=log_t)
         value = (s * ratio).sum(-1)
-        return value, s * (ratio - value[:, None]) if needs_grad else None
-    t = torch.exp(log_t, out=work)
+        return value, ratio.sub_(value[:, None]).mul_(s) if needs_grad else None
     if direction == "forward":
+        t = log_t.exp()
         value = log_t.sub_(log_s).mul_(t).sum(-1)
         return value, torch.exp(log_s, out=log_t).sub_(t) if needs_grad else None
     log_own = log_s + math.log1p(-skew)
     log_m = log_own if skew == 0 else torch.logaddexp(log_t + math.log(skew), log_own)
-    value = (t * (log_t - log_m)).sum(-1)
+    value = (log_t.exp() * (log_t - log_m)).sum(-1)
     if not needs_grad:
         return value, None
     share = (log_t + log_own - log_m).exp()
-    return value, log_s.exp().mul_(share.sum(-1, keepdim=True)).sub_(share)
+    return value, torch.exp(log_s, out=log_t).mul_(share.sum(-1, keepdim=True)).sub_(share)

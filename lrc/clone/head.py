@@ -2,6 +2,7 @@
 
 A `[tokens, vocabulary]` tensor never exists: each chunk's logits are formed for both models, reduced to the two
 losses, turned into the gradient, and dropped. The gradient is formed in the forward pass, so backward only scales it.
+What lies between the products goes through a chunk in blocks of rows, so that on a CPU they stay in a core's cache.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from lrc.clone.products import exact_products
 
 IGNORED_LABEL = -100
 CHUNK_BYTES = 64 * 2**20
+BLOCK_BYTES = 2**19
+"""Logits of one model that a core takes at a time; some three blocks of that size are in use at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +93,11 @@ def is_cheaper_straight(vocabulary: int, d_teacher: int, d_student: int, *, posi
     return 2 * positions * d_teacher * (vocabulary + 2 * d_student) < through
 
 
-def softcapped(logits: Tensor, softcap: float | None) -> Tensor:
-    """Return `softcap * tanh(logits / softcap)`, or the logits unchanged."""
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+def softcapped(logits: Tensor, softcap: float | None, *, out: Tensor | None = None) -> Tensor:
+    """Return `softcap * tanh(logits / softcap)`, in the memory of `out` if it is given, or the logits unchanged."""
+    if softcap is None:
+        return logits
+    return torch.mul(torch.tanh(torch.div(logits, softcap, out=out), out=out), softcap, out=out)
 
 
 class _HeadLosses(torch.autograd.Function):
@@ -109,41 +114,33 @@ class _HeadLosses(torch.autograd.Function):
         chunk: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         exact = torch.float64 if student.dtype == torch.float64 else torch.float32
-        head_s = student_head.to(exact)
-        head_t = None if teacher is None and projection is None else teacher_head.to(exact)
+        ours = _Products(student, student_head, chunk, exact)
+        theirs = None if teacher is None else _Products(teacher, teacher_head, chunk, exact)
         lm = torch.zeros(student.shape[0], dtype=exact, device=student.device)
         kl = torch.zeros_like(lm)
         trained = student_head if projection is None else projection
         needs_hidden, needs_trained = ctx.needs_input_grad[0], ctx.needs_input_grad[1 if projection is None else 2]
         grad_hidden = torch.empty(student.shape, dtype=exact, device=student.device) if needs_hidden else None
         grad_trained = torch.zeros(trained.shape, dtype=exact, device=student.device) if needs_trained else None
-        inner = head_s if projection is None else projection.to(exact)
-        space = _Space(min(chunk, student.shape[0]), head_s)
+        inner, reader = ours.head, None
+        if projection is not None:
+            inner, reader = projection.to(exact), teacher_head.to(exact) if theirs is None else theirs.head
         for start in range(0, student.shape[0], chunk):
             rows = slice(start, start + chunk)
-            hidden = student[rows].to(exact)
-            with exact_products(student.dtype):
-                logits = softcapped(torch.mm(hidden, head_s.T, out=space.take(0, len(hidden))), weights.softcap)
-                teacher_logits = None
-                if teacher is not None and head_t is not None:
-                    states = teacher[rows].to(exact)
-                    product = torch.mm(states, head_t.T, out=space.take(1, len(hidden)))
-                    teacher_logits = softcapped(product, weights.softcap)
-            slope = None
-            if weights.softcap is not None and (needs_hidden or needs_trained):
-                slope = 1 - (logits / weights.softcap).square()
             lm[rows], kl[rows], grad, scale = _chunk_losses(
-                logits, teacher_logits, labels[rows], weights, space, needs_grad=needs_hidden or needs_trained
+                ours.of(rows),
+                None if theirs is None else theirs.of(rows),
+                labels[rows],
+                weights,
+                needs_grad=needs_hidden or needs_trained,
             )
-            if grad is not None and slope is not None:
-                grad *= slope
             with exact_products(student.dtype):
-                if grad is not None and projection is not None:
-                    grad = grad @ head_t  # [chunk, d_T]
+                if grad is not None and reader is not None:
+                    grad = grad @ reader  # [chunk, d_T]
                 if grad is not None and grad_hidden is not None:
                     torch.mm(grad, inner, out=grad_hidden[rows]).mul_(scale)
                 if grad is not None and grad_trained is not None:
-                    grad_trained.addmm_(grad.T, hidden * scale)
+                    grad_trained.addmm_(grad.T, student[rows] * scale)
         ctx.is_straight = projection is not None
         ctx.save_for_backward(
             None if grad_hidden is None else grad_hidden.to(student.dtype),
@@ -159,65 +156,87 @@ class _HeadLosses(torch.autograd.Function):
         return grad_hidden, *of_heads, *[None] * 5
 
 
-class _Space:
-    """Memory for a chunk's logits of both models and what is made of them, the same for every chunk."""
+class _Products:
+    """Products of one model's hidden states and head, chunk after chunk in the same memory."""
 
-    def __init__(self, rows: int, like: Tensor) -> None:
-        self.shape = (rows, like.shape[0])
-        self.like = like
-        self.tensors: dict[int, Tensor] = {}
+    def __init__(self, hidden: Tensor, head: Tensor, chunk: int, exact: torch.dtype) -> None:
+        self.hidden = hidden
+        self.head = head.to(exact)
+        self.space = self.head.new_empty(min(chunk, hidden.shape[0]), head.shape[0])
 
-    def take(self, index: int, rows: int) -> Tensor:
-        """Return one of the pieces, `[rows, vocabulary]`, made when it is first asked for."""
-        if index not in self.tensors:
-            self.tensors[index] = self.like.new_empty(self.shape)
-        return self.tensors[index][:rows]
+    def of(self, rows: slice) -> Tensor:
+        """Return a chunk's, `[chunk, vocabulary]`, in place of the last one's."""
+        hidden = self.hidden[rows].to(self.head.dtype)
+        with exact_products(self.hidden.dtype):
+            return torch.mm(hidden, self.head.T, out=self.space[: len(hidden)])
 
 
 def _chunk_losses(
-    logits: Tensor,
-    teacher_logits: Tensor | None,
-    labels: Tensor,
-    weights: HeadWeights,
-    space: _Space,
-    *,
-    needs_grad: bool,
+    products: Tensor, teacher_products: Tensor | None, labels: Tensor, weights: HeadWeights, *, needs_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Reduce one chunk's logits; both may be overwritten.
+    """Reduce one chunk's products of hidden states and heads; both may be overwritten.
 
     Returns:
-        LM and KL, `[chunk]`, and the objective's gradient with respect to `logits` as `[chunk, vocabulary]` times
+        LM and KL, `[chunk]`, and the objective's gradient with respect to `products` as `[chunk, vocabulary]` times
         `[chunk, 1]`.
     """
-    temperature = weights.temperature
     valid = labels != IGNORED_LABEL
     targets = labels.where(valid, 0)[:, None]
-    mask = valid.to(logits.dtype)
+    mask = valid.to(products.dtype)
+    lm, kl, grad = torch.zeros_like(mask), torch.zeros_like(mask), None
+    size = _block_rows(products)
+    for start in range(0, len(products), size):
+        rows = slice(start, start + size)
+        theirs = None if teacher_products is None else teacher_products[rows]
+        lm[rows], kl[rows], grad = _block_losses(products[rows], theirs, targets[rows], weights, needs_grad=needs_grad)
+    if grad is not None and size < len(products):
+        grad = products if teacher_products is None else teacher_products
+    # one factor a row: cheaper on what the gradient becomes than on itself
+    factor = weights.lm if weights.lm or teacher_products is None else weights.kl / weights.temperature
+    return lm * mask, kl * mask, grad, (factor * mask)[:, None]
+
+
+def _block_rows(products: Tensor) -> int:
+    """Return how many rows of a chunk are reduced at a time: what fits the cores' caches, all of them on a GPU."""
+    if products.device.type != "cpu":
+        return len(products)
+    return torch.get_num_threads() * max(1, BLOCK_BYTES // (products.element_size() * products.shape[1]))
+
+
+def _block_losses(
+    products: Tensor, teacher_products: Tensor | None, targets: Tensor, weights: HeadWeights, *, needs_grad: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Reduce rows of products; both may be overwritten.
+
+    Returns:
+        LM and KL, `[rows]`, and the gradient of LM + `kl / (lm temperature)` KL, or of KL alone at logits divided by
+        the temperature where LM weighs nothing: on a CPU in the memory of the teacher's products, or without a teacher
+        of the student's.
+    """
+    temperature, softcap = weights.temperature, weights.softcap
+    logits = softcapped(products, softcap, out=products)
+    slope = 1 - (logits / softcap).square() if softcap is not None and needs_grad else None
     # at another temperature the logits are needed twice
-    log_p = _log_softmax(logits) if temperature == 1 else torch.log_softmax(logits, -1)
-    lm = -log_p.gather(-1, targets)[:, 0] * mask
+    is_last_use = temperature == 1 or teacher_products is None
+    log_p = _log_softmax(logits) if is_last_use else torch.log_softmax(logits, -1)
+    lm = -log_p.gather(-1, targets)[:, 0]
     kl, grad = torch.zeros_like(lm), None
-    if teacher_logits is not None:
-        log_q = log_p if temperature == 1 else _log_softmax(logits.div_(temperature))
-        teacher_log_q = _log_softmax(teacher_logits if temperature == 1 else teacher_logits.div_(temperature))
+    if teacher_products is not None:
+        teacher_logits = softcapped(teacher_products, softcap, out=teacher_products)
         kl, grad = divergence(
-            log_q,
-            teacher_log_q,
+            log_p if temperature == 1 else _log_softmax(logits.div_(temperature)),
+            _log_softmax(teacher_logits if temperature == 1 else teacher_logits.div_(temperature)),
             direction=weights.direction,
             skew=weights.skew,
             needs_grad=needs_grad,
-            work=space.take(2, len(log_q)),
         )
-        kl = kl * mask
-    of_kl, of_lm = (weights.kl / temperature * mask)[:, None], (weights.lm * mask)[:, None]
-    if not needs_grad:
-        return lm, kl, None, of_kl
-    if grad is not None and not weights.lm:
-        return lm, kl, grad, of_kl  # one factor a row: cheaper on what the gradient becomes than on itself
-    grad = torch.zeros_like(log_p) if grad is None else grad.mul_(of_kl)
-    if weights.lm:  # weight * (p - target)
-        grad.addcmul_(log_p.exp_(), of_lm).scatter_add_(-1, targets, -of_lm)
-    return lm, kl, grad, torch.ones_like(of_kl)
+    if needs_grad and (weights.lm or grad is None):
+        of_lm = log_p.exp_().scatter_add_(-1, targets, log_p.new_full(targets.shape, -1.0))  # p - target
+        ratio = weights.kl / (weights.lm * temperature) if grad is not None else 0.0
+        grad = of_lm if grad is None else torch.add(of_lm, grad, alpha=ratio, out=grad)
+    if grad is not None and slope is not None:
+        grad.mul_(slope)
+    return lm, kl, grad
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

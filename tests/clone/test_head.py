@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,63 +12,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lrc.clone import head
 from lrc.clone.head import IGNORED_LABEL, HeadWeights, head_losses, is_cheaper_straight, softcapped
-
-POSITIONS, VOCABULARY, D_STUDENT, D_TEACHER = 7, 11, 3, 5
-UPSTREAM = 0.37
-"""The gradient that reaches the head from above, so that a backward pass which forgets to scale is found."""
-
-each_weighting = pytest.mark.parametrize(
-    ("lm", "kl"), [(1.0, 0.0), (0.0, 1.0), (0.7, 1.3)], ids=["LM only", "KL only", "both"]
+from tests.clone.head_inputs import (
+    D_STUDENT,
+    D_TEACHER,
+    POSITIONS,
+    UPSTREAM,
+    VOCABULARY,
+    Inputs,
+    each_softcap,
+    each_temperature,
+    each_weighting,
+    make_inputs,
 )
-each_temperature = pytest.mark.parametrize("temperature", [1.0, 40.0])
-each_softcap = pytest.mark.parametrize("softcap", [None, 2.0], ids=["plain", "softcap"])
-
-
-@dataclass
-class Inputs:
-    student: Tensor
-    teacher: Tensor
-    student_head: Tensor
-    teacher_head: Tensor
-    labels: Tensor
-
-    def losses(self, weights: HeadWeights, chunk: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        return head_losses(
-            self.student,
-            self.teacher,
-            self.student_head,
-            self.teacher_head,
-            self.labels,
-            weights=weights,
-            chunk=chunk,
-        )
-
-    def gradients(self, value: Tensor) -> list[Tensor]:
-        return list(torch.autograd.grad(UPSTREAM * value, [self.student, self.student_head]))
-
-
-def make_inputs(
-    *, masked: tuple[int, ...] = (1, 4, 6), positions: int = POSITIONS, dtype: torch.dtype = torch.float64
-) -> Inputs:
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=torch.float64, generator=generator).to(dtype)
-
-    labels = torch.randint(VOCABULARY, (positions,), generator=generator)
-    labels[list(masked)] = IGNORED_LABEL
-    return Inputs(
-        student=random(positions, D_STUDENT).requires_grad_(),
-        teacher=random(positions, D_TEACHER),
-        student_head=random(VOCABULARY, D_STUDENT).requires_grad_(),
-        teacher_head=random(VOCABULARY, D_TEACHER),
-        labels=labels,
-    )
 
 
 def plain_losses(inputs: Inputs, weights: HeadWeights) -> tuple[Tensor, Tensor, Tensor]:
     """The formula with whole logits, torch's own losses and autograd; masked rows are not even looked at."""
     valid = inputs.labels != IGNORED_LABEL
+    assert inputs.teacher is not None
     logits = (inputs.student @ inputs.student_head.T)[valid]
     teacher_logits = (inputs.teacher @ inputs.teacher_head.T)[valid]
     if weights.softcap is not None:
@@ -161,6 +121,7 @@ def test_masked_positions_change_nothing() -> None:
     weights = HeadWeights(lm=1.0, kl=1.0, temperature=2.0)
     whole = make_inputs()
     keep = whole.labels != IGNORED_LABEL
+    assert whole.teacher is not None
     few = Inputs(
         student=whole.student.detach()[keep].requires_grad_(),
         teacher=whole.teacher[keep],
@@ -191,6 +152,7 @@ def test_a_gradient_is_made_for_what_asks_for_one(trained: str) -> None:
 
 def test_no_gradient_reaches_the_teacher_or_runs_through_the_reported_losses() -> None:
     inputs = make_inputs()
+    assert inputs.teacher is not None
     inputs.teacher.requires_grad_()
     inputs.teacher_head.requires_grad_()
     total, lm, kl = inputs.losses(HeadWeights(lm=1.0, kl=1.0), 2)
