@@ -9,11 +9,13 @@ from lrc.errors import ConfigError, LrcError, nearest_name
 from lrc.verbs.progress import say
 
 from .cells import Cell, parse_cell, quick_cells, rate_cells, table_cells
+from .claims import claims_table
+from .committed import COMMITTED, publish, publish_rates
 from .measures import Tasks
 from .methods import find_method, methods, sweeps
-from .picked_rates import record_rate
+from .picked_rates import RATES, record_rate
 from .plot import draw_plots
-from .results import fresh_table, reach_table, read_results, sweep_table, table, teacher_lines
+from .results import Result, fresh_table, reach_table, read_results, sweep_table, table, teacher_lines
 from .run import TINY_TEACHER_STEPS, Arena, run_cell
 from .teachers import teachers
 
@@ -38,14 +40,17 @@ def _parser(help_text: str) -> argparse.ArgumentParser:
     add("--points", action="store_true", help="with --table: every point of the curves")
     add("--reach", type=float, metavar="KL", help="with --table: training tokens to this held-out KL")
     add("--fresh", action="store_true", help="with --table: the text that is looked at once")
+    add("--claims", action="store_true", help="what the default is held to, on --on, from all finished cells")
     add("--plot", action="store_true", help="draw training tokens -> KL of finished cells")
-    add("--only", default="", metavar="TEXT", help="with table, --table, --plot: cells whose name holds TEXT")
+    add("--only", default="", metavar="TEXT", help="with table, --table, --plot, --publish: cells whose name has TEXT")
     add("--results", type=Path, action="append", metavar="DIR", help="more folders of results to read")
+    add("--publish", action="store_true", help="copy finished cells, without machine paths, into --committed")
+    add("--committed", type=Path, default=COMMITTED, metavar="DIR", help="the repository's results, read and written")
     add("--quick", action="store_true", help="every method on a tiny teacher, from nothing to table and plot")
     add("--methods", metavar="A,B", help="with --quick: these methods alone")
-    add("--tokens", metavar="16k", help="with --quick, sweep, rates: another token budget")
+    add("--tokens", metavar="16k", help="with --quick, sweep, rates, --claims: another token budget")
     add("--teacher-steps", type=int, default=TINY_TEACHER_STEPS, help="with --quick: steps of the tiny teacher")
-    add("--on", default="smollm2/half", metavar="TEACHER/WIDTH", help="where sweeps and rates run")
+    add("--on", default="smollm2/half", metavar="TEACHER/WIDTH", help="where sweeps, rates and claims are")
     add("--data", type=Path, metavar="DIR", help="folder of corpora (docs/quality.md); default: the demo's text")
     add("--evaluation-data", metavar="DIR", help="folder of benchmark rows, or embedded:benchmarks; default: no tasks")
     add("--evaluation-items", type=int, metavar="N", help="items of each task; default: all")
@@ -66,6 +71,9 @@ def _run(options: argparse.Namespace) -> None:
     cells: list[Cell] = []
     if options.quick:
         cells = quick_cells(options.tokens, options.methods.split(",") if options.methods else None)
+    elif verb == "sweep" and options.table:
+        _show_sweep(arena, options, names)
+        return
     elif verb == "sweep":
         cells = _sweep_cells(options, names)
     elif verb == "rates":
@@ -75,14 +83,22 @@ def _run(options: argparse.Namespace) -> None:
         cells = [cell for cell in table_cells() if options.only in cell.name]
     elif verb:
         cells = [parse_cell(name) for name in options.what]
-    elif not options.table and not options.plot:
-        raise ConfigError("Name a cell, `sweep NAME`, `rates METHOD`, or use --list, --table, --plot or --quick.")
+    elif not (options.table or options.plot or options.claims or options.publish):
+        raise ConfigError(
+            "Name a cell, `sweep NAME`, `rates METHOD`, or use --list, --table, --plot, --claims, --publish or --quick."
+        )
     done = [run_cell(arena, cell, overwrite=options.overwrite) for cell in cells]
     if verb == "sweep":
         print(sweep_table(done))
         return
+    shown = {cell.name for cell in cells}
+    if options.publish:
+        _publish(arena, options, shown)
     if options.table or options.plot or done:
-        _show(arena, options, {cell.name for cell in cells})
+        _show(arena, options, shown)
+    if options.claims:
+        tokens = options.tokens or teachers()[_teacher_of(options)].headline
+        print(claims_table(_finished(arena, options), on=options.on, tokens=tokens))
 
 
 def _arena(options: argparse.Namespace) -> Arena:
@@ -97,6 +113,7 @@ def _arena(options: argparse.Namespace) -> Arena:
         named[name] = folder
     return Arena(
         root=options.root,
+        committed=options.committed,
         data=options.data,
         teachers=named,
         tasks=tasks,
@@ -148,16 +165,15 @@ def _pick_rates(arena: Arena, options: argparse.Namespace, names: list[str]) -> 
             "tokens": results[0]["tokens"],
             "development_kl": {f"{rate:g}": kl for rate, kl in grid.items()},
         }
-        record_rate(arena.root / "rates.json", teacher, name, entry)
+        record_rate(arena.root / RATES, teacher, name, entry)
         lines += [f"| {name}{' (picked)' if rate == best else ''} | {rate:g} | {kl:.3f} |" for rate, kl in grid.items()]
     print("\n".join(lines))
 
 
 def _show(arena: Arena, options: argparse.Namespace, names: set[str]) -> None:
-    folders = [*(options.results or []), arena.results]
-    results = [result for result in read_results(folders) if _is_shown(result["cell"], options.only, names)]
+    results = [result for result in _finished(arena, options) if _is_shown(result["cell"], options.only, names)]
     if not results:
-        raise ConfigError(f"No finished cell in {', '.join(map(str, folders))}. `--list` shows what can be run.")
+        raise ConfigError(f"No finished cell in {arena.results} or elsewhere. `--list` shows what can be run.")
     print(table(results, every_point=options.points))
     print("".join(f"\n{line}" for line in teacher_lines(results)))
     if options.reach is not None:
@@ -169,6 +185,30 @@ def _show(arena: Arena, options: argparse.Namespace, names: set[str]) -> None:
         for text in ("held_out", "development"):
             for path in draw_plots(drawn, arena.root / "plots", text=text):
                 say(f"plot: {path}")
+
+
+def _finished(arena: Arena, options: argparse.Namespace) -> list[Result]:
+    """Read all results: of one cell the root's counts, then that of --results, then the committed one."""
+    return read_results([arena.committed, *(options.results or []), arena.results])
+
+
+def _show_sweep(arena: Arena, options: argparse.Namespace, names: list[str]) -> None:
+    """Print the table of a sweep's finished cells; nothing is run."""
+    wanted, finished = _sweep_cells(options, names), {result["cell"]: result for result in _finished(arena, options)}
+    for cell in wanted:
+        if cell.name not in finished:
+            say(f"{cell.name}: not run")
+    print(sweep_table([finished[cell.name] for cell in wanted if cell.name in finished]))
+
+
+def _publish(arena: Arena, options: argparse.Namespace, names: set[str]) -> None:
+    """Copy the root's finished cells into the repository, and the picked rates of their teachers."""
+    results = [result for result in read_results([arena.results]) if _is_shown(result["cell"], options.only, names)]
+    if not results:
+        raise ConfigError(f"No finished cell to publish in {arena.results}.")
+    for path in publish(results, arena.committed):
+        say(f"published: {path}")
+    publish_rates(arena.root, arena.committed, {result["teacher"] for result in results})
 
 
 def _is_shown(cell: str, only: str, names: set[str]) -> bool:

@@ -8,6 +8,8 @@ from lrc.training.beside import write_beside
 
 from .alone import alone
 
+RATES = "rates.json"
+
 
 def read_rates(path: Path) -> dict[str, dict[str, Any]]:
     """Return teacher -> method -> entry; nothing if none was picked."""

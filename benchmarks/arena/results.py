@@ -96,11 +96,11 @@ COLUMNS = (
 
 def table(results: Sequence[Result], *, every_point: bool = False) -> str:
     """Return the Markdown table of the last points, or of all."""
-    lines = [_row(COLUMNS), _row(["---"] * len(COLUMNS))]
+    lines = [row(COLUMNS), row(["---"] * len(COLUMNS))]
     for name, seeds in groups(results).items():
         num_points = min(len(result["points"]) for result in seeds)
         for place in range(num_points) if every_point else [num_points - 1]:
-            lines.append(_row(_cells(name, [result["points"][place] for result in seeds], seeds)))
+            lines.append(row(_cells(name, [result["points"][place] for result in seeds], seeds)))
     return "\n".join(lines)
 
 
@@ -149,25 +149,25 @@ def teacher_lines(results: Sequence[Result]) -> list[str]:
 
 def reach_table(results: Sequence[Result], level: float, *, text: str = "held_out") -> str:
     """Return the Markdown table of the training tokens that each cell takes to a KL."""
-    lines = [_row(["cell", f"tokens to {text.replace('_', '-')} KL {level:g}"]), _row(["---", "---"])]
+    lines = [row(["cell", f"tokens to {text.replace('_', '-')} KL {level:g}"]), row(["---", "---"])]
     for name, seeds in groups(results).items():
         needed = [tokens_to_reach(curve(result, text=text), level) for result in seeds]
         reached = [tokens for tokens in needed if tokens is not None]
         missed = len(needed) - len(reached)
         shown = mean_text(reached, lambda value: f"{value:,.0f}") if reached else "not reached"
-        lines.append(_row([name, shown if not missed or not reached else f"{shown} ({missed} not)"]))
+        lines.append(row([name, shown if not missed or not reached else f"{shown} ({missed} not)"]))
     return "\n".join(lines)
 
 
 def fresh_table(results: Sequence[Result]) -> str:
     """Return the Markdown table of the text that was measured once."""
     columns = ("cell", "fresh KL", "CE", "top-1", "bits per byte", "teacher's")
-    lines = [_row(columns), _row(["---"] * len(columns))]
+    lines = [row(columns), row(["---"] * len(columns))]
     for name, seeds in groups(results).items():
         last = [result["points"][-1]["fresh"] for result in seeds]
         measures = ("kl", "cross_entropy", "top1_agreement", "bits_per_byte", "teacher_bits_per_byte")
         lines.append(
-            _row([name, *(mean_text([point[key] for point in last], lambda value: f"{value:.3f}") for key in measures)])
+            row([name, *(mean_text([point[key] for point in last], lambda value: f"{value:.3f}") for key in measures)])
         )
     return "\n".join(lines)
 
@@ -175,14 +175,15 @@ def fresh_table(results: Sequence[Result]) -> str:
 def sweep_table(results: Sequence[Result]) -> str:
     """Return the Markdown table that a sweep is judged by: the development text alone."""
     columns = ("cell", "learning rate", "development KL at the start", "at the end", "top-1", "bits per byte")
-    lines = [_row(columns), _row(["---"] * len(columns))]
+    lines = [row(columns), row(["---"] * len(columns))]
     for result in results:
         first, last = result["points"][0]["development"], result["points"][-1]["development"]
         rate = f"{result['recipe']['train']['learning_rate']:g}"
         shown = (f"{first['kl']:.3f}", f"{last['kl']:.3f}", f"{100 * last['top1_agreement']:.1f} %")
-        lines.append(_row([result["cell"], rate, *shown, f"{last['bits_per_byte']:.3f}"]))
+        lines.append(row([result["cell"], rate, *shown, f"{last['bits_per_byte']:.3f}"]))
     return "\n".join(lines)
 
 
-def _row(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str]) -> str:
+    """Return a row of a Markdown table."""
     return f"| {' | '.join(cells)} |"

@@ -25,9 +25,10 @@ from lrc.verbs.train import train
 
 from .alone import alone
 from .cells import Cell, Rates, cell_recipe
+from .committed import COMMITTED
 from .gemma import gemma_teacher
 from .measures import PointMeasure, Tasks, measured_texts
-from .picked_rates import read_rates
+from .picked_rates import RATES, read_rates
 from .results import FORMAT
 from .starts import start_file
 from .teachers import make_tiny_teacher
@@ -43,6 +44,8 @@ class Arena:
     """Where cells run and what they read."""
 
     root: Path = Path("runs/quality")
+    committed: Path = COMMITTED
+    """Results in the repository; its picked learning rates count where the root has none."""
     data: Path | None = None
     """Folder of corpora; None: what the demo embeds."""
     teachers: Mapping[str, str] = field(default_factory=dict)
@@ -76,8 +79,11 @@ class Arena:
         return str(make_tiny_teacher(folder, text=text, steps=self.tiny_teacher_steps))
 
     def rates(self) -> Rates:
-        picked = read_rates(self.root / "rates.json")
-        return {teacher: {name: entry["rate"] for name, entry in found.items()} for teacher, found in picked.items()}
+        picked: dict[str, dict[str, float]] = {}
+        for folder in (self.committed, self.root):
+            for teacher, found in read_rates(folder / RATES).items():
+                picked.setdefault(teacher, {}).update({name: entry["rate"] for name, entry in found.items()})
+        return picked
 
 
 def run_cell(arena: Arena, cell: Cell, *, overwrite: bool = False) -> dict[str, Any]:
@@ -117,7 +123,7 @@ def _run_alone(arena: Arena, cell: Cell, run: Path, *, overwrite: bool) -> dict[
     )
     resume = None if overwrite else "auto"
     train(recipe, resume=resume, overwrite=overwrite, also_measure=measure, keep_start=start)
-    result = _result(cell, recipe, texts)
+    result = _result(arena, cell, recipe, texts)
     arena.results.mkdir(parents=True, exist_ok=True)
     write_beside(path, json.dumps(result, indent=1) + "\n")
     if not arena.keep:
@@ -136,7 +142,7 @@ def _point_measure(arena: Arena, cell: Cell, texts: Texts, teacher: str) -> Poin
     return PointMeasure(read, steps=steps, tokenizer=load_tokenizer(folder), tasks=arena.tasks, task_steps=task_steps)
 
 
-def _result(cell: Cell, recipe: Recipe, texts: Texts) -> dict[str, Any]:
+def _result(arena: Arena, cell: Cell, recipe: Recipe, texts: Texts) -> dict[str, Any]:
     folder = Path(recipe.run) / "train"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     start = json.loads((folder / "start.json").read_text(encoding="utf-8"))
@@ -163,7 +169,7 @@ def _result(cell: Cell, recipe: Recipe, texts: Texts) -> dict[str, Any]:
         },
         "versions": versions(),
         "recipe": recipe_to_dict(recipe),
-        "command": f"python benchmarks/quality.py {cell.name}",
+        "command": f"python benchmarks/quality.py {cell.name}{' --data DIR' if arena.data else ''}",
     }
 
 

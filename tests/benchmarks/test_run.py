@@ -30,7 +30,8 @@ TEXTS = {role: Path(f"{role}.jsonl") for role in ("train", "development", "held_
 @pytest.fixture(scope="module")
 def arena(tmp_path_factory: pytest.TempPathFactory) -> Arena:
     """An arena whose tiny teacher has hardly learnt, with one finished cell."""
-    arena = Arena(root=tmp_path_factory.mktemp("arena"), tiny_teacher_steps=3)
+    root = tmp_path_factory.mktemp("arena")
+    arena = Arena(root=root, committed=root / "committed", tiny_teacher_steps=3)
     run_cell(arena, CELL)
     return arena
 
@@ -167,7 +168,7 @@ def test_seconds_leave_measuring_out_and_count_what_was_done_once() -> None:
 def run_quick(folder: Path, chosen: list[str]) -> None:
     """Run the quick version of some methods from nothing, and look at its table and plots."""
     command = [sys.executable, str(Path.cwd() / "benchmarks/quality.py"), "--quick", "--tokens", "2k"]
-    command += ["--methods", ",".join(chosen), "--teacher-steps", "3", "--root", "out"]
+    command += ["--methods", ",".join(chosen), "--teacher-steps", "3", "--root", "out", "--committed", "none"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=folder, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [line.split(" | ")[0] for line in done.stdout.splitlines() if line.startswith("| tiny")]
@@ -206,18 +207,20 @@ def test_rates_are_picked_on_the_development_text_of_the_asked_budget(
     assert "end of its grid" not in shown.err
     entry = json.loads((tmp_path / "rates.json").read_text())["tiny"]["red"]
     assert (entry["rate"], entry["on"], entry["tokens"]) == (3e-4, "tiny/half", "4k")
-    assert Arena(root=tmp_path).rates() == {"tiny": {"red": 3e-4}}
+    assert Arena(root=tmp_path, committed=tmp_path / "none").rates() == {"tiny": {"red": 3e-4}}
 
 
 def test_what_there_is_not_ends_with_a_hint_and_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = ["--root", str(tmp_path), "--committed", str(tmp_path / "none")]
     for arguments, hint in (
         (["sweep", "temprature"], "There is no sweep 'temprature'. Did you mean 'temperature'?"),
         (["sweep", "schedule", "--on", "smollm2"], "--on must be TEACHER/WIDTH"),
         (["--table"], "No finished cell"),
+        (["--publish"], "No finished cell to publish"),
         (["--teacher", "x=y", "--list"], "--teacher must be NAME=FOLDER"),
         ([], "Name a cell"),
     ):
-        assert run_command([*arguments, "--root", str(tmp_path)], help_text="") == 2
+        assert run_command([*arguments, *folders], help_text="") == 2
         captured = capsys.readouterr()
         assert captured.out == ""
         assert hint in captured.err
@@ -262,7 +265,8 @@ def test_the_table_leaves_trials_of_rates_out_until_they_are_asked_for(
         (tmp_path / "results" / f"{name}.json").write_text(json.dumps(result))
 
     def shown(*options: str) -> list[str]:
-        assert run_command(["--table", "--root", str(tmp_path), *options], help_text="") == 0
+        folders = ["--root", str(tmp_path), "--committed", str(tmp_path / "none")]
+        assert run_command(["--table", *folders, *options], help_text="") == 0
         lines = capsys.readouterr().out.splitlines()
         return [line.split(" | ")[0].split("/")[2] for line in lines if line.startswith("| smollm2")]
 
