@@ -211,7 +211,7 @@ def test_a_resumed_run_does_not_make_free_weights_projections_again(tmp_path: Pa
         ("zero2", {}),
         ("zero3", {"phases__dense_share": 1.0}),
         ("fsdp2", {"phases__dense_share": 0.0, "method": "tiny_bert"}),
-        ("fsdp2", {"phases__dense_share": 0.0, "train__compile": True}),
+        ("zero3", {"phases__dense_share": 0.0, "train__compile": True}),
         ("zero1", {"phases__dense_share": 0.0, "train__compile": True}),
     ],
 )
