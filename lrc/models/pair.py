@@ -313,3 +313,8 @@ def _activation(value: Any) -> Tensor:
     found = first_tensor(value)
     assert found is not None
     return found
+
+
+def with_one(hidden: Tensor) -> Tensor:
+    """Put a one behind hidden states, for a head matrix whose last column is a bias."""
+    return torch.cat((hidden, torch.ones_like(hidden[..., :1])), -1)

@@ -14,8 +14,9 @@ from lrc.method_config import Method
 from lrc.models.dense import Dense
 from lrc.models.discovery import Architecture, discover
 from lrc.models.facts import logit_softcap
+from lrc.models.liger_head import liger_losses
 from lrc.models.merge_plan import merge_plan
-from lrc.models.pair import Cloning, Lockstep, PairEmbedding, PairHead, PairLayer, PairNorm
+from lrc.models.pair import Cloning, Lockstep, PairEmbedding, PairHead, PairLayer, PairNorm, with_one
 from lrc.models.part import Pieces, ProjectedPart, part_plan
 from lrc.models.student import empty_student, student_config
 from lrc.models.terms import measured_terms
@@ -85,6 +86,8 @@ class PairModel(nn.Module):
         tied = self.architecture.is_tied and variant.tie_embedding_projection
         self.student_config = student_config(config, hidden_size, tied=tied)
         self.softcap = logit_softcap(config)
+        self.has_liger_head = False
+        """Whether Liger computes the KL where it is trained (`liger_head.takes_liger`)."""
         self.term_names = measured_terms(self.architecture, variant, objective, method)
         self.lockstep = Lockstep()
         self.alignment: nn.Parameter | None = None
@@ -297,7 +300,8 @@ class PairModel(nn.Module):
 
         def losses(student_head: Tensor, teacher_head: Tensor, student: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             rows = None if teacher is None else teacher.flatten(0, 1)
-            return head_losses(student, rows, student_head, teacher_head, labels.flatten(), weights=weights)
+            compute = liger_losses if self.has_liger_head and torch.is_grad_enabled() else head_losses
+            return compute(student, rows, student_head, teacher_head, labels.flatten(), weights=weights)
 
         total, lm, kl = self.head(losses, student.flatten(0, 1))
         if terms is None:
@@ -313,8 +317,3 @@ class PairModel(nn.Module):
         if self.objective.kl_reduction == "published":
             return 1 / max(1, counts.sequences)
         return self.objective.temperature**2 / max(1, counts.labels)
-
-
-def with_one(hidden: Tensor) -> Tensor:
-    """Put a one behind hidden states, for a head matrix whose last column is a bias."""
-    return torch.cat((hidden, torch.ones_like(hidden[..., :1])), -1)
