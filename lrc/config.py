@@ -26,6 +26,7 @@ ProjectionSharing = Literal["all", "io"]
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
 Merge = Literal["auto", "step", "micro_batch"]
 OptimizerName = Literal["adamw", "muon"]
+HeadKernel = Literal["auto", "own", "liger"]
 Checkpointing = Literal["none", "selective", "layer"]
 CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "layer")
 """From the most memory to the most recomputation."""
@@ -98,6 +99,8 @@ class TrainConfig:
     the layers of both models (`layer`); false and true are read as `none` and `layer`."""
     compile: bool = False
     """Run layers through torch.compile; eager, with one line that says why, where that fails."""
+    head_kernel: HeadKernel = "own"
+    """What computes the head's KL: `liger`, the package's `own`, or Liger where a GPU and it are there (`auto`)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; `auto` takes a GPU if there is one."""
     trackers: tuple[str, ...] = ()

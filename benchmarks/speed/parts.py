@@ -17,7 +17,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 import lrc.models.pair as pair_module
 import lrc.models.part as part_module
 from benchmarks.speed.ways import Bench
-from lrc.models.pair import PairHead, PairLayer
+from lrc.models.pair import PairLayer
+from lrc.models.pair_head import PairHead
 from lrc.models.pair_model import PairModel
 from lrc.models.step_weights import StepWeights
 from lrc.training.engine import FullEngine

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from lrc.models.discovery import base_module, discover
 from lrc.models.facts import logit_softcap
-from lrc.models.pair import head_matrix
-from lrc.models.pair_model import with_one
+from lrc.models.pair_head import head_matrix, with_one
 
 
 class HeadReader:

@@ -9,7 +9,7 @@ merge happens inside it, so recomputation sees the same weights and gradients ar
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from lrc.clone.head import is_cheaper_straight
 from lrc.clone.losses import clone_error
 from lrc.clone.merge import lift, merge, project
 from lrc.clone.sites import Stage, Variant, compared_projections, layer_terms, projection_of
@@ -27,8 +26,6 @@ from lrc.models.part import Pieces, ProjectedPart
 from lrc.models.short_attention import ShortAttention
 from lrc.models.tiny_bert import HIDDEN, MAP, map_rows
 from lrc.models.trace import first_tensor
-
-Result = TypeVar("Result")
 
 
 class Lockstep:
@@ -105,44 +102,6 @@ class PairNorm(ProjectedPart):
                 self.lockstep.teacher_stream = self.teacher(self.lockstep.teacher_stream)
         normed: Tensor = functional_call(self.twin, self.student_tensors(), student_stream, strict=True)
         return normed
-
-
-class PairHead(ProjectedPart):
-    """Both heads; what is made of them is made inside, where a sharding strategy has gathered their weights."""
-
-    def matrices(self) -> tuple[Tensor, Tensor]:
-        """Return the student's merged head `[vocabulary, d_S]` and the teacher's `[vocabulary, d_T]`.
-
-        A bias, which the student inherits, is one more column of both.
-        """
-        return head_matrix(self.student_tensors()), head_matrix(dict(self.teacher.named_parameters()))
-
-    def forward(self, use: Callable[..., Result], *arguments: Any, step_positions: int | None = None) -> Result:
-        """Call `use(student_head, teacher_head, *arguments)`.
-
-        Args:
-            use: What is made of the matrices.
-            arguments: Passed on.
-            step_positions: Positions of the whole optimiser step, for a `use` that takes `projection` and gives it the
-                head's gradient: it gets that keyword where this is cheaper than a gradient of the merged matrix.
-        """
-        if step_positions is None or not self.is_cheaper_straight(step_positions):
-            return use(*self.matrices(), *arguments)
-        with torch.no_grad():
-            student_head, teacher_head = self.matrices()
-        return use(student_head, teacher_head, *arguments, projection=self.parameter(self.plan.merges["weight"][0]))
-
-    def is_cheaper_straight(self, step_positions: int) -> bool:
-        """Whether the head's gradient is to go straight to its projection (`clone/head.py:is_cheaper_straight`)."""
-        if set(self.plan.merges) != {"weight"} or self.plan.dense or self._held:
-            return False
-        vocabulary = self.teacher.get_parameter("weight").shape[0]
-        return is_cheaper_straight(vocabulary, self.plan.d_teacher, self.plan.d_student, positions=step_positions)
-
-
-def head_matrix(tensors: dict[str, Tensor]) -> Tensor:
-    """Return a head's weight, `[vocabulary, hidden]`; its bias, if it has one, is one more column."""
-    return torch.cat((tensors["weight"], tensors["bias"][:, None]), 1) if "bias" in tensors else tensors["weight"]
 
 
 class PairLayer(ProjectedPart):

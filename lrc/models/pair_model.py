@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lrc.clone.head import HeadWeights, head_losses, softcapped
+from lrc.clone.head import HeadWeights, softcapped
 from lrc.clone.sites import Variant
 from lrc.config import Checkpointing, ObjectiveConfig
 from lrc.method_config import Method
@@ -15,7 +15,8 @@ from lrc.models.dense import Dense
 from lrc.models.discovery import Architecture, discover
 from lrc.models.facts import logit_softcap
 from lrc.models.merge_plan import merge_plan
-from lrc.models.pair import Cloning, Lockstep, PairEmbedding, PairHead, PairLayer, PairNorm
+from lrc.models.pair import Cloning, Lockstep, PairEmbedding, PairLayer, PairNorm
+from lrc.models.pair_head import PairHead, with_one
 from lrc.models.part import Pieces, ProjectedPart, part_plan
 from lrc.models.student import empty_student, student_config
 from lrc.models.terms import measured_terms
@@ -85,6 +86,8 @@ class PairModel(nn.Module):
         tied = self.architecture.is_tied and variant.tie_embedding_projection
         self.student_config = student_config(config, hidden_size, tied=tied)
         self.softcap = logit_softcap(config)
+        self.has_liger_head = False
+        """Whether Liger computes the KL where it is trained (`liger_head.takes_liger`)."""
         self.term_names = measured_terms(self.architecture, variant, objective, method)
         self.lockstep = Lockstep()
         self.alignment: nn.Parameter | None = None
@@ -294,16 +297,14 @@ class PairModel(nn.Module):
             skew=objective.kl_skew,
             softcap=self.softcap,
         )
-
-        def losses(
-            student_head: Tensor, teacher_head: Tensor, student: Tensor, projection: Tensor | None = None
-        ) -> tuple[Tensor, Tensor, Tensor]:
-            rows, next_ids = None if teacher is None else teacher.flatten(0, 1), labels.flatten()
-            return head_losses(
-                student, rows, student_head, teacher_head, next_ids, weights=weights, projection=projection
-            )
-
-        total, lm, kl = self.head(losses, student.flatten(0, 1), step_positions=counts.positions)
+        total, lm, kl = self.head.losses(
+            student.flatten(0, 1),
+            None if teacher is None else teacher.flatten(0, 1),
+            labels.flatten(),
+            weights,
+            step_positions=counts.positions,
+            takes_liger=self.has_liger_head and torch.is_grad_enabled(),
+        )
         if terms is None:
             terms = torch.zeros(len(self.layers), 0, device=total.device)
         elif objective.clone_weight > 0:
@@ -317,8 +318,3 @@ class PairModel(nn.Module):
         if self.objective.kl_reduction == "published":
             return 1 / max(1, counts.sequences)
         return self.objective.temperature**2 / max(1, counts.labels)
-
-
-def with_one(hidden: Tensor) -> Tensor:
-    """Put a one behind hidden states, for a head matrix whose last column is a bias."""
-    return torch.cat((hidden, torch.ones_like(hidden[..., :1])), -1)

@@ -20,8 +20,8 @@ ROWS = 128
 """Positions of a row whose scores are held at once."""
 SCORES = 2**21
 """Scores that are held at once, of several rows of a batch; 8 MiB."""
-MASKED = torch.finfo(torch.float32).min
-"""Score of a key that isn't seen; finite, for a row that sees nothing."""
+MASKED = -3e38
+"""Float32 score of a key that isn't seen; finite, for a row that sees nothing."""
 
 
 class ShortAttention(TorchFunctionMode):

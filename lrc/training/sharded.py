@@ -22,7 +22,8 @@ from lrc.config import TrainConfig
 from lrc.models.dense import Dense
 from lrc.models.held_teacher import take_pieces
 from lrc.models.moments import moment_shapes
-from lrc.models.pair import PairEmbedding, PairHead, PairLayer, PairNorm
+from lrc.models.pair import PairEmbedding, PairLayer, PairNorm
+from lrc.models.pair_head import PairHead
 from lrc.models.pair_model import PairModel
 from lrc.models.step_weights import step_weights_for
 from lrc.models.stored_tensors import Piece, StoredTensors, whole_piece

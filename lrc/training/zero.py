@@ -19,7 +19,8 @@ from lrc.config import TrainConfig
 from lrc.models.dense import Dense
 from lrc.models.held_teacher import take_pieces
 from lrc.models.moments import MOMENTS, moment_shapes
-from lrc.models.pair import PairEmbedding, PairHead, PairLayer, PairNorm
+from lrc.models.pair import PairEmbedding, PairLayer, PairNorm
+from lrc.models.pair_head import PairHead
 from lrc.models.pair_model import PairModel
 from lrc.models.stored_tensors import Piece, StoredTensors, whole_piece
 from lrc.training.checkpoint import Held, Saved

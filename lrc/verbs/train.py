@@ -18,8 +18,10 @@ from lrc.models.compiled import compile_layers
 from lrc.models.compute import choose_device, keep_freed_memory
 from lrc.models.dense import FROM_SCRATCH, Dense, dense_of_facts, dense_to_facts
 from lrc.models.discovery import Architecture, discover
+from lrc.models.facts import logit_softcap
 from lrc.models.folder import resolve_folder, weights_hash
 from lrc.models.isolation import check_isolation
+from lrc.models.liger_head import takes_liger
 from lrc.models.oracles import require_family
 from lrc.models.pair_model import PairModel
 from lrc.models.scratch import check_scratch
@@ -213,6 +215,7 @@ def _load_pair(recipe: Recipe, inputs: _Inputs, accelerator: Accelerator, strate
     if recipe.method != "clone":
         pair.enter(FROM_SCRATCH)
     pair.set_activation_checkpointing(recipe.train.activation_checkpointing)
+    pair.has_liger_head = takes_liger(recipe.train.head_kernel, pair.objective, pair.softcap, accelerator.device)
     if recipe.train.compile:
         compile_layers(pair, tell)
     return teacher, pair
@@ -228,7 +231,7 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
             f"{folder} already holds checkpoints. Go on with --resume auto, start anew with --overwrite, or name "
             "another run folder (run=...)."
         )
-    choose_device(recipe.train.device)
+    device = choose_device(recipe.train.device)
     check_trackers(recipe.train)
     teacher_folder = resolve_folder(locate_teacher(recipe.teacher))
     config = load_config(str(teacher_folder), trust_remote_code=recipe.trust_remote_code)
@@ -240,6 +243,9 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
         )
     student_config(config, recipe.student.hidden_size, tied=False)
     _check_method(recipe, config, architecture)
+    takes_liger(
+        recipe.train.head_kernel, method_objective(recipe.method, recipe.objective), logit_softcap(config), device
+    )
     tokenizer = load_tokenizer(teacher_folder)
     blocks = open_blocks(
         locate_data(recipe.data.train),

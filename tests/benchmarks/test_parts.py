@@ -22,7 +22,7 @@ from benchmarks.speed.parts import (
 )
 from benchmarks.speed.shapes import SHAPES
 from benchmarks.speed.ways import Bench
-from lrc.models.pair import PairHead
+from lrc.models.pair_head import PairHead
 
 CPU = torch.device("cpu")
 

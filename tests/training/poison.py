@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lrc.models import pair_model
+from lrc.models import pair_head
 from lrc.training import loop
 
 
@@ -14,7 +14,7 @@ def poison(batches: Mapping[int, Sequence[float]], set_attribute: Callable[[Any,
         batches: Number -> (factor, offset).
         set_attribute: What puts it in place; a test's monkeypatch takes it away again.
     """
-    read, losses, current = loop.step_batches, pair_model.head_losses, [0]
+    read, losses, current = loop.step_batches, pair_head.head_losses, [0]
 
     def reading(blocks: Any, plan: Any, batch: int, **options: Any) -> Any:
         current[0] = batch
@@ -26,4 +26,4 @@ def poison(batches: Mapping[int, Sequence[float]], set_attribute: Callable[[Any,
         return total * factor + offset, lm, kl
 
     set_attribute(loop, "step_batches", reading)
-    set_attribute(pair_model, "head_losses", poisoned)
+    set_attribute(pair_head, "head_losses", poisoned)

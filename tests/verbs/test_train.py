@@ -201,9 +201,10 @@ def test_calibration_takes_full_rows_from_the_front_only(tmp_path: Path) -> None
         {"objective__without": ["attn-z"]},
         {"train__trackers": ["carrier-pigeon"]},
         {"train__device": "cuda"},
+        {"train__head_kernel": "liger"},
         {"start__method": "calibrated"},
     ],
-    ids=["clone term", "tracker", "device", "calibration rows"],
+    ids=["clone term", "tracker", "device", "head kernel", "calibration rows"],
 )
 def test_a_dry_run_refuses_what_the_run_would_refuse(
     tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
