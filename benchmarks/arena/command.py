@@ -9,6 +9,7 @@ from lrc.errors import ConfigError, LrcError, nearest_name
 from lrc.verbs.progress import say
 
 from .cells import Cell, parse_cell, quick_cells, rate_cells, table_cells
+from .claims import claims_table
 from .committed import COMMITTED, publish, publish_rates
 from .measures import Tasks
 from .methods import find_method, methods, sweeps
@@ -39,6 +40,7 @@ def _parser(help_text: str) -> argparse.ArgumentParser:
     add("--points", action="store_true", help="with --table: every point of the curves")
     add("--reach", type=float, metavar="KL", help="with --table: training tokens to this held-out KL")
     add("--fresh", action="store_true", help="with --table: the text that is looked at once")
+    add("--claims", action="store_true", help="what the default is held to, on --on, from all finished cells")
     add("--plot", action="store_true", help="draw training tokens -> KL of finished cells")
     add("--only", default="", metavar="TEXT", help="with table, --table, --plot, --publish: cells whose name has TEXT")
     add("--results", type=Path, action="append", metavar="DIR", help="more folders of results to read")
@@ -46,9 +48,9 @@ def _parser(help_text: str) -> argparse.ArgumentParser:
     add("--committed", type=Path, default=COMMITTED, metavar="DIR", help="the repository's results, read and written")
     add("--quick", action="store_true", help="every method on a tiny teacher, from nothing to table and plot")
     add("--methods", metavar="A,B", help="with --quick: these methods alone")
-    add("--tokens", metavar="16k", help="with --quick, sweep, rates: another token budget")
+    add("--tokens", metavar="16k", help="with --quick, sweep, rates, --claims: another token budget")
     add("--teacher-steps", type=int, default=TINY_TEACHER_STEPS, help="with --quick: steps of the tiny teacher")
-    add("--on", default="smollm2/half", metavar="TEACHER/WIDTH", help="where sweeps and rates run")
+    add("--on", default="smollm2/half", metavar="TEACHER/WIDTH", help="where sweeps, rates and claims are")
     add("--data", type=Path, metavar="DIR", help="folder of corpora (docs/quality.md); default: the demo's text")
     add("--evaluation-data", metavar="DIR", help="folder of benchmark rows, or embedded:benchmarks; default: no tasks")
     add("--evaluation-items", type=int, metavar="N", help="items of each task; default: all")
@@ -81,9 +83,9 @@ def _run(options: argparse.Namespace) -> None:
         cells = [cell for cell in table_cells() if options.only in cell.name]
     elif verb:
         cells = [parse_cell(name) for name in options.what]
-    elif not (options.table or options.plot or options.publish):
+    elif not (options.table or options.plot or options.claims or options.publish):
         raise ConfigError(
-            "Name a cell, `sweep NAME`, `rates METHOD`, or use --list, --table, --plot, --publish or --quick."
+            "Name a cell, `sweep NAME`, `rates METHOD`, or use --list, --table, --plot, --claims, --publish or --quick."
         )
     done = [run_cell(arena, cell, overwrite=options.overwrite) for cell in cells]
     if verb == "sweep":
@@ -92,8 +94,14 @@ def _run(options: argparse.Namespace) -> None:
     shown = {cell.name for cell in cells}
     if options.publish:
         _publish(arena, options, shown)
-    if options.table or options.plot or done:
+    has_table = options.table or options.plot or bool(done)
+    if has_table:
         _show(arena, options, shown)
+    if options.claims and has_table:
+        print()  # a table of its own
+    if options.claims:
+        tokens = options.tokens or teachers()[_teacher_of(options)].headline
+        print(claims_table(_finished(arena, options), on=options.on, tokens=tokens))
 
 
 def _arena(options: argparse.Namespace) -> Arena:
