@@ -94,8 +94,11 @@ def _run(options: argparse.Namespace) -> None:
     shown = {cell.name for cell in cells}
     if options.publish:
         _publish(arena, options, shown)
-    if options.table or options.plot or done:
+    has_table = options.table or options.plot or bool(done)
+    if has_table:
         _show(arena, options, shown)
+    if options.claims and has_table:
+        print()  # a table of its own
     if options.claims:
         tokens = options.tokens or teachers()[_teacher_of(options)].headline
         print(claims_table(_finished(arena, options), on=options.on, tokens=tokens))

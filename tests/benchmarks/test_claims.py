@@ -1,5 +1,7 @@
 """The claims: ratios of made-up cells that are known, what is missing, what does not compare."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,10 +86,24 @@ def test_a_mean_curve_has_the_points_that_all_seeds_have() -> None:
     assert mean_curve([long, short]) == [(0, 2.5), (2_000, 1.0)]
 
 
-def test_claims_are_made_of_the_named_teacher(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_claims_are_made_of_the_named_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = ["--root", str(tmp_path), "--committed", str(tmp_path / "none")]
     assert run_command(["--claims", "--on", "tiny/half", "--tokens", "2k", *folders], help_text="") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| claim | cells | target | found | verdict |"
     assert lines[2].startswith("| KL, default / published | tiny/half/default/2k (not run), tiny/half/published/2k")
     assert run_command(["--claims", "--on", "tiny", *folders], help_text="") == 2
+
+
+def test_claims_below_the_table_are_a_table_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = falling("tiny/half/red/2k/seed0", 0.5)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "cell.json").write_text(json.dumps(result))
+    folders = ["--root", str(tmp_path), "--committed", str(tmp_path / "none")]
+    assert run_command(["--table", "--claims", *folders], help_text="") == 0
+    blocks = capsys.readouterr().out.split("\n\n")
+    assert [block.splitlines()[0].split()[:2] for block in blocks] == [
+        ["|", "cell"],
+        ["Teacher", "tiny:"],
+        ["|", "claim"],
+    ]
