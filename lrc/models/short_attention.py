@@ -20,7 +20,7 @@ ROWS = 128
 """Positions of a row whose scores are held at once."""
 SCORES = 2**21
 """Scores that are held at once, of several rows of a batch; 8 MiB."""
-MASKED = torch.finfo(torch.float32).min
+MASKED = -1e30
 """Score of a key that isn't seen; finite, for a row that sees nothing."""
 
 
@@ -58,7 +58,9 @@ def attention(
     """
     if dropout_p == 0 and is_short(query, key, value, attn_mask, is_causal=is_causal):
         factor = query.shape[-1] ** -0.5 if scale is None else scale
-        found: Tensor = _Attention.apply(query, key, value, attn_mask, is_causal, factor, enable_gqa)
+        found: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]  # torch's own
+            query, key, value, attn_mask, is_causal, factor, enable_gqa
+        )
         return found
     return functional.scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -98,7 +100,7 @@ class _Attention(torch.autograd.Function):
         )
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # one output
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, mask = ctx.saved_tensors
         found = attention_gradients(grad, query, key, value, mask, ctx.is_causal, ctx.scale)
         return (*found, None, None, None, None)
@@ -128,8 +130,8 @@ def attention_gradients(
         for first in range(0, query.shape[0], together):
             rows = slice(first, first + together)
             own = mask if mask is None or mask.shape[0] == 1 else mask[rows]
-            inputs = (tensor[rows] for tensor in (grad, query, key, value))
-            _fill([tensor[rows] for tensor in found], *inputs, own, is_causal=is_causal, scale=scale)
+            written = [tensor[rows] for tensor in found]
+            _fill(written, grad[rows], query[rows], key[rows], value[rows], own, is_causal=is_causal, scale=scale)
     return found
 
 
