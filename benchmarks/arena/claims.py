@@ -132,5 +132,5 @@ def _seeds(results: Sequence[Result]) -> str:
 
 def _texts(result: Result) -> str:
     """Tell what a result was trained and measured on."""
-    sha256 = result.get("texts", {}).get("sha256", {})
-    return json.dumps([sha256.get(role) for role in ("train", "held_out")])
+    texts = result.get("texts", {})
+    return json.dumps([*(texts.get("sha256", {}).get(role) for role in ("train", "held_out")), texts.get("windows")])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lrc.data.blocks import open_blocks, ordered_batches
+from lrc.data.blocks import collate, open_blocks
 from lrc.errors import ConfigError
 from lrc.evaluation.agreement import measure_pair
 from lrc.evaluation.effective_rank import best_stream_ranks, pair_stream_ranks
@@ -39,14 +39,21 @@ class MeasuredText:
 def measured_texts(
     paths: Mapping[str, Path], teacher: Path, *, sequence_length: int, tokens: int
 ) -> dict[str, MeasuredText]:
-    """Tokenise what is measured of the texts; special tokens are read but not predicted."""
+    """Tokenise what is measured of the texts, windows spread over each; special tokens are read but not predicted."""
     tokenizer, config = load_tokenizer(teacher), load_config(str(teacher))
     found = {}
     for role in (*MEASURED, "fresh"):
         blocks = open_blocks(str(paths[role]), tokenizer, sequence_length=sequence_length, vocab_size=config.vocab_size)
-        windows = text_windows(ordered_batches(blocks, tokens=tokens, batch_size=1), set(tokenizer.all_special_ids))
+        spread = spread_indexes(len(blocks), -(-tokens // sequence_length))
+        batches = [collate([blocks.read(index)]) for index in spread]
+        windows = text_windows(batches, set(tokenizer.all_special_ids))
         found[role] = MeasuredText(windows=windows, num_bytes=text_bytes(windows, tokenizer))
     return found
+
+
+def spread_indexes(length: int, count: int) -> list[int]:
+    """Return `count` of `length` indexes at equal distances, or all: the front of a text is but a document or two."""
+    return [length * place // count for place in range(count)] if count < length else list(range(length))
 
 
 @dataclass(frozen=True, kw_only=True)

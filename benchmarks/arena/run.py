@@ -105,8 +105,8 @@ def _run_alone(arena: Arena, cell: Cell, run: Path, *, overwrite: bool) -> dict[
     path = arena.results / cell.file_name
     if path.is_file() and not overwrite:
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        before = _identity(kept["recipe"], kept["texts"]["sha256"])
-        _check_same(_identity(recipe_to_dict(recipe), texts.sha256), before, str(path))
+        before = _identity(kept["recipe"], kept["texts"])
+        _check_same(_identity(recipe_to_dict(recipe), _texts_facts(cell, texts)), before, str(path))
         say(f"{cell.name}: kept")
         return kept
     begun = run / "train" / "recipe.yaml"
@@ -160,7 +160,7 @@ def _result(arena: Arena, cell: Cell, recipe: Recipe, texts: Texts) -> dict[str,
         "hidden_size": {"teacher": config.hidden_size, "student": recipe.student.hidden_size},
         "calibration_tokens": start["calibration_tokens"],
         "points": points(lines, start_seconds=start["seconds"]),
-        "texts": {"origin": texts.origin, "sha256": texts.sha256},
+        "texts": _texts_facts(cell, texts),
         "machine": {
             "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
             "dtype": dtype_name(dtype),
@@ -195,11 +195,19 @@ def points(lines: list[dict[str, Any]], *, start_seconds: float) -> list[dict[st
     return [found[step] for step in sorted(found)]
 
 
-def _identity(recipe: dict[str, Any], sha256: Mapping[str, str]) -> dict[str, Any]:
+def _texts_facts(cell: Cell, texts: Texts) -> dict[str, Any]:
+    """Say what was read, and how much of each text is measured."""
+    entry = cell.entry
+    windows = f"{-(-entry.measured_tokens // entry.sequence_length)} of {entry.sequence_length} tokens, spread evenly"
+    return {"origin": texts.origin, "sha256": texts.sha256, "windows": windows}
+
+
+def _identity(recipe: dict[str, Any], texts: Mapping[str, Any]) -> dict[str, Any]:
     """Return what makes two runs the same: the recipe without places, and the texts."""
     values = {key: value for key, value in recipe.items() if key not in PLACES}
     data = {key: value for key, value in values["data"].items() if key not in ("train", "held_out")}
-    plain: dict[str, Any] = json.loads(json.dumps({**values, "data": data, "texts": dict(sha256)}))  # tuples to lists
+    read = {key: value for key, value in texts.items() if key != "origin"}
+    plain: dict[str, Any] = json.loads(json.dumps({**values, "data": data, "texts": read}))  # tuples to lists
     return _flat(plain)
 
 

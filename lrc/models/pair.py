@@ -114,6 +114,8 @@ class PairLayer(ProjectedPart):
         self.checkpointing: Checkpointing = "none"
         self.run: Callable[..., tuple[Any, Tensor | None, Tensor | None]] = self._run
         """What a forward runs, and where it is recomputed runs again; compiled ones take its place."""
+        self.attention: Callable[[], AbstractContextManager[Any]] = ShortAttention
+        """Surrounds the student's run."""
         self._points: dict[str, Tensor] | None = None
         self._terms: dict[str, Tensor] = {}
         self._valid: Tensor | None = None
@@ -206,7 +208,7 @@ class PairLayer(ProjectedPart):
         terms: dict[str, Tensor] = {}
         self._points, self._terms, self._valid, self._kept = points, terms, valid, kept
         try:
-            with nullcontext() if kept is None else kept, ShortAttention():
+            with nullcontext() if kept is None else kept, self.attention():
                 student = functional_call(self.twin, tensors, (stream, *args), kwargs, strict=True)
         finally:
             # recomputation ends early, by an exception: what stayed here would keep the layer's graph and all that it

@@ -20,8 +20,8 @@ ROWS = 128
 """Positions of a row whose scores are held at once."""
 SCORES = 2**21
 """Scores that are held at once, of several rows of a batch; 8 MiB."""
-MASKED = -3e38
-"""Float32 score of a key that isn't seen; finite, for a row that sees nothing."""
+MASKED = -1e30
+"""Score of a key that isn't seen; finite, for a row that sees nothing."""
 
 
 class ShortAttention(TorchFunctionMode):
@@ -130,8 +130,8 @@ def attention_gradients(
         for first in range(0, query.shape[0], together):
             rows = slice(first, first + together)
             own = mask if mask is None or mask.shape[0] == 1 else mask[rows]
-            parts = [tensor[rows] for tensor in found]
-            _fill(parts, grad[rows], query[rows], key[rows], value[rows], own, is_causal=is_causal, scale=scale)
+            written = [tensor[rows] for tensor in found]
+            _fill(written, grad[rows], query[rows], key[rows], value[rows], own, is_causal=is_causal, scale=scale)
     return found
 
 
