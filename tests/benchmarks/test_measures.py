@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.arena.measures import PointMeasure, Tasks
+from benchmarks.arena.measures import PointMeasure, Tasks, spread_indexes
 from lrc.errors import ConfigError
 from lrc.models.teacher import load_model, load_tokenizer
 from tests.evaluation.made_up_tasks import MAKERS, byte_model_folder, write_rows, write_tasks_data
@@ -40,3 +40,9 @@ def test_a_folder_without_any_published_task_is_refused(tmp_path: Path) -> None:
 def test_nothing_is_measured_between_the_points() -> None:
     measure = PointMeasure({}, steps={0, 4}, tokenizer=None, tasks=None, task_steps=set())
     assert measure(None, 3) == {}  # type: ignore[arg-type]
+
+
+def test_measured_windows_are_spread_over_a_text() -> None:
+    assert spread_indexes(390, 4) == [0, 97, 195, 292]
+    assert spread_indexes(5, 4) == [0, 1, 2, 3]
+    assert spread_indexes(3, 16) == [0, 1, 2]

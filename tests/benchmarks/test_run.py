@@ -190,7 +190,7 @@ def test_the_quick_version_runs_every_method(tmp_path: Path) -> None:
 def test_rates_are_picked_on_the_development_text_of_the_asked_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kls = {1e-4: 2.0, 3e-4: 1.0, 1e-3: 1.4, 3e-3: 3.0}
+    kls = {3e-5: 2.0, 1e-4: 1.0, 3e-4: 1.4}
 
     def made_up(_: Arena, cell: Cell, **__: Any) -> dict[str, Any]:
         assert cell.tokens == "4k"
@@ -203,11 +203,11 @@ def test_rates_are_picked_on_the_development_text_of_the_asked_budget(
     arguments = ["rates", "red", "--on", "tiny/half", "--tokens", "4k", "--root", str(tmp_path)]
     assert run_command(arguments, help_text="") == 0
     shown = capsys.readouterr()
-    assert "| red (picked) | 0.0003 | 0.500 |" in shown.out.splitlines()
+    assert "| red (picked) | 0.0001 | 0.500 |" in shown.out.splitlines()
     assert "end of its grid" not in shown.err
     entry = json.loads((tmp_path / "rates.json").read_text())["tiny"]["red"]
-    assert (entry["rate"], entry["on"], entry["tokens"]) == (3e-4, "tiny/half", "4k")
-    assert Arena(root=tmp_path, committed=tmp_path / "none").rates() == {"tiny": {"red": 3e-4}}
+    assert (entry["rate"], entry["on"], entry["tokens"]) == (1e-4, "tiny/half", "4k")
+    assert Arena(root=tmp_path, committed=tmp_path / "none").rates() == {"tiny": {"red": 1e-4}}
 
 
 def test_what_there_is_not_ends_with_a_hint_and_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
