@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from lrc.clone.divergence import Direction, divergence
 from lrc.clone.products import exact_products
@@ -77,20 +78,29 @@ def head_losses(
     return result
 
 
-def is_cheaper_straight(vocabulary: int, d_teacher: int, d_student: int, *, positions: int) -> bool:
-    """Whether the head's gradient reaches its projection `P` with fewer FLOPs straight than through the merge `W P`.
+def head_gradient_flops(vocabulary: int, d_teacher: int, d_student: int, *, positions: int) -> tuple[float, float]:
+    """Count the FLOPs from the gradient `G` of logits to those of states `X` and projection `P`, on two ways.
 
-    Through it: `G (W P)` and `G.T X`, `4 V d_S` a position, and once a step `W.T (G.T X)`, `2 V d_T d_S`. Straight:
-    `Y = G W`, `Y P` and `Y.T X`, `2 V d_T + 4 d_T d_S` a position, and no gradient of the size of the head.
+    Through the merge `W P`: `G (W P)` and `G.T X`, `4 V d_S` a position, and once `W.T (G.T X)`, `2 V d_T d_S`.
+    Straight: `Y = G W`, `Y P` and `Y.T X`, `2 V d_T + 4 d_T d_S` a position, and no gradient of the head's size.
 
     Args:
         vocabulary: `V`.
         d_teacher: `d_T`.
         d_student: `d_S`.
-        positions: Of the whole step, all of whose micro-batches share one merge.
+        positions: Those that share one merge: of a rank's micro-batch, or of all its micro-batches of a step.
+
+    Returns:
+        Through the merge, straight.
     """
-    through = 4 * positions * vocabulary * d_student + 2 * vocabulary * d_teacher * d_student
-    return 2 * positions * d_teacher * (vocabulary + 2 * d_student) < through
+    through = 4.0 * positions * vocabulary * d_student + 2.0 * vocabulary * d_teacher * d_student
+    return through, 2.0 * positions * d_teacher * (vocabulary + 2 * d_student)
+
+
+def is_cheaper_straight(vocabulary: int, d_teacher: int, d_student: int, *, positions: int) -> bool:
+    """Whether the head's gradient takes fewer FLOPs straight than through the merge; see `head_gradient_flops`."""
+    through, straight = head_gradient_flops(vocabulary, d_teacher, d_student, positions=positions)
+    return straight < through
 
 
 def softcapped(logits: Tensor, softcap: float | None, *, out: Tensor | None = None) -> Tensor:
@@ -198,7 +208,7 @@ def _chunk_losses(
 
 def _block_rows(products: Tensor) -> int:
     """Return how many rows of a chunk are reduced at a time: what fits the cores' caches, all of them on a GPU."""
-    if products.device.type != "cpu":
+    if not _is_reduced_in_place(products):
         return len(products)
     return torch.get_num_threads() * max(1, BLOCK_BYTES // (products.element_size() * products.shape[1]))
 
@@ -241,4 +251,9 @@ def _block_losses(
 
 def _log_softmax(logits: Tensor) -> Tensor:
     """Return log softmax over the last dimension, on a CPU in the logits' own memory."""
-    return torch.log_softmax(logits, -1, out=logits if logits.device.type == "cpu" else None)
+    return torch.log_softmax(logits, -1, out=logits if _is_reduced_in_place(logits) else None)
+
+
+def _is_reduced_in_place(products: Tensor) -> bool:
+    """Whether rows are reduced in place in a core's cache: on a CPU; a plan's tensors are of any machine."""
+    return products.device.type == "cpu" and not isinstance(products, FakeTensor)

@@ -115,7 +115,7 @@ class PairLayer(ProjectedPart):
         self.run: Callable[..., tuple[Any, Tensor | None, Tensor | None]] = self._run
         """What a forward runs, and where it is recomputed runs again; compiled ones take its place."""
         self.attention: Callable[[], AbstractContextManager[Any]] = ShortAttention
-        """Surrounds the student's run."""
+        """Surrounds the student's run on a CPU."""
         self._points: dict[str, Tensor] | None = None
         self._terms: dict[str, Tensor] = {}
         self._valid: Tensor | None = None
@@ -207,8 +207,9 @@ class PairLayer(ProjectedPart):
         tensors = self.student_tensors()
         terms: dict[str, Tensor] = {}
         self._points, self._terms, self._valid, self._kept = points, terms, valid, kept
+        attention = self.attention() if stream.device.type == "cpu" else nullcontext()
         try:
-            with nullcontext() if kept is None else kept, self.attention():
+            with nullcontext() if kept is None else kept, attention:
                 student = functional_call(self.twin, tensors, (stream, *args), kwargs, strict=True)
         finally:
             # recomputation ends early, by an exception: what stayed here would keep the layer's graph and all that it

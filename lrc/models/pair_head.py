@@ -16,6 +16,9 @@ Result = TypeVar("Result")
 class PairHead(ProjectedPart):
     """Both heads; what is made of them is made inside, where a sharding strategy has gathered their weights."""
 
+    merge_shared_by = 1
+    """Micro-batches that share one merge (`models/step_weights.py`)."""
+
     def matrices(self) -> tuple[Tensor, Tensor]:
         """Return the student's merged head `[vocabulary, d_S]` and the teacher's `[vocabulary, d_T]`.
 
@@ -23,16 +26,15 @@ class PairHead(ProjectedPart):
         """
         return head_matrix(self.student_tensors()), head_matrix(dict(self.teacher.named_parameters()))
 
-    def forward(self, use: Callable[..., Result], *arguments: Any, step_positions: int | None = None) -> Result:
+    def forward(self, use: Callable[..., Result], *arguments: Any, straight: bool = False) -> Result:
         """Call `use(student_head, teacher_head, *arguments)`.
 
         Args:
             use: What is made of the matrices.
             arguments: Passed on.
-            step_positions: Positions of the whole optimiser step, for a `use` that takes `projection` and gives it the
-                head's gradient: it gets that keyword where this is cheaper than a gradient of the merged matrix.
+            straight: Give `use` the projection too, as `projection`, and the merged matrix without a gradient.
         """
-        if step_positions is None or not self.is_cheaper_straight(step_positions):
+        if not straight:
             return use(*self.matrices(), *arguments)
         with torch.no_grad():
             student_head, teacher_head = self.matrices()
@@ -45,7 +47,6 @@ class PairHead(ProjectedPart):
         labels: Tensor,
         weights: HeadWeights,
         *,
-        step_positions: int,
         takes_liger: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute what `head_losses` does of the states that the heads read, `[positions, hidden]` each."""
@@ -62,14 +63,16 @@ class PairHead(ProjectedPart):
 
         if takes_liger:
             return self(liger, student)  # type: ignore[no-any-return]  # a module's call
-        return self(own, student, step_positions=step_positions)  # type: ignore[no-any-return]  # a module's call
+        return self(own, student, straight=self.is_cheaper_straight(len(student)))  # type: ignore[no-any-return]  # a module's call
 
-    def is_cheaper_straight(self, step_positions: int) -> bool:
-        """Whether the head's gradient is to go straight to its projection (`clone/head.py:is_cheaper_straight`)."""
-        if set(self.plan.merges) != {"weight"} or self.plan.dense or self._held:
+    def is_cheaper_straight(self, positions: int) -> bool:
+        """Whether a micro-batch's gradient goes straight to the projection (`clone/head.py:is_cheaper_straight`)."""
+        has_bias = "bias" in dict(self.teacher.named_parameters())
+        if has_bias or set(self.plan.merges) != {"weight"} or self.plan.dense or self._held:
             return False
         vocabulary = self.teacher.get_parameter("weight").shape[0]
-        return is_cheaper_straight(vocabulary, self.plan.d_teacher, self.plan.d_student, positions=step_positions)
+        sharing = positions * self.merge_shared_by
+        return is_cheaper_straight(vocabulary, self.plan.d_teacher, self.plan.d_student, positions=sharing)
 
 
 def head_matrix(tensors: dict[str, Tensor]) -> Tensor:

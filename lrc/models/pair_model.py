@@ -302,7 +302,6 @@ class PairModel(nn.Module):
             None if teacher is None else teacher.flatten(0, 1),
             labels.flatten(),
             weights,
-            step_positions=counts.positions,
             takes_liger=self.has_liger_head and torch.is_grad_enabled(),
         )
         if terms is None:

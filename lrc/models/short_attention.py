@@ -73,7 +73,7 @@ def is_short(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, 
         return False
     if query.dim() != 4 or max(query.shape[2], key.shape[2]) > LONGEST or query.shape[0] != key.shape[0]:
         return False
-    if mask is not None and (mask.dim() != 4 or mask.requires_grad):
+    if mask is not None and (mask.shape[2:] != (query.shape[2], key.shape[2]) or mask.requires_grad or mask.dim() != 4):
         return False
     needs_gradient = query.requires_grad or key.requires_grad or value.requires_grad
     return torch.is_grad_enabled() and needs_gradient and (not is_causal or query.shape[2] == key.shape[2])

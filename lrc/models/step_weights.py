@@ -83,4 +83,5 @@ def step_weights_for(
         is_sharded: As for `merges_once`.
     """
     once = merges_once(setting, accumulates=accumulation > 1, is_sharded=is_sharded)
+    pair.head.merge_shared_by = accumulation if once else 1
     return StepWeights(pair, merges_again=is_sharded) if once else None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from math import prod
 from typing import Any
 
-from lrc.clone.head import is_cheaper_straight
+from lrc.clone.head import head_gradient_flops
 from lrc.clone.sites import Stage, layer_terms
 from lrc.config import Checkpointing, ObjectiveConfig
 from lrc.models.student import head_size
@@ -78,17 +78,13 @@ def step_flops(
     layer_merges = 2 * sizes.d_student * sum(prod(sizes.teacher_shape(name)) for name in _in_layers(sizes))
     head_merge = 2 * sizes.d_student * prod(sizes.teacher_shape(sizes.architecture.head))
     row_merge = 2 * positions * sizes.d_teacher * sizes.d_student
-    straight = is_cheaper_straight(
-        sizes.vocabulary, sizes.d_teacher, sizes.d_student, positions=positions * merge_shared_by
-    )
+    merged_positions = positions * merge_shared_by
+    through, past = head_gradient_flops(sizes.vocabulary, sizes.d_teacher, sizes.d_student, positions=merged_positions)
+    is_straight = past < through and not sizes.has_head_bias
     merges = (layer_merges + head_merge) / merge_shared_by + row_merge
     recomputed_merges = layer_merges if merge_shared_by == 1 else 0
     clone_forward, clone_backward = _clone(sizes, objective, positions)
-    head = floor_head_flops(sizes, positions)
-    if straight:
-        through_merge = 4 * positions * sizes.vocabulary * sizes.d_student
-        past_merge = 2 * positions * sizes.d_teacher * (sizes.vocabulary + 2 * sizes.d_student)
-        head += past_merge - through_merge
+    logits = 2 * positions * sizes.vocabulary * (sizes.d_teacher + sizes.d_student)
     around = recomputed_merges + clone_forward
     again: dict[Checkpointing, float] = {
         "none": 0.0,
@@ -100,9 +96,9 @@ def step_flops(
         student_forward=student_forward,
         student_backward=student_backward,
         merge_forward=merges,
-        merge_backward=merges - (head_merge / merge_shared_by if straight else 0),
+        merge_backward=merges - (head_merge / merge_shared_by if is_straight else 0),
         clone=clone_forward + clone_backward,
-        head=head,
+        head=logits + (past if is_straight else through - head_merge) / merge_shared_by,
         checkpointing=again[checkpointing],
     )
 

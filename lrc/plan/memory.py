@@ -22,6 +22,10 @@ DEEPSPEED_BUCKET = 500_000_000
 """DeepSpeed's default reduce_bucket_size, values."""
 
 
+MANY = 2**20
+"""Micro-batches that share a merge where their number is not known: what takes the most memory."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
     """How a run is split over devices."""
@@ -133,11 +137,11 @@ class StepMemory:
             checkpointing: layer_bytes(sizes, itemsize=dtype.itemsize, checkpointing=checkpointing)
             for checkpointing in CHECKPOINTING
         }
-        self._traces: dict[tuple[int, Checkpointing, bool], StepTrace] = {}
+        self._traces: dict[tuple[int, Checkpointing, int], StepTrace] = {}
 
-    def trace(self, batch: int, *, checkpointing: Checkpointing, is_whole_step: bool = False) -> StepTrace:
+    def trace(self, batch: int, *, checkpointing: Checkpointing, merge_shared_by: int) -> StepTrace:
         """Trace a micro-batch of `batch` rows, once; see `step_trace.py:trace_step`."""
-        key = (batch, checkpointing, is_whole_step)
+        key = (batch, checkpointing, merge_shared_by)
         if key not in self._traces:
             self._traces[key] = trace_step(
                 self.sizes,
@@ -148,7 +152,7 @@ class StepMemory:
                 dtype=self.dtype,
                 checkpointing=checkpointing,
                 masked=self.masked,
-                is_whole_step=is_whole_step,
+                merge_shared_by=merge_shared_by,
                 teacher_weights=self.teacher_weights,
             )
         return self._traces[key]
@@ -165,9 +169,8 @@ class StepMemory:
             checkpointing: What the backward pass computes again.
             exact: Trace this batch; else extrapolate from 1 and 2 rows.
         """
-        is_whole_step = devices == 1 and not self.accumulates
         trace = (
-            self.trace(batch, checkpointing=checkpointing, is_whole_step=is_whole_step)
+            self.trace(batch, checkpointing=checkpointing, merge_shared_by=MANY if self.accumulates else 1)
             if exact
             else self._extrapolated(batch, checkpointing)
         )
@@ -178,7 +181,7 @@ class StepMemory:
         )
 
     def _extrapolated(self, batch: int, checkpointing: Checkpointing) -> StepTrace:
-        one, two = (self.trace(rows, checkpointing=checkpointing) for rows in (1, 2))
+        one, two = (self.trace(rows, checkpointing=checkpointing, merge_shared_by=MANY) for rows in (1, 2))
         return at_batch(one, two, batch)
 
     def _use(self, moment: Moment, strategy: Strategy, devices: int) -> MemoryUse:

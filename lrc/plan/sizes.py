@@ -46,6 +46,11 @@ class Sizes:
         """Rows of the head."""
         return self.teacher_shape(self.architecture.head)[0]
 
+    @property
+    def has_head_bias(self) -> bool:
+        """Whether the head has a bias, which the student inherits."""
+        return f"{self.architecture.head.removesuffix('weight')}bias" in self.teacher
+
     @cached_property
     def teacher_parameters(self) -> int:
         """Parameters of the teacher, a tied head counted once."""

@@ -32,10 +32,6 @@ UNMASKED = "sdpa_without_mask"
 would make a mask, for it can't look at positions."""
 
 
-LONG_STEP = 2**40
-"""Positions of a step so long that every gradient goes through the merges, which takes the most memory."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
     """A part of the step, in bytes beyond those at its beginning."""
@@ -92,7 +88,7 @@ def trace_step(
     dtype: torch.dtype,
     checkpointing: Checkpointing,
     masked: bool,
-    is_whole_step: bool = False,
+    merge_shared_by: int = 1,
     teacher_weights: TeacherWeightsConfig = NATIVE,
 ) -> StepTrace:
     """Run one micro-batch's forward and backward on fake tensors.
@@ -106,7 +102,7 @@ def trace_step(
         dtype: Compute dtype.
         checkpointing: What the backward pass computes again.
         masked: Attention stays inside documents, by a mask.
-        is_whole_step: The micro-batch is all of an optimiser step; else its gradients take the way of a long step.
+        merge_shared_by: Micro-batches that share one merge; gradients of many go through it wherever any step's do.
         teacher_weights: How the matrices of the teacher's layers are held.
 
     Raises:
@@ -127,6 +123,7 @@ def trace_step(
             architecture=architecture,
         )
         pair.set_activation_checkpointing(checkpointing)
+        pair.head.merge_shared_by = merge_shared_by
         for layer in pair.layers:
             layer.attention = nullcontext  # a plan is of any machine
         pair.train()
@@ -134,8 +131,7 @@ def trace_step(
         valid = torch.ones(batch, sequence, dtype=torch.bool)
         positions = torch.arange(sequence)[None].expand(batch, -1).contiguous() if masked else None
         with LiveBytes([*pair.parameters(), *pair.buffers(), *store.pieces(), ids, valid]) as live:
-            step_positions = ids.numel() if is_whole_step else LONG_STEP
-            marks = _run(pair, live, (ids, valid, positions), step_positions=step_positions)
+            marks = _run(pair, live, (ids, valid, positions))
     return _stretches(marks, kinds[:depth])
 
 
@@ -196,9 +192,7 @@ class _Marks:
     end: tuple[int, int]
 
 
-def _run(
-    pair: PairModel, live: LiveBytes, inputs: tuple[Tensor, Tensor, Tensor | None], *, step_positions: int
-) -> _Marks:
+def _run(pair: PairModel, live: LiveBytes, inputs: tuple[Tensor, Tensor, Tensor | None]) -> _Marks:
     forward: list[tuple[int, int]] = []
     backward: list[tuple[int, int]] = []
 
@@ -210,7 +204,7 @@ def _run(
     for module in (*pair.layers, norm):
         module.register_forward_pre_hook(note)
     ids, valid, positions = inputs
-    counts = StepCounts(labels=ids.numel(), positions=step_positions, sequences=ids.shape[0])
+    counts = StepCounts(labels=ids.numel(), positions=ids.numel(), sequences=ids.shape[0])
     objective = pair(ids, ids, valid, counts, positions).objective
     loss = live.mark()
     objective.backward()

@@ -71,6 +71,7 @@ def test_a_step_merges_every_weight_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(part, "merge", counting)
     pair = filled_pair("llama", Variant())
+    pair.head.merge_shared_by = MICRO_BATCHES  # enough positions for the head's gradient to go through its merge
     step(pair, StepWeights(pair))
     once = len(merged)
     step(pair, None)

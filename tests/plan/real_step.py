@@ -9,17 +9,19 @@ import json
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 from transformers import AutoModelForCausalLM
 
+from lrc.clone import head
 from lrc.clone.sites import Variant
 from lrc.config import ObjectiveConfig
 from lrc.models.discovery import Architecture
 from lrc.models.pair_model import PairModel, StepCounts
-from lrc.models.step_weights import StepWeights
+from lrc.models.step_weights import step_weights_for
 from tests.models.tiny_configs import FAMILIES
 
 SMALL = {
@@ -96,13 +98,18 @@ def counted_flops(pair: PairModel) -> int:
 
 
 def allocated_peak(pair: PairModel, *, masked: bool = False, words: int = 1000, micro_batches: int = 1) -> int:
-    """Measure the most bytes that a step of so many micro-batches adds, by the events of the CPU allocator."""
+    """Measure the most bytes that a step of so many micro-batches adds, by the events of the CPU allocator.
+
+    The head takes a GPU's way, as in a plan; a CPU reduces its logits in place and needs less.
+    """
     gc.collect()  # an earlier pair that dies meanwhile would count below zero
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    as_planned = patch.object(head, "_is_reduced_in_place", lambda products: False)
+    with as_planned, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         if micro_batches == 1:
             take_step(pair, masked=masked, words=words)
         else:
-            weights = StepWeights(pair)
+            weights = step_weights_for(pair, "step", accumulation=micro_batches)
+            assert weights is not None
             for _ in range(micro_batches):
                 weights.form()
                 take_step(pair, masked=masked, words=words)
