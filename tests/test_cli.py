@@ -298,7 +298,7 @@ def test_defaults_of_the_flags_are_those_of_the_function(verb: str) -> None:
     function = getattr(importlib.import_module(module_name), name)
     flags = inspect.signature(VERBS[verb]).parameters
     # `settings` is built of flags; only a checkpoint of the original code needs student; benchmarks measure more
-    unset = {"settings", "student", "also_measure"}
+    unset = {"settings", "student", "also_measure", "keep_start"}
     for key, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY and key not in unset:
             assert flags[key].default == parameter.default, key

@@ -28,15 +28,17 @@ def merges_once(setting: Merge, *, accumulates: bool, is_sharded: bool = False) 
 class StepWeights:
     """The merged weights of one optimiser step after the other."""
 
-    def __init__(self, pair: PairModel, *, merges_again: bool = False) -> None:
+    def __init__(self, pair: PairModel, *, micro_batches: int = 1, merges_again: bool = False) -> None:
         """Form nothing yet.
 
         Args:
             pair: Its parts see what is formed.
+            micro_batches: Those of a step.
             merges_again: Merge a second time to pull gradients back: what a sharded part's merge is made of is gone
                 in between.
         """
         self.pair = pair
+        self.micro_batches = micro_batches
         self.merges_again = merges_again
         self._formed: list[tuple[ProjectedPart, dict[str, Tensor], dict[str, Tensor]]] = []
         """Parts, their merged weights as the merge made them, and the leaves that the micro-batches see."""
@@ -48,6 +50,7 @@ class StepWeights:
         """
         if self._formed:
             return
+        self.pair.head.merge_shared_by = self.micro_batches
         for part in self.pair.parts():
             if not part.is_merged_whole:
                 continue
@@ -61,6 +64,7 @@ class StepWeights:
 
     def pull_back(self) -> None:
         """Bring the step's gradients to the projections, and forget its weights."""
+        self.pair.head.merge_shared_by = 1
         for part in self.pair.parts():
             part.formed = None
         while self._formed:  # one part after the other, so that each is freed as soon as it is done with
@@ -83,5 +87,4 @@ def step_weights_for(
         is_sharded: As for `merges_once`.
     """
     once = merges_once(setting, accumulates=accumulation > 1, is_sharded=is_sharded)
-    pair.head.merge_shared_by = accumulation if once else 1
-    return StepWeights(pair, merges_again=is_sharded) if once else None
+    return StepWeights(pair, micro_batches=accumulation, merges_again=is_sharded) if once else None

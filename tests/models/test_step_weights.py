@@ -71,13 +71,13 @@ def test_a_step_merges_every_weight_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(part, "merge", counting)
     pair = filled_pair("llama", Variant())
-    pair.head.merge_shared_by = MICRO_BATCHES  # enough positions for the head's gradient to go through its merge
-    step(pair, StepWeights(pair))
+    # enough positions for the head's gradient to go through its merge
+    step(pair, StepWeights(pair, micro_batches=MICRO_BATCHES))
     once = len(merged)
     step(pair, None)
     assert once == 2 * 7 + 1  # two layers and the head; embedding rows are merged elsewhere
     assert len(merged) == (1 + MICRO_BATCHES) * once
-    step(pair, StepWeights(pair, merges_again=True))
+    step(pair, StepWeights(pair, micro_batches=MICRO_BATCHES, merges_again=True))
     assert len(merged) == (1 + MICRO_BATCHES + 2) * once
 
 
