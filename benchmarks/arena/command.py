@@ -97,9 +97,9 @@ def _run(options: argparse.Namespace) -> None:
     has_table = options.table or options.plot or bool(done)
     if has_table:
         _show(arena, options, shown)
-    if options.claims and has_table:
-        print()  # a table of its own
     if options.claims:
+        if has_table:
+            print()  # a table of its own
         tokens = options.tokens or teachers()[_teacher_of(options)].headline
         print(claims_table(_finished(arena, options), on=options.on, tokens=tokens))
 

@@ -37,15 +37,14 @@ class MeasuredText:
 
 
 def measured_texts(
-    paths: Mapping[str, Path], teacher: Path, *, sequence_length: int, tokens: int
+    paths: Mapping[str, Path], teacher: Path, *, sequence_length: int, count: int
 ) -> dict[str, MeasuredText]:
-    """Tokenise what is measured of the texts, windows spread over each; special tokens are read but not predicted."""
+    """Tokenise `count` windows of each text, spread evenly over it; special tokens are read but not predicted."""
     tokenizer, config = load_tokenizer(teacher), load_config(str(teacher))
     found = {}
     for role in (*MEASURED, "fresh"):
         blocks = open_blocks(str(paths[role]), tokenizer, sequence_length=sequence_length, vocab_size=config.vocab_size)
-        spread = spread_indexes(len(blocks), -(-tokens // sequence_length))
-        batches = [collate([blocks.read(index)]) for index in spread]
+        batches = [collate([blocks.read(index)]) for index in spread_indexes(len(blocks), count)]
         windows = text_windows(batches, set(tokenizer.all_special_ids))
         found[role] = MeasuredText(windows=windows, num_bytes=text_bytes(windows, tokenizer))
     return found

@@ -135,7 +135,7 @@ def _run_alone(arena: Arena, cell: Cell, run: Path, *, overwrite: bool) -> dict[
 def _point_measure(arena: Arena, cell: Cell, texts: Texts, teacher: str) -> PointMeasure:
     folder = resolve_folder(locate_teacher(teacher))
     entry, steps = cell.entry, cell.measured_steps
-    read = measured_texts(texts.paths, folder, sequence_length=entry.sequence_length, tokens=entry.measured_tokens)
+    read = measured_texts(texts.paths, folder, sequence_length=entry.sequence_length, count=entry.measured_windows)
     task_steps = steps if arena.all_points else {0, cell.num_steps}
     if arena.tasks is not None:
         arena.tasks.names()
@@ -198,7 +198,7 @@ def points(lines: list[dict[str, Any]], *, start_seconds: float) -> list[dict[st
 def _texts_facts(cell: Cell, texts: Texts) -> dict[str, Any]:
     """Say what was read, and how much of each text is measured."""
     entry = cell.entry
-    windows = f"{-(-entry.measured_tokens // entry.sequence_length)} of {entry.sequence_length} tokens, spread evenly"
+    windows = f"{entry.measured_windows} of {entry.sequence_length} tokens, spread evenly"
     return {"origin": texts.origin, "sha256": texts.sha256, "windows": windows}
 
 

@@ -35,6 +35,11 @@ class TeacherEntry:
     short: str = "60k"
     """Token budget of sweeps and of picking a learning rate."""
 
+    @property
+    def measured_windows(self) -> int:
+        """Rows that hold the measured tokens."""
+        return -(-self.measured_tokens // self.sequence_length)
+
 
 def teachers() -> dict[str, TeacherEntry]:
     """Return the teachers by the name that cells call them."""

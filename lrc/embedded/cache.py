@@ -53,7 +53,7 @@ def provide_folder(
         if find_damage(folder, origin) is None:
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _one_process(folder, report):
+        with one_process(folder, lambda: report(f"Waiting for another process that is building {folder}.")):
             damage = find_damage(folder, origin)  # another process may have built it while this one waited
             if damage is None:
                 return folder
@@ -93,12 +93,18 @@ def find_damage(folder: Path, origin: dict[str, str]) -> str | None:
 
 
 @contextmanager
-def _one_process(folder: Path, report: Report) -> Iterator[None]:
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+def one_process(path: Path, before_waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of what is made at `path` (`.NAME.lock` beside it).
+
+    Args:
+        path: What only one process is to make; its folder must be there.
+        before_waiting: Called if another process has the lock.
+    """
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        report(f"Waiting for another process that is building {folder}.")
+        before_waiting()
         lock.acquire()
     try:
         yield

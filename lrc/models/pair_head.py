@@ -19,6 +19,11 @@ class PairHead(ProjectedPart):
     merge_shared_by = 1
     """Micro-batches that share one merge (`models/step_weights.py`)."""
 
+    @property
+    def has_bias(self) -> bool:
+        """Whether the heads have a bias, which the student inherits."""
+        return "bias" in dict(self.teacher.named_parameters())
+
     def matrices(self) -> tuple[Tensor, Tensor]:
         """Return the student's merged head `[vocabulary, d_S]` and the teacher's `[vocabulary, d_T]`.
 
@@ -67,8 +72,7 @@ class PairHead(ProjectedPart):
 
     def is_cheaper_straight(self, positions: int) -> bool:
         """Whether a micro-batch's gradient goes straight to the projection (`clone/head.py:is_cheaper_straight`)."""
-        has_bias = "bias" in dict(self.teacher.named_parameters())
-        if has_bias or set(self.plan.merges) != {"weight"} or self.plan.dense or self._held:
+        if self.has_bias or set(self.plan.merges) != {"weight"} or self.plan.dense or self._held:
             return False
         vocabulary = self.teacher.get_parameter("weight").shape[0]
         sharing = positions * self.merge_shared_by

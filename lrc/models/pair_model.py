@@ -97,7 +97,6 @@ class PairModel(nn.Module):
             device = next(teacher.parameters()).device
             self.alignment = nn.Parameter(torch.zeros(hidden_size, self.architecture.hidden_size, device=device))
         self.base, self.head = self._assemble(teacher, hidden_size)
-        self.has_head_bias = "bias" in dict(self.head.teacher.named_parameters())
 
     def _assemble(self, teacher: nn.Module, hidden_size: int) -> tuple[nn.Module, PairHead]:
         """Put pairs in place of the stock student's embedding, layers and last norm; make the head's part."""
@@ -252,7 +251,7 @@ class PairModel(nn.Module):
         lockstep.teacher_stream, lockstep.terms = None, []
 
         def head_input(hidden: Tensor) -> Tensor:
-            hidden = with_one(hidden) if self.has_head_bias else hidden
+            hidden = with_one(hidden) if self.head.has_bias else hidden
             return hidden * scale if (scale := self.architecture.scales.logits) != 1 else hidden
 
         teacher = None if teacher is None else head_input(teacher)

@@ -84,7 +84,9 @@ def step_flops(
     merges = (layer_merges + head_merge) / merge_shared_by + row_merge
     recomputed_merges = layer_merges if merge_shared_by == 1 else 0
     clone_forward, clone_backward = _clone(sizes, objective, positions)
-    logits = 2 * positions * sizes.vocabulary * (sizes.d_teacher + sizes.d_student)
+    head = floor_head_flops(sizes, positions)
+    if is_straight:
+        head += (past - (through - head_merge)) / merge_shared_by
     around = recomputed_merges + clone_forward
     again: dict[Checkpointing, float] = {
         "none": 0.0,
@@ -98,7 +100,7 @@ def step_flops(
         merge_forward=merges,
         merge_backward=merges - (head_merge / merge_shared_by if is_straight else 0),
         clone=clone_forward + clone_backward,
-        head=logits + (past if is_straight else through - head_merge) / merge_shared_by,
+        head=head,
         checkpointing=again[checkpointing],
     )
 

@@ -20,8 +20,6 @@ MERGE_ONCE = ("1 device", "DDP", "FSDP2")
 """Strategies whose micro-batches can share a step's merged weights (`lrc/models/step_weights.py`)."""
 DEEPSPEED_BUCKET = 500_000_000
 """DeepSpeed's default reduce_bucket_size, values."""
-
-
 MANY = 2**20
 """Micro-batches that share a merge where their number is not known: what takes the most memory."""
 

@@ -25,7 +25,7 @@ LARGEST_BYTES = 20_000
 def result_of(name: str, *, kl: float = 0.123456789) -> dict[str, Any]:
     """Return a result as a run writes it: a whole recipe with places, thirty layers, nine tasks at five points."""
     texts = {role: Path(f"/home/x/{role}.jsonl") for role in ("train", "development", "held_out", "fresh")}
-    run, teacher = Path("/tmp/x/runs") / name, f"/root/.cache/{name}"
+    run, teacher = Path("/tmp/x/runs") / name, f"/srv/cache/{name}"
     recipe = cell_recipe(parse_cell(name), run=run, teacher=teacher, texts=texts, rates={})
     result = made_up_result(name, [3.0, 2.0, 1.0, 0.5, kl], cloze=0.4)
     score = {"value": 1 / 3, "standard_error": math.pi / 100, "items": 1000}
@@ -75,7 +75,7 @@ def test_the_demos_teacher_keeps_its_name() -> None:
     assert json.loads(published_text(result))["recipe"]["teacher"] == "embedded:smollm2-135m-instruct"
 
 
-@pytest.mark.parametrize("path", ["/dev/fast", "python /root/a.py", "--data=/root", "~/data", "C:\\data", "file:///a"])
+@pytest.mark.parametrize("path", ["/dev/fast", "python /srv/a.py", "--data=/srv", "~/data", "C:\\data", "file:///a"])
 def test_a_path_in_an_unknown_place_is_refused(path: str, tmp_path: Path) -> None:
     result = result_of(CELL)
     result["machine"]["device"] = path
