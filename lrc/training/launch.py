@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import torch
@@ -131,15 +132,31 @@ def start_trackers(accelerator: Accelerator, settings: TrainConfig) -> None:
 
 
 def end_training(accelerator: Accelerator) -> None:
-    """Close the trackers and leave the group of processes.
+    """Close the trackers and leave the group of processes; all ranks call it together.
 
     A group of gloo is left to the end of the process: destroyed right after a collective, it waits for its thread,
     which waits for Python's lock to free the collective's tensors; the caller holds it (seen with torch 2.13 and DDP).
     """
     for tracker in accelerator.trackers:
         tracker.finish()
-    if torch.distributed.is_initialized() and torch.distributed.get_backend() != "gloo":
+    if not torch.distributed.is_initialized():
+        return
+    if torch.distributed.get_backend() == "gloo":
+        _wait_for_gloo()
+    else:
         torch.distributed.destroy_process_group()
+
+
+def _wait_for_gloo() -> None:
+    """Wait until gloo's thread has let go of a last collective's tensor.
+
+    A collective returns before the thread frees its tensors, for which it needs Python's lock. A process that begins to
+    exit in between aborts ("terminate called without an active exception").
+    """
+    last = torch.zeros(())
+    torch.distributed.all_reduce(last)
+    while last._use_count() > 1:
+        time.sleep(1e-3)
 
 
 def check_space(

@@ -1,5 +1,8 @@
 """Around the loop: processes that don't see each other, a disk too small, and a recipe that reads back equal."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -210,3 +213,12 @@ def test_a_written_recipe_reads_back_equal(tmp_path: Path, changes: dict[str, An
         assert load_recipe(tmp_path / "recipe.yaml") == recipe
     assert "!!python" not in (tmp_path / "recipe.yaml").read_text()
     assert not list(tmp_path.glob(".recipe*"))
+
+
+def test_ranks_of_gloo_leave_only_when_its_threads_are_done(tmp_path: Path) -> None:
+    script = Path(__file__).parent / "leave_gloo.py"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), "4"], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert run.stdout.split() == ["0"] * 8, run.stdout + run.stderr[-2000:]
