@@ -50,12 +50,18 @@ class Cell:
         return teachers()[self.teacher]
 
     @property
+    def batch_size(self) -> int:
+        """Windows a step."""
+        return find_method(self.method).batch_size or self.entry.batch_size
+
+    @property
     def num_steps(self) -> int:
-        """Steps nearest to the tokens that are a whole number of eighths."""
+        """Steps nearest to the tokens that are a whole number of eighths; other batches see as many windows."""
         match = re.fullmatch(r"(\d+)([km])", self.tokens)
         assert match is not None
         wanted = int(match[1]) * UNITS[match[2]]
-        return max(8, 8 * round(wanted / (self.entry.sequence_length * self.entry.batch_size) / 8))
+        eighths = max(1, round(wanted / (self.entry.sequence_length * self.entry.batch_size) / 8))
+        return 8 * max(1, round(eighths * self.entry.batch_size / self.batch_size))
 
     @property
     def measured_steps(self) -> set[int]:
@@ -159,7 +165,7 @@ def cell_recipe(cell: Cell, *, run: Path, teacher: str, texts: Mapping[str, Path
         "data.document_masking=false",
         f"data.held_out_tokens={4 * entry.sequence_length}",
         f"train.max_steps={steps}",
-        f"train.batch_size={entry.batch_size}",
+        f"train.batch_size={cell.batch_size}",
         "train.gradient_accumulation_steps=1",
         f"train.evaluate_steps={steps // 8}",
         f"train.save_steps={max(1, min(25, steps // 8))}",

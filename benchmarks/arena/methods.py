@@ -3,7 +3,7 @@
 A method is a tuple of `section.key=value`. Keys that the recipe does not know end in its own error, by name.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lrc.errors import ConfigError, nearest_name
 
@@ -49,6 +49,8 @@ class Method:
     """Rates to pick from."""
     base: str | None = None
     """Method whose picked rate a sweep's variant takes."""
+    batch_size: int | None = None
+    """Windows a step, for equal tokens in more or fewer steps; None: the teacher's entry says."""
 
 
 def _adamw(about: str, *changes: str, rate: float = 1e-3, rates: tuple[float, ...] = ADAMW_RATES) -> Method:
@@ -171,16 +173,24 @@ def sweeps() -> dict[str, dict[str, Method]]:
     for base, questions in (("default", default_sweeps()), ("published", published_sweeps())):
         for name, variants in questions.items():
             found[name] = {
-                variant: Method(
+                _plain(variant): replace(
+                    known[base],
                     about=f"{base} with {', '.join(changes) or 'nothing changed'}",
                     changes=(*known[base].changes, *changes),
-                    rate=known[base].rate,
-                    rates=known[base].rates,
                     base=base,
                 )
-                for variant, changes in ((_plain(variant), changes) for variant, changes in variants.items())
+                for variant, changes in variants.items()
             }
+        found |= _batch_sweep(base, known[base])
     return found
+
+
+def _batch_sweep(base: str, method: Method) -> dict[str, dict[str, Method]]:
+    """Return the question of steps: the same tokens in more or fewer of them; `@RATE` gives the rate to each."""
+    prefix = "batch" if base == "default" else f"{base}-batch"
+    about = f"{base} with {{}} windows a step"
+    sizes = (1, 2, 4, 8)
+    return {prefix: {f"{prefix}-{n}": replace(method, about=about.format(n), base=base, batch_size=n) for n in sizes}}
 
 
 def _plain(name: str) -> str:

@@ -135,6 +135,20 @@ def test_a_variant_changes_what_its_sweep_asks_about_and_nothing_else() -> None:
         assert len(variants) == len(sweeps()[name])
 
 
+def test_other_batches_take_as_many_windows_in_more_or_fewer_steps() -> None:
+    default = recipe_of("smollm2/half/default/60k/seed0").train
+    assert default.max_steps is not None
+    for batch in (1, 2, 4, 8):
+        train = recipe_of(f"smollm2/half/batch-{batch}@0.001/60k/seed0").train
+        assert train.batch_size == batch
+        assert train.max_steps is not None
+        assert train.max_steps % 8 == 0
+        assert abs(train.max_steps * batch - default.max_steps * default.batch_size) <= 4 * batch
+        assert train.learning_rate == 1e-3
+    published = recipe_of("smollm2/half/published-batch-2/60k/seed0")
+    assert (published.train.optimizer, published.train.batch_size) == ("adamw", 2)
+
+
 def test_the_schedule_is_as_long_as_the_run() -> None:
     settings: TrainConfig = recipe_of("smollm2/half/default/250k/seed0").train
     assert settings.max_steps == 8 * settings.evaluate_steps  # type: ignore[operator]
