@@ -68,16 +68,15 @@ def _run(options: argparse.Namespace) -> None:
         _print_list()
         return
     verb, names = (options.what[0], options.what[1:]) if options.what else ("", [])
+    if verb in ("sweep", "rates") and (options.claims or options.plot):
+        raise ConfigError(f"`{verb}` prints a table of its own: ask for --claims and --plot in a second command.")
     cells: list[Cell] = []
     if options.quick:
         cells = quick_cells(options.tokens, options.methods.split(",") if options.methods else None)
-    elif verb == "sweep" and options.table:
-        _show_sweep(arena, options, names)
-        return
-    elif verb == "sweep":
-        cells = _sweep_cells(options, names)
-    elif verb == "rates":
-        _pick_rates(arena, options, names)
+    elif verb in ("sweep", "rates"):
+        names_shown = _sweep(arena, options, names) if verb == "sweep" else _pick_rates(arena, options, names)
+        if options.publish and names_shown:
+            _publish(arena, options, names_shown)
         return
     elif verb == "table":
         cells = [cell for cell in table_cells() if options.only in cell.name]
@@ -88,9 +87,6 @@ def _run(options: argparse.Namespace) -> None:
             "Name a cell, `sweep NAME`, `rates METHOD`, or use --list, --table, --plot, --claims, --publish or --quick."
         )
     done = [run_cell(arena, cell, overwrite=options.overwrite) for cell in cells]
-    if verb == "sweep":
-        print(sweep_table(done))
-        return
     shown = {cell.name for cell in cells}
     if options.publish:
         _publish(arena, options, shown)
@@ -146,9 +142,13 @@ def _teacher_of(options: argparse.Namespace) -> str:
     return str(teacher)
 
 
-def _pick_rates(arena: Arena, options: argparse.Namespace, names: list[str]) -> None:
-    """Run each method's short cells and write the rate with the lowest development KL into `rates.json`."""
-    teacher = _teacher_of(options)
+def _pick_rates(arena: Arena, options: argparse.Namespace, names: list[str]) -> set[str]:
+    """Run each method's short cells and write the rate with the lowest development KL into `rates.json`.
+
+    Returns:
+        The cells' names.
+    """
+    teacher, cells = _teacher_of(options), set()
     lines = ["| method | learning rate | development KL |", "| --- | --- | --- |"]
     for name in names or list(methods()):
         find_method(name)
@@ -156,6 +156,7 @@ def _pick_rates(arena: Arena, options: argparse.Namespace, names: list[str]) -> 
             run_cell(arena, cell, overwrite=options.overwrite)
             for cell in rate_cells(teacher, options.on.partition("/")[2], name, options.tokens)
         ]
+        cells |= {result["cell"] for result in results}
         grid = {
             result["recipe"]["train"]["learning_rate"]: result["points"][-1]["development"]["kl"] for result in results
         }
@@ -171,6 +172,7 @@ def _pick_rates(arena: Arena, options: argparse.Namespace, names: list[str]) -> 
         record_rate(arena.root / RATES, teacher, name, entry)
         lines += [f"| {name}{' (picked)' if rate == best else ''} | {rate:g} | {kl:.3f} |" for rate, kl in grid.items()]
     print("\n".join(lines))
+    return cells
 
 
 def _show(arena: Arena, options: argparse.Namespace, names: set[str]) -> None:
@@ -195,13 +197,19 @@ def _finished(arena: Arena, options: argparse.Namespace) -> list[Result]:
     return read_results([arena.committed, *(options.results or []), arena.results])
 
 
-def _show_sweep(arena: Arena, options: argparse.Namespace, names: list[str]) -> None:
-    """Print the table of a sweep's finished cells; nothing is run."""
-    wanted, finished = _sweep_cells(options, names), {result["cell"]: result for result in _finished(arena, options)}
-    for cell in wanted:
-        if cell.name not in finished:
-            say(f"{cell.name}: not run")
-    print(sweep_table([finished[cell.name] for cell in wanted if cell.name in finished]))
+def _sweep(arena: Arena, options: argparse.Namespace, names: list[str]) -> set[str]:
+    """Run the cells of sweeps, or with --table none, and print the table; returns the names of those finished."""
+    cells = _sweep_cells(options, names)
+    if options.table:
+        finished = {result["cell"]: result for result in _finished(arena, options)}
+        for cell in cells:
+            if cell.name not in finished:
+                say(f"{cell.name}: not run")
+        done = [finished[cell.name] for cell in cells if cell.name in finished]
+    else:
+        done = [run_cell(arena, cell, overwrite=options.overwrite) for cell in cells]
+    print(sweep_table(done))
+    return {result["cell"] for result in done}
 
 
 def _publish(arena: Arena, options: argparse.Namespace, names: set[str]) -> None:

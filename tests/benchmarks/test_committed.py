@@ -134,6 +134,12 @@ def test_a_root_wins_over_what_is_committed_in_tables_and_rates(
     rows = [line.split(" | ") for line in shown.out.splitlines() if line.startswith("| smollm2")]
     assert [(row[0], row[3]) for row in rows] == [(f"| {names[0]}", "0.375"), (f"| {names[1]}", "0.125")]
     assert "smollm2/half/temperature-4/60k/seed0: not run" in shown.err
+    assert run_command(["sweep", "temperature", "--table", "--publish", *folders], help_text="") == 0
+    kls = [
+        json.loads((committed / parse_cell(name).file_name).read_text())["points"][-1]["held_out"]["kl"]
+        for name in names
+    ]
+    assert kls == [0.75, 0.25]
     (committed / "rates.json").write_text(json.dumps({"tiny": {"red": {"rate": 1.0}, "default": {"rate": 2.0}}}))
     (root / "rates.json").write_text(json.dumps({"tiny": {"red": {"rate": 3.0}}}))
     assert Arena(root=root, committed=committed).rates() == {"tiny": {"red": 3.0, "default": 2.0}}

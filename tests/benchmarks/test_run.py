@@ -215,6 +215,8 @@ def test_what_there_is_not_ends_with_a_hint_and_2(tmp_path: Path, capsys: pytest
     for arguments, hint in (
         (["sweep", "temprature"], "There is no sweep 'temprature'. Did you mean 'temperature'?"),
         (["sweep", "schedule", "--on", "smollm2"], "--on must be TEACHER/WIDTH"),
+        (["sweep", "schedule", "--claims"], "`sweep` prints a table of its own"),
+        (["rates", "red", "--plot"], "`rates` prints a table of its own"),
         (["--table"], "No finished cell"),
         (["--publish"], "No finished cell to publish"),
         (["--teacher", "x=y", "--list"], "--teacher must be NAME=FOLDER"),
