@@ -30,6 +30,7 @@ PUBLISHED = (
     "objective.attention_output_space=teacher",
     *ADAMW,
     "train.warmup_ratio=0.005",
+    UNGUARDED,
 )
 KL_AT_2048 = 1.28
 """The published KL term at sequences of 2,048, in token means times `T^2`: 2,048 / 40^2."""

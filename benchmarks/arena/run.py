@@ -37,6 +37,8 @@ from .texts import Texts, prepare_texts
 TINY_TEACHER_STEPS = 400
 PLACES = ("run", "teacher")
 """Parts of a recipe that say where, not what."""
+GUARDS = ("divergence_factor",)
+"""Settings of `train` that can end a run and change nothing of one that ended by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,8 +208,9 @@ def _identity(recipe: dict[str, Any], texts: Mapping[str, Any]) -> dict[str, Any
     """Return what makes two runs the same: the recipe without places, and the texts."""
     values = {key: value for key, value in recipe.items() if key not in PLACES}
     data = {key: value for key, value in values["data"].items() if key not in ("train", "held_out")}
+    train = {key: value for key, value in values["train"].items() if key not in GUARDS}
     read = {key: value for key, value in texts.items() if key != "origin"}
-    plain: dict[str, Any] = json.loads(json.dumps({**values, "data": data, "texts": read}))  # tuples to lists
+    plain: dict[str, Any] = json.loads(json.dumps({**values, "data": data, "train": train, "texts": read}))  # lists
     return _flat(plain)
 
 

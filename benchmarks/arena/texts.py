@@ -153,9 +153,7 @@ def _plain_page(row: dict[str, Any]) -> str:
     try:
         from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
     except ImportError as error:
-        raise DataError(
-            "WikiText's pages are read as lm-eval reads them: `pip install 'lrc[eval]'`."
-        ) from error
+        raise DataError("WikiText's pages are read as lm-eval reads them: `pip install 'lrc[eval]'`.") from error
 
     plain: str = wikitext_detokenizer(row)
     return plain
