@@ -24,7 +24,7 @@ class TeacherEntry:
     """Name -> hidden size of the student."""
     sequence_length: int = 256
     batch_size: int = 4
-    start_tokens: int = 65_536
+    start_tokens: int = 128_000
     """Calibration tokens."""
     train_bytes: int = 8_000_000
     """Text to train on."""

@@ -13,14 +13,12 @@ from typing import Any
 import torch
 
 from benchmarks.speed.shapes import Shape
-from lrc.clone.head import is_cheaper_straight
+from lrc.clone.head import chunk_positions, is_cheaper_straight
 from lrc.config import Checkpointing, ObjectiveConfig
 from lrc.models.discovery import discover
 from lrc.plan.flops import StepFlops, floor_head_flops, step_flops
 from lrc.plan.sizes import Sizes, measure_sizes
 
-HEAD_CHUNK_BYTES = 64 * 2**20
-"""Logits that the head's products are measured on, in float32."""
 PARTS = (
     "teacher",
     "student_forward",
@@ -81,7 +79,7 @@ def part_products(sizes: Sizes, shape: Shape) -> dict[str, list[Product]]:
         Product(rows=n, inner=d_t, columns=d_s),
         Product(rows=d_t, inner=n, columns=d_s, left_transposed=True),
     ]
-    rows = min(n, max(1, HEAD_CHUNK_BYTES // (4 * sizes.vocabulary)))
+    rows = chunk_positions(sizes.vocabulary, positions=n)
     backward = _linear_backward(rows, d_s, sizes.vocabulary)
     if is_cheaper_straight(sizes.vocabulary, d_t, d_s, positions=n):
         backward = [

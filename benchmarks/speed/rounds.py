@@ -1,6 +1,7 @@
 """Rounds: every way once a round, in turn, so that a slow minute of the machine hits all of them."""
 
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from benchmarks.speed.memory import kept_for_backward, peak_bytes
 from benchmarks.speed.rates import ProductRates, timed
 from benchmarks.speed.ways import Bench, student_loss
 from lrc.config import Checkpointing
+from lrc.training.metrics import format_seconds
 
 FLOOR, PLAIN, OURS = "floor", "plain", "ours"
 
@@ -79,16 +81,21 @@ def list_ways(bench: Bench, accumulations: list[int], *, with_plain: bool, with_
 
 
 def run_rounds(bench: Bench, ways: list[Way], rates: ProductRates, count: int, report: Callable[[str], None]) -> None:
-    """Warm each way up, time all of them `count` times in turn, then measure the memory of each once."""
-    for way in ways:
-        for piece in way.pieces.values():
-            piece()
+    """Warm each way up, time all of them `count` times in turn, then measure the memory of each once.
+
+    The plain formulation is warmed up first: it holds most, and freed memory is kept for the next step.
+    """
+    for way in sorted(ways, key=lambda way: way.name != PLAIN):
+        warm = sum(timed(piece, bench.device) for piece in way.pieces.values())
+        report(f"{bench.shape.name}: {way.title} warmed up, {warm:.1f} s")
+    began = time.monotonic()
     for number in range(count):
         rates.measure()
         for way in ways:
             for name, piece in way.pieces.items():
                 way.seconds.setdefault(name, []).append(timed(piece, bench.device))
-        report(f"{bench.shape.name}: round {number + 1} of {count}")
+        left = (time.monotonic() - began) / (number + 1) * (count - number - 1)
+        report(f"{bench.shape.name}: round {number + 1} of {count}  ETA {format_seconds(left)}")
     for way in ways:
         way.peak_bytes = max(peak_bytes(piece, bench.device) for piece in way.pieces.values())
         if way.forward is not None:

@@ -13,10 +13,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from lrc.clone.divergence import Direction, divergence
-from lrc.clone.products import exact_products
+from lrc.clone.products import add_product, exact_product, exact_products
 
 IGNORED_LABEL = -100
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 96 * 2**20
+"""Float32 logits of one model that are formed at a time: 512 positions of 49,152 words."""
+CHUNK_POSITIONS = 256
+"""Fewest positions of a chunk whatever the vocabulary: products of fewer rows read a head faster than they use it."""
 BLOCK_BYTES = 2**19
 """Logits of one model that a core takes at a time; some three blocks of that size are in use at once."""
 
@@ -63,7 +66,7 @@ def head_losses(
         labels: `[positions]` next token of each position, or -100.
         weights: Weights, temperature, soft-cap.
         projection: `[d_T, d_S]` where `student_head` is `teacher_head @ projection`: the gradient goes straight to it.
-        chunk: Positions a chunk; None takes about 64 MiB of logits.
+        chunk: Positions a chunk; None: as `chunk_positions` says.
 
     Returns:
         `lm * LM_sum + kl * KL_sum`, a scalar with gradient to `student` and to `student_head` or `projection`; then LM
@@ -71,11 +74,20 @@ def head_losses(
         for float64 inputs).
     """
     if chunk is None:
-        chunk = max(1, CHUNK_BYTES // (4 * student_head.shape[0]))
+        chunk = chunk_positions(student_head.shape[0], positions=student.shape[0])
     result: tuple[Tensor, Tensor, Tensor] = _HeadLosses.apply(  # type: ignore[no-untyped-call]  # torch's own
         student, student_head, projection, teacher, teacher_head, labels, weights, chunk
     )
     return result
+
+
+def chunk_positions(vocabulary: int, *, positions: int) -> int:
+    """Return how many positions' logits are formed at a time: 96 MiB in float32, or 256 positions if that is more.
+
+    Chunks of one batch are alike, since each reads the whole heads, the last one too.
+    """
+    most = max(1, CHUNK_POSITIONS, CHUNK_BYTES // (4 * vocabulary))
+    return -(-positions // max(1, -(-positions // most))) or 1
 
 
 def head_gradient_flops(vocabulary: int, d_teacher: int, d_student: int, *, positions: int) -> tuple[float, float]:
@@ -124,33 +136,35 @@ class _HeadLosses(torch.autograd.Function):
         chunk: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         exact = torch.float64 if student.dtype == torch.float64 else torch.float32
-        ours = _Products(student, student_head, chunk, exact)
-        theirs = None if teacher is None else _Products(teacher, teacher_head, chunk, exact)
+        # gradients meet their products in bfloat16, if the models compute in it: the fast units would round them anyway
+        rounded = torch.bfloat16 if student.dtype == torch.bfloat16 else exact
+        size = min(chunk, student.shape[0])
+        ours = _Products(student, student_head, size, exact)
+        theirs = None if teacher is None else _Products(teacher, teacher_head, size, exact)
         lm = torch.zeros(student.shape[0], dtype=exact, device=student.device)
         kl = torch.zeros_like(lm)
         trained = student_head if projection is None else projection
         needs_hidden, needs_trained = ctx.needs_input_grad[0], ctx.needs_input_grad[1 if projection is None else 2]
-        grad_hidden = torch.empty(student.shape, dtype=exact, device=student.device) if needs_hidden else None
+        grad_hidden = torch.empty(student.shape, dtype=rounded, device=student.device) if needs_hidden else None
         grad_trained = torch.zeros(trained.shape, dtype=exact, device=student.device) if needs_trained else None
-        inner, reader = ours.head, None
-        if projection is not None:
-            inner, reader = projection.to(exact), teacher_head.to(exact) if theirs is None else theirs.head
+        inner = student_head.to(rounded) if projection is None else projection.to(rounded)
+        grads = student.new_empty(size, student_head.shape[0], dtype=rounded) if rounded != exact else None
         for start in range(0, student.shape[0], chunk):
             rows = slice(start, start + chunk)
-            lm[rows], kl[rows], grad, scale = _chunk_losses(
+            lm[rows], kl[rows], grad = _chunk_losses(
                 ours.of(rows),
                 None if theirs is None else theirs.of(rows),
                 labels[rows],
                 weights,
                 needs_grad=needs_hidden or needs_trained,
+                space=grads,
             )
-            with exact_products(student.dtype):
-                if grad is not None and reader is not None:
-                    grad = grad @ reader  # [chunk, d_T]
-                if grad is not None and grad_hidden is not None:
-                    torch.mm(grad, inner, out=grad_hidden[rows]).mul_(scale)
-                if grad is not None and grad_trained is not None:
-                    grad_trained.addmm_(grad.T, student[rows] * scale)
+            if grad is not None and projection is not None:
+                grad = grad @ teacher_head.to(rounded)  # [chunk, d_T]
+            if grad is not None and grad_hidden is not None:
+                torch.mm(grad, inner, out=grad_hidden[rows])
+            if grad is not None and grad_trained is not None:
+                _add_gradient(grad_trained, grad, student[rows], is_straight=projection is not None)
         ctx.is_straight = projection is not None
         ctx.save_for_backward(
             None if grad_hidden is None else grad_hidden.to(student.dtype),
@@ -166,44 +180,65 @@ class _HeadLosses(torch.autograd.Function):
         return grad_hidden, *of_heads, *[None] * 5
 
 
+def _add_gradient(total: Tensor, grad: Tensor, states: Tensor, *, is_straight: bool) -> None:
+    """Add a chunk's `grad.T @ states`; to a head's gradient, `[vocabulary, d_S]`, in the factors' own dtype."""
+    if is_straight:
+        with exact_products(states.dtype):
+            total.addmm_(grad.to(total.dtype).T, states.to(total.dtype))
+    else:
+        add_product(total, grad, states.to(grad.dtype))
+
+
 class _Products:
     """Products of one model's hidden states and head, chunk after chunk in the same memory."""
 
-    def __init__(self, hidden: Tensor, head: Tensor, chunk: int, exact: torch.dtype) -> None:
+    def __init__(self, hidden: Tensor, head: Tensor, size: int, exact: torch.dtype) -> None:
         self.hidden = hidden
-        self.head = head.to(exact)
-        self.space = self.head.new_empty(min(chunk, hidden.shape[0]), head.shape[0])
+        self.head = head
+        self.space = head.new_empty(size, head.shape[0], dtype=exact)
 
     def of(self, rows: slice) -> Tensor:
         """Return a chunk's, `[chunk, vocabulary]`, in place of the last one's."""
-        hidden = self.hidden[rows].to(self.head.dtype)
-        with exact_products(self.hidden.dtype):
-            return torch.mm(hidden, self.head.T, out=self.space[: len(hidden)])
+        hidden = self.hidden[rows]
+        return exact_product(hidden, self.head, out=self.space[: len(hidden)])
 
 
 def _chunk_losses(
-    products: Tensor, teacher_products: Tensor | None, labels: Tensor, weights: HeadWeights, *, needs_grad: bool
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    products: Tensor,
+    teacher_products: Tensor | None,
+    labels: Tensor,
+    weights: HeadWeights,
+    *,
+    needs_grad: bool,
+    space: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Reduce one chunk's products of hidden states and heads; both may be overwritten.
 
+    Args:
+        products: `[chunk, vocabulary]`.
+        teacher_products: As `products`.
+        labels: `[chunk]`.
+        weights: Of the losses.
+        needs_grad: Form the gradient too.
+        space: Where it is rounded to, `[at least chunk, vocabulary]`; None: in the products' dtype and memory.
+
     Returns:
-        LM and KL, `[chunk]`, and the objective's gradient with respect to `products` as `[chunk, vocabulary]` times
-        `[chunk, 1]`.
+        LM and KL, `[chunk]`, and the objective's gradient with respect to `products`.
     """
     valid = labels != IGNORED_LABEL
     targets = labels.where(valid, 0)[:, None]
     mask = valid.to(products.dtype)
-    lm, kl, grad = torch.zeros_like(mask), torch.zeros_like(mask), None
+    lm, kl = torch.zeros_like(mask), torch.zeros_like(mask)
+    grads = (products if teacher_products is None else teacher_products) if space is None else space[: len(products)]
+    factor = (weights.lm if weights.lm or teacher_products is None else weights.kl / weights.temperature) * mask
     size = _block_rows(products)
     for start in range(0, len(products), size):
         rows = slice(start, start + size)
         theirs = None if teacher_products is None else teacher_products[rows]
         lm[rows], kl[rows], grad = _block_losses(products[rows], theirs, targets[rows], weights, needs_grad=needs_grad)
-    if grad is not None and size < len(products):
-        grad = products if teacher_products is None else teacher_products
-    # one factor a row: cheaper on what the gradient becomes than on itself
-    factor = weights.lm if weights.lm or teacher_products is None else weights.kl / weights.temperature
-    return lm * mask, kl * mask, grad, (factor * mask)[:, None]
+        if grad is not None:
+            torch.mul(grad, factor[rows, None], out=grads[rows])
+    return lm * mask, kl * mask, grads if needs_grad else None
 
 
 def _block_rows(products: Tensor) -> int:

@@ -9,6 +9,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+TILE_BYTES = 6 * 2**20
+"""Of a matrix in float32: what `exact_product` converts at a time on a CPU, about what a core's caches hold."""
 
 
 def exact_products(dtype: torch.dtype) -> AbstractContextManager[None]:
@@ -32,3 +37,51 @@ def rounded_products() -> Iterator[None]:
     finally:
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision
+
+
+def exact_product(rows: Tensor, matrix: Tensor, *, out: Tensor) -> Tensor:
+    """Compute `rows @ matrix.T` in the dtype of `out`, bfloat16 factors on the fast units; returns the product.
+
+    Torch on a CPU has no product of bfloat16 with a float32 result, so the matrix is converted a tile at a time: a
+    float32 copy of a head would be the largest tensor of a step.
+
+    Args:
+        rows: `[n, k]`.
+        matrix: `[m, k]`.
+        out: `[n, m]` memory for the result, which may be left unused.
+    """
+    if rows.dtype == matrix.dtype == out.dtype:
+        return torch.mm(rows, matrix.T, out=out)
+    if rows.is_cuda and rows.dtype == matrix.dtype and out.dtype == torch.float32:
+        product: Tensor = torch.mm(rows, matrix.T, out_dtype=torch.float32)
+        return product
+    if not _has_tiles(out):
+        return out.copy_(torch.mm(rows.to(matrix.dtype), matrix.T))
+    rows, count = rows.to(out.dtype), max(1, TILE_BYTES // (out.element_size() * matrix.shape[1]))
+    space = out.new_empty(min(count, len(matrix)), matrix.shape[1])
+    with exact_products(matrix.dtype):
+        for start in range(0, len(matrix), count):
+            tile = matrix[start : start + count]
+            torch.mm(rows, space[: len(tile)].copy_(tile).T, out=out[:, start : start + len(tile)])
+    return out
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add `left.T @ right` to `total`; of bfloat16 factors a product of one call is rounded to bfloat16 first.
+
+    Args:
+        total: `[m, k]`, in float32 or the factors' dtype.
+        left: `[n, m]`.
+        right: `[n, k]`.
+    """
+    if left.dtype == total.dtype:
+        total.addmm_(left.T, right)
+        return
+    count = max(1, TILE_BYTES // (total.element_size() * total.shape[1])) if _has_tiles(total) else len(total)
+    for start in range(0, len(total), count):
+        total[start : start + count].add_(left[:, start : start + count].T @ right)
+
+
+def _has_tiles(tensor: Tensor) -> bool:
+    """Whether a product is worked off in a core's cache: on a CPU; a plan's tensors are of any machine."""
+    return tensor.device.type == "cpu" and not isinstance(tensor, FakeTensor)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrc.clone.head import CHUNK_BYTES, IGNORED_LABEL, softcapped
-from lrc.clone.products import exact_products
+from lrc.clone.head import IGNORED_LABEL, chunk_positions, softcapped
+from lrc.clone.products import exact_product
 from lrc.models.pair_model import PairModel
 
 JOINED_POSITIONS = 1024
@@ -117,11 +117,13 @@ def _add_rows(
     student_head: Tensor, teacher_head: Tensor, agreement: Agreement, rows: tuple[Tensor, ...], softcap: float | None
 ) -> None:
     """Add the positions of one batch, a chunk of logits at a time."""
-    dtype = student_head.dtype
-    student_head, teacher_head = student_head.float(), teacher_head.float()
-    chunk = max(1, CHUNK_BYTES // (4 * student_head.shape[0]))
     labelled = rows[2] != IGNORED_LABEL
+    chunk = chunk_positions(len(student_head), positions=int(labelled.sum()))
     for student, teacher, labels in zip(*(side[labelled].split(chunk) for side in rows), strict=True):
-        with exact_products(dtype):
-            student_logits, teacher_logits = student.float() @ student_head.T, teacher.float() @ teacher_head.T
-        agreement.add(softcapped(student_logits, softcap), softcapped(teacher_logits, softcap), labels)
+        ours, theirs = float32_logits(student, student_head), float32_logits(teacher, teacher_head)
+        agreement.add(softcapped(ours, softcap), softcapped(theirs, softcap), labels)
+
+
+def float32_logits(states: Tensor, head: Tensor) -> Tensor:
+    """Return `states @ head.T` in float32, `[positions, vocabulary]`."""
+    return exact_product(states, head, out=head.new_empty(len(states), len(head), dtype=torch.float32))

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrc.clone.head import CHUNK_BYTES, IGNORED_LABEL, softcapped
-from lrc.evaluation.agreement import Agreement
+from lrc.clone.head import IGNORED_LABEL, chunk_positions, softcapped
+from lrc.evaluation.agreement import Agreement, float32_logits
 from lrc.models.head_reader import HeadReader
 
 
@@ -28,16 +28,16 @@ def measure_chats(
     was_training = student.training
     student.eval()
     readers = [HeadReader(model) for model in (student, teacher) if model is not None]
-    heads = [reader.matrix().float() for reader in readers]
-    chunk = max(1, CHUNK_BYTES // (4 * heads[0].shape[0]))
+    heads = [reader.matrix() for reader in readers]
     agreement = Agreement()
     for ids, labels in chats:
         targets = torch.tensor(labels[1:], device=heads[0].device)
         learnt = targets != IGNORED_LABEL
-        states = [_states(reader, ids)[:-1][learnt].float().split(chunk) for reader in readers]
+        chunk = chunk_positions(len(heads[0]), positions=int(learnt.sum()))
+        states = [_states(reader, ids)[:-1][learnt].split(chunk) for reader in readers]
         for rows in zip(*states, targets[learnt].split(chunk), strict=True):
             logits = [
-                softcapped(row @ head.T, reader.softcap)
+                softcapped(float32_logits(row, head), reader.softcap)
                 for row, head, reader in zip(rows, heads, readers, strict=False)
             ]
             agreement.add(logits[0], logits[-1], rows[-1])

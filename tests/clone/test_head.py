@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lrc.clone import head
-from lrc.clone.head import IGNORED_LABEL, HeadWeights, head_losses, is_cheaper_straight, softcapped
+from lrc.clone import head, products
+from lrc.clone.head import IGNORED_LABEL, HeadWeights, chunk_positions, head_losses, is_cheaper_straight, softcapped
 from tests.clone.head_inputs import (
     D_STUDENT,
     D_TEACHER,
@@ -223,15 +223,25 @@ def test_no_tensor_holds_logits_of_more_than_a_chunk(softcap: float | None) -> N
 
 
 def test_the_default_chunk_holds_the_stated_bytes_of_float32_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "CHUNK_POSITIONS", 1)
     monkeypatch.setattr(head, "CHUNK_BYTES", 8 * 4 * VOCABULARY)
     assert largest_tensor(None, 60, None) == largest_tensor(8, 60, None)
     monkeypatch.setattr(head, "CHUNK_BYTES", 40 * 4 * VOCABULARY)
-    assert largest_tensor(None, 60, None) == 40 * VOCABULARY
+    assert largest_tensor(None, 60, None) == 30 * VOCABULARY  # two alike
+    monkeypatch.setattr(head, "CHUNK_POSITIONS", 60)  # at least
+    assert largest_tensor(None, 60, None) == 60 * VOCABULARY
+
+
+def test_chunks_of_a_batch_are_alike() -> None:
+    words = head.CHUNK_BYTES // (4 * 341)
+    assert [chunk_positions(words, positions=count) for count in (0, 1, 341, 342, 1024)] == [1, 1, 341, 171, 256]
+    assert [chunk_positions(2**22, positions=count) for count in (3, 256, 257)] == [3, 256, 129]  # 256 at least
 
 
 def test_a_vocabulary_larger_than_a_chunk_is_read_a_position_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, weights = make_inputs(), HeadWeights(lm=1.0, kl=1.0)
     expected = inputs.losses(weights, 1)[0]
+    monkeypatch.setattr(head, "CHUNK_POSITIONS", 1)
     monkeypatch.setattr(head, "CHUNK_BYTES", 1)
     assert torch.equal(inputs.losses(weights, None)[0], expected)
 
@@ -247,6 +257,33 @@ def test_between_forward_and_backward_only_the_gradients_are_kept() -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         inputs.losses(HeadWeights(lm=1.0, kl=1.0), 2)
     assert sorted(kept) == sorted([(POSITIONS, D_STUDENT), (VOCABULARY, D_STUDENT)])
+
+
+def test_a_head_in_bfloat16_is_never_held_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    numels: set[int] = set()
+
+    class Float32(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, Tensor) and result.dtype == torch.float32 and not result._is_view():
+                numels.add(result.numel())
+            return result
+
+    monkeypatch.setattr(products, "TILE_BYTES", 4 * D_TEACHER)  # one word
+    inputs = make_inputs(dtype=torch.bfloat16)
+    projection = torch.randn(D_TEACHER, D_STUDENT, requires_grad=True)
+    with Float32():  # type: ignore[no-untyped-call]  # the base class in torch has no annotations
+        head_losses(
+            inputs.student,
+            inputs.teacher,
+            inputs.student_head.detach(),
+            inputs.teacher_head,
+            inputs.labels,
+            weights=HeadWeights(lm=0.0, kl=1.0),
+            projection=projection,
+            chunk=2,
+        )[0].backward()
+    assert max(numels - {D_TEACHER * D_STUDENT}) <= 2 * VOCABULARY < D_TEACHER * VOCABULARY
 
 
 def test_softcapped_bounds_logits_and_none_leaves_them() -> None:
