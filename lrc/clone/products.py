@@ -40,7 +40,7 @@ def rounded_products() -> Iterator[None]:
 
 
 def exact_product(rows: Tensor, matrix: Tensor, *, out: Tensor) -> Tensor:
-    """Compute `rows @ matrix.T` in the dtype of `out`, bfloat16 factors on the fast units; returns the product.
+    """Compute `rows @ matrix.T` in the dtype and memory of `out`, bfloat16 factors on the fast units; returns `out`.
 
     Torch on a CPU has no product of bfloat16 with a float32 result, so the matrix is converted a tile at a time: a
     float32 copy of a head would be the largest tensor of a step.
@@ -48,16 +48,15 @@ def exact_product(rows: Tensor, matrix: Tensor, *, out: Tensor) -> Tensor:
     Args:
         rows: `[n, k]`.
         matrix: `[m, k]`.
-        out: `[n, m]` memory for the result, which may be left unused.
+        out: `[n, m]`, where the result goes.
     """
     if rows.dtype == matrix.dtype == out.dtype:
         return torch.mm(rows, matrix.T, out=out)
-    if rows.is_cuda and rows.dtype == matrix.dtype and out.dtype == torch.float32:
-        product: Tensor = torch.mm(rows, matrix.T, out_dtype=torch.float32)
-        return product
-    if not _has_tiles(out):
+    if isinstance(out, FakeTensor):  # a plan's: one product to count, of any machine
         return out.copy_(torch.mm(rows.to(matrix.dtype), matrix.T))
-    rows, count = rows.to(out.dtype), max(1, TILE_BYTES // (out.element_size() * matrix.shape[1]))
+    if rows.is_cuda and rows.dtype == matrix.dtype and out.dtype == torch.float32:
+        return torch.mm(rows, matrix.T, out.dtype, out=out)
+    rows, count = rows.to(out.dtype), _tile_rows(out, matrix.shape[1], len(matrix))
     space = out.new_empty(min(count, len(matrix)), matrix.shape[1])
     with exact_products(matrix.dtype):
         for start in range(0, len(matrix), count):
@@ -77,11 +76,13 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     if left.dtype == total.dtype:
         total.addmm_(left.T, right)
         return
-    count = max(1, TILE_BYTES // (total.element_size() * total.shape[1])) if _has_tiles(total) else len(total)
+    count = _tile_rows(total, total.shape[1], len(total))
     for start in range(0, len(total), count):
         total[start : start + count].add_(left[:, start : start + count].T @ right)
 
 
-def _has_tiles(tensor: Tensor) -> bool:
-    """Whether a product is worked off in a core's cache: on a CPU; a plan's tensors are of any machine."""
-    return tensor.device.type == "cpu" and not isinstance(tensor, FakeTensor)
+def _tile_rows(like: Tensor, width: int, rows: int) -> int:
+    """Return how many of a matrix's rows are worked off at a time: on a CPU what stays in a core's cache, else all."""
+    if like.device.type != "cpu" or isinstance(like, FakeTensor):
+        return max(1, rows)
+    return max(1, TILE_BYTES // (like.element_size() * width))

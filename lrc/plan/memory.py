@@ -74,7 +74,7 @@ class MemoryUse:
     activations: float
     """What the backward pass will need of the layers done."""
     working: float
-    """What the stretch at hand adds: in the head the float32 copies of both heads and a chunk of logits."""
+    """What the stretch at hand adds: in the head the merged head and chunks of logits."""
     communication: float
     """Flat buckets of a strategy, and weights gathered for the layer at hand."""
 
@@ -246,11 +246,9 @@ class StepMemory:
             for name, shape in self.sizes.teacher.items()
         }
 
-    def head_copies(self) -> float:
-        """Bytes of the head's float32 matrices: both heads, where they are not float32 already, and the gradient."""
-        vocabulary, d_student, d_teacher = self.sizes.vocabulary, self.sizes.d_student, self.sizes.d_teacher
-        copied = 0 if self.dtype == torch.float32 else d_student + d_teacher
-        return 4.0 * vocabulary * (copied + d_student)
+    def head_gradient(self) -> float:
+        """Bytes of the merged head's float32 gradient, where it does not go past the merge."""
+        return 4.0 * self.sizes.vocabulary * self.sizes.d_student
 
     def _communication(self, strategy: Strategy, devices: int) -> float:
         trained = GRADIENT_BYTES * self.sizes.trained_parameters

@@ -47,7 +47,7 @@ class Plan:
     """Of one micro-batch, without what activation checkpointing computes again."""
     recomputed: dict[Checkpointing, float]
     """FLOPs that each policy of activation checkpointing adds to a micro-batch."""
-    head_copies_bytes: float
+    head_gradient_bytes: float
     """Float32 matrices in the head: its part of `working` that does not grow with the batch or a chunk."""
     ways: tuple[Way, ...]
     offers: tuple[Offer, ...]
@@ -107,7 +107,7 @@ class Planner:
             machine=machine,
             flops=self._flops("none"),
             recomputed={policy: self._flops(policy).checkpointing for policy in CHECKPOINTING if policy != "none"},
-            head_copies_bytes=memory.head_copies(),
+            head_gradient_bytes=memory.head_gradient(),
             ways=found,
             offers=offers,
             disk=disk(self.sizes, shape),
@@ -155,7 +155,7 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
         "flops_per_token_without_checkpointing": plan.flops_per_token,
         "machine": plan.machine.title,
         "usable_bytes_per_device": plan.machine.usable_bytes,
-        "head_copies_bytes": plan.head_copies_bytes,
+        "head_gradient_bytes": plan.head_gradient_bytes,
         "memory_per_device": [_way_to_dict(way) for way in plan.ways],
         "machines": [_offer_to_dict(offer) for offer in plan.offers],
         "disk_bytes": vars(plan.disk),

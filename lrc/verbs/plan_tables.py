@@ -32,8 +32,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     else:
         console.print(_memory_table(plan))
         console.print(
-            f"working, in the head: {bytes_text(plan.head_copies_bytes, 3)} of it float32 copies of both heads and the "
-            "gradient, the rest the merged head and a chunk of logits"
+            f"working, in the head: {bytes_text(plan.head_gradient_bytes, 3)} of it the merged head's gradient, "
+            "unless it goes past the merge, the rest the merged head and a chunk of logits"
         )
         console.print(_machine_table(plan))
     kept = plan.shape.checkpoints

@@ -57,7 +57,7 @@ def plan() -> Plan:
         machine=H100,
         flops=StepFlops(**flops, checkpointing=0),
         recomputed={"selective": 20e9 * 7, "layer": 20e9 * 14},
-        head_copies_bytes=3e9,
+        head_gradient_bytes=3e9,
         ways=(way(fit(4), 16), way(fit(9, checkpointing="layer"), 800)),
         offers=(
             Offer(machine=H100, ways=(), fit=fit(4), pace=pace, full_pace=replace(pace, batch=4)),
