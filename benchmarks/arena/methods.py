@@ -12,6 +12,8 @@ PUBLISHED_RATES = (1e-4, 3e-4, 1e-3)
 RED_RATES = (3e-5, 1e-4, 3e-4)
 """Both have summed raw clone errors; of RED's start they are the larger ones."""
 MUON_RATES = (5e-4, 1.5e-3, 4e-3)
+DEFAULT_BATCH = 2
+"""Windows a step of the default: of 250 k tokens it makes more in twice as many steps (docs/quality.md)."""
 
 ADAMW = ("train.optimizer=adamw", "train.schedule=linear", "train.warmup_ratio=0.05")
 UNGUARDED = "train.divergence_factor=null"
@@ -85,10 +87,14 @@ def methods() -> dict[str, Method]:
             rates=RED_RATES,
         ),
         "red-relative": _adamw("RED's start with the default's objective, AdamW", "start.method=channel"),
-        "default": Method(about="the demo's recipe: calibrated start, T 1, relative clone errors, Muon"),
+        "default": Method(
+            about="the demo's recipe: calibrated start, T 1, relative clone errors, Muon; two windows a step",
+            batch_size=DEFAULT_BATCH,
+        ),
         "dense": Method(
             about="default, then merged MLP weights for the second half",
             changes=("phases.dense_share=0.5", "phases.dense_tensors=mlp"),
+            batch_size=DEFAULT_BATCH,
         ),
         "origin": _adamw("no teacher: the same shape from scratch on text", "method=origin"),
         "only-kd": _adamw("plain distillation of the same shape from scratch", "method=only_kd", *LOGITS_ALONE),
@@ -139,6 +145,7 @@ def default_sweeps() -> dict[str, dict[str, tuple[str, ...]]]:
             **{f"muon-{rate:g}": ("train.optimizer=muon", f"train.learning_rate={rate}") for rate in MUON_RATES},
             **{f"adamw-{rate:g}": (*ADAMW, f"train.learning_rate={rate}") for rate in ADAMW_RATES},
         },
+        "momentum": _per_value("momentum", "train.beta1", (0.8, 0.9, 0.95)),
         "kl-direction": _per_value("kl", "objective.kl_direction", ("forward", "reverse", "skewed")),
         "start": _per_value("start", "start.method", ("random", "channel", "pca", "calibrated")),
         "calibration": _per_value("calibration", "start.tokens", (4096, 16384, 32768, 65536, 131072)),

@@ -29,7 +29,7 @@ from .committed import COMMITTED
 from .gemma import gemma_teacher
 from .measures import PointMeasure, Tasks, measured_texts
 from .picked_rates import RATES, read_rates
-from .results import FORMAT
+from .results import FORMAT, read_results
 from .starts import start_file
 from .teachers import make_tiny_teacher
 from .texts import Texts, prepare_texts
@@ -111,6 +111,11 @@ def _run_alone(arena: Arena, cell: Cell, run: Path, *, overwrite: bool) -> dict[
         _check_same(_identity(recipe_to_dict(recipe), _texts_facts(cell, texts)), before, str(path))
         say(f"{cell.name}: kept")
         return kept
+    result = _same_run(arena, cell, _identity(recipe_to_dict(recipe), _texts_facts(cell, texts)))
+    if result is not None and not overwrite:
+        say(f"{cell.name}: the same run as {result['same_run_as']}, which is finished")
+        write_beside(path, json.dumps(result, indent=1) + "\n")
+        return result
     begun = run / "train" / "recipe.yaml"
     if begun.is_file() and not overwrite:
         before = _identity(recipe_to_dict(load_recipe(begun)), {})
@@ -132,6 +137,20 @@ def _run_alone(arena: Arena, cell: Cell, run: Path, *, overwrite: bool) -> dict[
         for checkpoint in (run / "train").glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
     return result
+
+
+def _same_run(arena: Arena, cell: Cell, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the root's result of another cell with the same recipe and texts under this cell's name, or None.
+
+    Sweeps have a variant that changes nothing, and the default is one of them.
+    """
+    if arena.tasks is not None:
+        return None  # other cells may have been scored on other tasks
+    for other in read_results([arena.results]):
+        if _identity(other["recipe"], other["texts"]) == wanted:
+            named = {"cell": cell.name, "method": cell.method, "same_run_as": other.get("same_run_as", other["cell"])}
+            return {**other, **named, "command": _command(arena, cell)}
+    return None
 
 
 def _point_measure(arena: Arena, cell: Cell, texts: Texts, teacher: str) -> PointMeasure:
@@ -171,8 +190,12 @@ def _result(arena: Arena, cell: Cell, recipe: Recipe, texts: Texts) -> dict[str,
         },
         "versions": versions(),
         "recipe": recipe_to_dict(recipe),
-        "command": f"python benchmarks/quality.py {cell.name}{' --data DIR' if arena.data else ''}",
+        "command": _command(arena, cell),
     }
+
+
+def _command(arena: Arena, cell: Cell) -> str:
+    return f"python benchmarks/quality.py {cell.name}{' --data DIR' if arena.data else ''}"
 
 
 def points(lines: list[dict[str, Any]], *, start_seconds: float) -> list[dict[str, Any]]:

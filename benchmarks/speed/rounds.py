@@ -95,7 +95,8 @@ def run_rounds(bench: Bench, ways: list[Way], rates: ProductRates, count: int, r
             for name, piece in way.pieces.items():
                 way.seconds.setdefault(name, []).append(timed(piece, bench.device))
         left = (time.monotonic() - began) / (number + 1) * (count - number - 1)
-        report(f"{bench.shape.name}: round {number + 1} of {count}  ETA {format_seconds(left)}")
+        took = ", ".join(f"{way.title} {sum(times[-1] for times in way.seconds.values()):.2f} s" for way in ways)
+        report(f"{bench.shape.name}: round {number + 1} of {count}  ETA {format_seconds(left)}  {took}")
     for way in ways:
         way.peak_bytes = max(peak_bytes(piece, bench.device) for piece in way.pieces.values())
         if way.forward is not None:

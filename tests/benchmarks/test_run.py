@@ -71,6 +71,24 @@ def test_a_finished_cell_is_kept(arena: Arena) -> None:
 
 
 @pytest.mark.usefixtures("no_training")
+def test_a_cell_that_is_another_finished_one_takes_its_numbers_and_says_so(arena: Arena) -> None:
+    kept = json.loads((arena.results / CELL.file_name).read_text())
+    same = replace(CELL, rate=kept["recipe"]["train"]["learning_rate"])
+    path = arena.results / same.file_name
+    result = run_cell(arena, same)
+    try:
+        assert json.loads(path.read_text()) == result
+        assert (result["cell"], result["same_run_as"]) == (same.name, CELL.name)
+        assert result["command"].split()[2] == same.name
+        assert result["points"] == kept["points"]
+        assert run_cell(arena, same) == result  # kept like any other
+    finally:
+        path.unlink()
+    with pytest.raises(pytest.fail.Exception, match="run again"):  # another seed is another run
+        run_cell(arena, replace(same, seed=CELL.seed + 1))
+
+
+@pytest.mark.usefixtures("no_training")
 def test_a_cell_of_other_settings_is_not_taken_for_this_one(arena: Arena) -> None:
     (arena.root / "rates.json").write_text(json.dumps({"tiny": {"red": {"rate": 0.5}}}))
     try:
