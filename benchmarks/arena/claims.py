@@ -79,6 +79,15 @@ def _against_published(known: Groups, on: str, tokens: str) -> Iterable[Claim]:
         ratio = mean_curve(known[own])[0][1] / mean_curve(known[other])[-1][1]
     what = "KL of the start, default at 0 tokens / published at the end"
     yield Claim(what=what, cells=(own, other), limit=1, is_strict=True, ratio=ratio)
+    if ratio is not None:
+        ratio = _agreement(known[other], -1) / max(1e-9, _agreement(known[own], 0))
+    what = "agreement, published at the end / default at 0 tokens"
+    yield Claim(what=what, cells=(other, own), limit=1, is_strict=True, ratio=ratio)
+
+
+def _agreement(seeds: Sequence[Result], point: int) -> float:
+    """Return the held-out agreement at a point of the curve, the mean over the seeds."""
+    return statistics.fmean(result["points"][point]["held_out"]["top1_agreement"] for result in seeds)
 
 
 def _against_red(known: Groups, on: str, budgets: Sequence[str]) -> Iterable[Claim]:

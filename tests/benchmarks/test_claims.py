@@ -30,11 +30,13 @@ def test_every_claim_is_the_ratio_of_means_over_seeds() -> None:
     results += [falling(f"{ON}/red/250k/seed0", 1.0), falling(f"{ON}/dense/250k/seed0", 0.45)]
     results += [falling(f"{ON}/default/1m/seed0", 0.3, start=1.5), falling(f"{ON}/published/1m/seed0", 0.5)]
     results += [falling(f"{ON}/red/1m/seed0", 0.25), falling(f"{ON}/red@0.1/250k/seed0", 0.01)]
+    results[-3]["points"][-1]["held_out"]["top1_agreement"] = 0.2  # published at 1 M; the default's start has 0.5
     rows = claims_of(results)
-    assert [row[2:] for row in rows[:7]] == [
+    assert [row[2:] for row in rows[:8]] == [
         ["≤ 0.35", "0.250", "holds"],  # 0.5 / 2.0
         ["≤ 0.5", "0.600", "fails"],  # 0.3 / 0.5
         ["< 1", "3.000", "fails"],  # 1.5 / 0.5
+        ["< 1", "0.400", "holds"],
         ["≤ 0.75", "0.500", "holds"],  # 0.5 / 1.0
         ["≤ 0.75", "1.200", "fails"],  # 0.3 / 0.25
         ["≤ 0.333", "0.250", "holds"],  # 1.0 at 2,000 of 8,000
@@ -42,7 +44,7 @@ def test_every_claim_is_the_ratio_of_means_over_seeds() -> None:
     ]
     assert rows[0][:2] == ["KL, default / published", f"{ON}/default/250k (3 seeds), {ON}/published/250k (2 seeds)"]
     assert rows[2][1] == f"{ON}/default/1m (1 seed), {ON}/published/1m (1 seed)"
-    assert rows[7] == [
+    assert rows[8] == [
         "KL, default / best baseline",
         f"{ON}/default/250k (3 seeds), {ON}/red/250k (1 seed)",
         "< 1",
