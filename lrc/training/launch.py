@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -21,6 +23,11 @@ from lrc.training.engine import Engine, FullEngine, share_stored
 from lrc.training.sharded import ShardedEngine
 from lrc.training.strategy import ZERO_STAGES, make_distributed
 from lrc.training.zero import ZeroEngine
+
+LONGEST_WAIT = 30.0
+"""Seconds that a rank waits for the threads of gloo before it leaves."""
+IDLE_LOOKS = 3
+"""Looks in a row that find them idle: one that waits for Python's lock looks idle while the lock is held to look."""
 
 
 def check_trackers(settings: TrainConfig) -> None:
@@ -148,15 +155,29 @@ def end_training(accelerator: Accelerator) -> None:
 
 
 def _wait_for_gloo() -> None:
-    """Wait until gloo's thread has let go of a last collective's tensor.
+    """Wait until gloo's threads have let go of all tensors.
 
-    A collective returns before the thread frees its tensors, for which it needs Python's lock. A process that begins to
-    exit in between aborts ("terminate called without an active exception").
+    A collective returns before its thread frees the tensors, for which the thread needs Python's lock. A process that
+    begins to exit in between aborts ("terminate called without an active exception"). The last collective's tensor
+    tells when it is free; a thread that still holds an earlier one runs, or waits for a processor or the lock.
     """
     last = torch.zeros(())
     torch.distributed.all_reduce(last)
-    while last._use_count() > 1:  # type: ignore[attr-defined]  # no stub
-        time.sleep(1e-3)
+    deadline, idle_looks = time.monotonic() + LONGEST_WAIT, 0
+    while idle_looks < IDLE_LOOKS and time.monotonic() < deadline:
+        time.sleep(2e-3)  # leaves the lock to the threads
+        is_busy = last._use_count() > 1 or _another_thread_runs()  # type: ignore[attr-defined]  # no stub
+        idle_looks = 0 if is_busy else idle_looks + 1
+
+
+def _another_thread_runs() -> bool:
+    """Whether another thread of this process runs or waits for a processor; False where the system does not tell."""
+    own = str(threading.get_native_id())
+    for task in Path("/proc/self/task").glob("*"):
+        with suppress(OSError):  # it has ended meanwhile
+            if task.name != own and (task / "stat").read_text().rpartition(")")[2].split()[0] == "R":
+                return True
+    return False
 
 
 def check_space(
