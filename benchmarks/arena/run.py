@@ -104,22 +104,23 @@ def _run_alone(arena: Arena, cell: Cell, run: Path, *, overwrite: bool) -> dict[
     texts = arena.texts(cell)
     teacher = arena.teacher(cell, texts)
     recipe = cell_recipe(cell, run=run, teacher=teacher, texts=texts.paths, rates=arena.rates())
+    wanted = _identity(recipe_to_dict(recipe), _texts_facts(cell, texts))
     path = arena.results / cell.file_name
     if path.is_file() and not overwrite:
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         before = _identity(kept["recipe"], kept["texts"])
-        _check_same(_identity(recipe_to_dict(recipe), _texts_facts(cell, texts)), before, str(path))
+        _check_same(wanted, before, str(path))
         say(f"{cell.name}: kept")
         return kept
-    result = _same_run(arena, cell, _identity(recipe_to_dict(recipe), _texts_facts(cell, texts)))
-    if result is not None and not overwrite:
+    result = None if overwrite else _same_run(arena, cell, wanted)
+    if result is not None:
         say(f"{cell.name}: the same run as {result['same_run_as']}, which is finished")
         write_beside(path, json.dumps(result, indent=1) + "\n")
         return result
     begun = run / "train" / "recipe.yaml"
     if begun.is_file() and not overwrite:
         before = _identity(recipe_to_dict(load_recipe(begun)), {})
-        _check_same(_identity(recipe_to_dict(recipe), {}), before, str(begun))
+        _check_same(wanted, before, str(begun))
     say(f"{cell.name}: {cell.num_steps} steps, learning rate {recipe.train.learning_rate:g}")
     measure = _point_measure(arena, cell, texts, teacher)
     start = start_file(
@@ -147,9 +148,9 @@ def _same_run(arena: Arena, cell: Cell, wanted: dict[str, Any]) -> dict[str, Any
     if arena.tasks is not None:
         return None  # other cells may have been scored on other tasks
     for other in read_results([arena.results]):
-        if _identity(other["recipe"], other["texts"]) == wanted:
-            named = {"cell": cell.name, "method": cell.method, "same_run_as": other.get("same_run_as", other["cell"])}
-            return {**other, **named, "command": _command(arena, cell)}
+        if other["teacher"] == cell.teacher and _identity(other["recipe"], other["texts"]) == wanted:
+            named = {"cell": cell.name, "method": cell.method, "tokens": cell.tokens, "command": _command(arena, cell)}
+            return {**other, **named, "same_run_as": other.get("same_run_as", other["cell"])}
     return None
 
 

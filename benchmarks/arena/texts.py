@@ -18,6 +18,7 @@ from typing import Any
 from lrc.embedded.text import HELD_OUT_NAME, TRAIN_NAME, embedded_text_folder
 from lrc.errors import DataError
 from lrc.training.beside import write_beside
+from lrc.verbs.lm_eval_extra import require_lm_eval
 from lrc.verbs.progress import say
 
 from .alone import alone
@@ -150,10 +151,8 @@ def _read_rows(path: Path) -> list[str]:
 
 
 def _plain_page(row: dict[str, Any]) -> str:
-    try:
-        from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
-    except ImportError as error:
-        raise DataError("WikiText's pages are read as lm-eval reads them: `pip install 'lrc[eval]'`.") from error
+    require_lm_eval("A text with WikiText's pages")
+    from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
 
     plain: str = wikitext_detokenizer(row)
     return plain

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from lrc.clone.divergence import Direction, divergence
-from lrc.clone.products import add_product, exact_product, exact_products
+from lrc.clone.products import add_product, exact_product, exact_products, stays_in_cache
 
 IGNORED_LABEL = -100
 CHUNK_BYTES = 96 * 2**20
@@ -147,7 +146,8 @@ class _HeadLosses(torch.autograd.Function):
         needs_hidden, needs_trained = ctx.needs_input_grad[0], ctx.needs_input_grad[1 if projection is None else 2]
         grad_hidden = torch.empty(student.shape, dtype=rounded, device=student.device) if needs_hidden else None
         grad_trained = torch.zeros(trained.shape, dtype=exact, device=student.device) if needs_trained else None
-        inner = student_head.to(rounded) if projection is None else projection.to(rounded)
+        reader = None if projection is None else teacher_head.to(rounded)
+        inner = (student_head if projection is None else projection).to(rounded)
         grads = student.new_empty(size, student_head.shape[0], dtype=rounded) if rounded != exact else None
         for start in range(0, student.shape[0], chunk):
             rows = slice(start, start + chunk)
@@ -159,8 +159,8 @@ class _HeadLosses(torch.autograd.Function):
                 needs_grad=needs_hidden or needs_trained,
                 space=grads,
             )
-            if grad is not None and projection is not None:
-                grad = grad @ teacher_head.to(rounded)  # [chunk, d_T]
+            if grad is not None and reader is not None:
+                grad = grad @ reader  # [chunk, d_T]
             if grad is not None and grad_hidden is not None:
                 torch.mm(grad, inner, out=grad_hidden[rows])
             if grad is not None and grad_trained is not None:
@@ -243,7 +243,7 @@ def _chunk_losses(
 
 def _block_rows(products: Tensor) -> int:
     """Return how many rows of a chunk are reduced at a time: what fits the cores' caches, all of them on a GPU."""
-    if not _is_reduced_in_place(products):
+    if not stays_in_cache(products):
         return len(products)
     return torch.get_num_threads() * max(1, BLOCK_BYTES // (products.element_size() * products.shape[1]))
 
@@ -286,9 +286,4 @@ def _block_losses(
 
 def _log_softmax(logits: Tensor) -> Tensor:
     """Return log softmax over the last dimension, on a CPU in the logits' own memory."""
-    return torch.log_softmax(logits, -1, out=logits if _is_reduced_in_place(logits) else None)
-
-
-def _is_reduced_in_place(products: Tensor) -> bool:
-    """Whether rows are reduced in place in a core's cache: on a CPU; a plan's tensors are of any machine."""
-    return products.device.type == "cpu" and not isinstance(products, FakeTensor)
+    return torch.log_softmax(logits, -1, out=logits if stays_in_cache(logits) else None)

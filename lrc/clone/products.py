@@ -81,8 +81,11 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total[start : start + count].add_(left[:, start : start + count].T @ right)
 
 
+def stays_in_cache(tensor: Tensor) -> bool:
+    """Whether work on a tensor goes through a core's cache in parts: on a CPU; a plan's tensors are of any machine."""
+    return tensor.device.type == "cpu" and not isinstance(tensor, FakeTensor)
+
+
 def _tile_rows(like: Tensor, width: int, rows: int) -> int:
-    """Return how many of a matrix's rows are worked off at a time: on a CPU what stays in a core's cache, else all."""
-    if like.device.type != "cpu" or isinstance(like, FakeTensor):
-        return max(1, rows)
-    return max(1, TILE_BYTES // (like.element_size() * width))
+    """Return how many of a matrix's rows are worked off at a time: what stays in a core's cache, or all."""
+    return max(1, TILE_BYTES // (like.element_size() * width) if stays_in_cache(like) else rows)

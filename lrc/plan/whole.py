@@ -48,7 +48,7 @@ class Plan:
     recomputed: dict[Checkpointing, float]
     """FLOPs that each policy of activation checkpointing adds to a micro-batch."""
     head_gradient_bytes: float
-    """Float32 matrices in the head: its part of `working` that does not grow with the batch or a chunk."""
+    """Of the merged head, in float32, where it does not go past the merge: a part of `working` in the head."""
     ways: tuple[Way, ...]
     offers: tuple[Offer, ...]
     disk: Disk

@@ -7,11 +7,11 @@ from lrc.errors import ConfigError
 MODULE = "lm_eval"
 
 
-def require_lm_eval() -> None:
-    """Refuse to go on without the package of the extra `eval`.
+def require_lm_eval(what: str = "lrc evaluate --tasks") -> None:
+    """Refuse to go on without the package of the extra `eval`, which `what` needs.
 
     Raises:
         ConfigError: It is missing.
     """
     if find_spec(MODULE) is None:
-        raise ConfigError(f"lrc evaluate --tasks needs {MODULE}. Install it with: pip install 'lrc[eval]'.")
+        raise ConfigError(f"{what} needs {MODULE}. Install it with: pip install 'lrc[eval]'.")
