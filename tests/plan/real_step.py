@@ -103,7 +103,7 @@ def allocated_peak(pair: PairModel, *, masked: bool = False, words: int = 1000, 
     The head takes a GPU's way, as in a plan; a CPU reduces its logits in place and needs less.
     """
     gc.collect()  # an earlier pair that dies meanwhile would count below zero
-    as_planned = patch.object(head, "_is_reduced_in_place", lambda products: False)
+    as_planned = patch.object(head, "stays_in_cache", lambda products: False)
     with as_planned, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         if micro_batches == 1:
             take_step(pair, masked=masked, words=words)
