@@ -1,4 +1,4 @@
-"""LM and KL losses straight from hidden states, in float32, a chunk of positions at a time.
+"""LM and KL losses straight from hidden states, reduced in float32, a chunk of positions at a time.
 
 A `[tokens, vocabulary]` tensor never exists: each chunk's logits are formed for both models, reduced to the two
 losses, turned into the gradient, and dropped. The gradient is formed in the forward pass, so backward only scales it.
@@ -114,6 +114,18 @@ def is_cheaper_straight(vocabulary: int, d_teacher: int, d_student: int, *, posi
     return straight < through
 
 
+def rounds_logits(states: Tensor) -> bool:
+    """Whether a step's logits are rounded to bfloat16, as stock models' are, before they are reduced in float32.
+
+    They are where the product with a float32 result runs at half the speed: on a CPU. Measures, which need no gradient, are never
+    rounded.
+
+    Args:
+        states: The student's hidden states.
+    """
+    return states.dtype == torch.bfloat16 and stays_in_cache(states)
+
+
 def softcapped(logits: Tensor, softcap: float | None, *, out: Tensor | None = None) -> Tensor:
     """Return `softcap * tanh(logits / softcap)`, in the memory of `out` if it is given, or the logits unchanged."""
     if softcap is None:
@@ -137,18 +149,19 @@ class _HeadLosses(torch.autograd.Function):
         exact = torch.float64 if student.dtype == torch.float64 else torch.float32
         # gradients meet their products in bfloat16, if the models compute in it: the fast units would round them anyway
         rounded = torch.bfloat16 if student.dtype == torch.bfloat16 else exact
+        needs_hidden, needs_trained = ctx.needs_input_grad[0], ctx.needs_input_grad[1 if projection is None else 2]
+        kept = rounded if (needs_hidden or needs_trained) and rounds_logits(student) else exact
         size = min(chunk, student.shape[0])
-        ours = _Products(student, student_head, size, exact)
-        theirs = None if teacher is None else _Products(teacher, teacher_head, size, exact)
+        ours = _Products(student, student_head, size, kept)
+        theirs = None if teacher is None else _Products(teacher, teacher_head, size, kept)
         lm = torch.zeros(student.shape[0], dtype=exact, device=student.device)
         kl = torch.zeros_like(lm)
         trained = student_head if projection is None else projection
-        needs_hidden, needs_trained = ctx.needs_input_grad[0], ctx.needs_input_grad[1 if projection is None else 2]
         grad_hidden = torch.empty(student.shape, dtype=rounded, device=student.device) if needs_hidden else None
         grad_trained = torch.zeros(trained.shape, dtype=exact, device=student.device) if needs_trained else None
         reader = None if projection is None else teacher_head.to(rounded)
         inner = (student_head if projection is None else projection).to(rounded)
-        grads = student.new_empty(size, student_head.shape[0], dtype=rounded) if rounded != exact else None
+        grads = student.new_empty(size, student_head.shape[0], dtype=rounded) if kept != rounded else None
         for start in range(0, student.shape[0], chunk):
             rows = slice(start, start + chunk)
             lm[rows], kl[rows], grad = _chunk_losses(
@@ -192,10 +205,10 @@ def _add_gradient(total: Tensor, grad: Tensor, states: Tensor, *, is_straight: b
 class _Products:
     """Products of one model's hidden states and head, chunk after chunk in the same memory."""
 
-    def __init__(self, hidden: Tensor, head: Tensor, size: int, exact: torch.dtype) -> None:
+    def __init__(self, hidden: Tensor, head: Tensor, size: int, dtype: torch.dtype) -> None:
         self.hidden = hidden
         self.head = head
-        self.space = head.new_empty(size, head.shape[0], dtype=exact)
+        self.space = head.new_empty(size, head.shape[0], dtype=dtype)
 
     def of(self, rows: slice) -> Tensor:
         """Return a chunk's, `[chunk, vocabulary]`, in place of the last one's."""
@@ -215,7 +228,7 @@ def _chunk_losses(
     """Reduce one chunk's products of hidden states and heads; both may be overwritten.
 
     Args:
-        products: `[chunk, vocabulary]`.
+        products: `[chunk, vocabulary]`, in float32 or rounded to bfloat16.
         teacher_products: As `products`.
         labels: `[chunk]`.
         weights: Of the losses.
@@ -223,29 +236,31 @@ def _chunk_losses(
         space: Where it is rounded to, `[at least chunk, vocabulary]`; None: in the products' dtype and memory.
 
     Returns:
-        LM and KL, `[chunk]`, and the objective's gradient with respect to `products`.
+        LM and KL, `[chunk]`, in float32, and the objective's gradient with respect to `products`.
     """
     valid = labels != IGNORED_LABEL
     targets = labels.where(valid, 0)[:, None]
-    mask = valid.to(products.dtype)
+    exact = torch.promote_types(products.dtype, torch.float32)
+    mask = valid.to(exact)
     lm, kl = torch.zeros_like(mask), torch.zeros_like(mask)
     grads = (products if teacher_products is None else teacher_products) if space is None else space[: len(products)]
     factor = (weights.lm if weights.lm or teacher_products is None else weights.kl / weights.temperature) * mask
-    size = _block_rows(products)
+    size = _block_rows(products, exact)
     for start in range(0, len(products), size):
         rows = slice(start, start + size)
-        theirs = None if teacher_products is None else teacher_products[rows]
-        lm[rows], kl[rows], grad = _block_losses(products[rows], theirs, targets[rows], weights, needs_grad=needs_grad)
+        mine = products[rows].to(exact)
+        theirs = None if teacher_products is None else teacher_products[rows].to(exact)
+        lm[rows], kl[rows], grad = _block_losses(mine, theirs, targets[rows], weights, needs_grad=needs_grad)
         if grad is not None:
             torch.mul(grad, factor[rows, None], out=grads[rows])
     return lm * mask, kl * mask, grads if needs_grad else None
 
 
-def _block_rows(products: Tensor) -> int:
+def _block_rows(products: Tensor, exact: torch.dtype) -> int:
     """Return how many rows of a chunk are reduced at a time: what fits the cores' caches, all of them on a GPU."""
     if not stays_in_cache(products):
         return len(products)
-    return torch.get_num_threads() * max(1, BLOCK_BYTES // (products.element_size() * products.shape[1]))
+    return torch.get_num_threads() * max(1, BLOCK_BYTES // (exact.itemsize * products.shape[1]))
 
 
 def _block_losses(
