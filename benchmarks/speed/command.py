@@ -16,12 +16,21 @@ from benchmarks.speed.one_shape import Settings, measure_shape, shape_table
 from benchmarks.speed.parts import parts_table
 from benchmarks.speed.shapes import AXES, SHAPES, Shape
 from benchmarks.speed.sweep import measure_sweep, sweep_table
+from lrc.errors import ConfigError, LrcError
 from lrc.models.compute import choose_device, choose_dtype, dtype_name, keep_freed_memory
 
 
 def main(description: str | None) -> None:
     """Measure what the command line asks for, print tables, write JSON."""
     arguments = _parse(description)
+    try:
+        _measure(arguments)
+    except LrcError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
+
+
+def _measure(arguments: argparse.Namespace) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     keep_freed_memory()  # as `lrc train` does; the plain formulation and the floor gain by it too
@@ -34,12 +43,12 @@ def main(description: str | None) -> None:
         with_plain=not arguments.no_plain,
         optimizer=arguments.optimizer,
         with_compiled=arguments.compile,
+        only=arguments.ways,
         traces=arguments.out.parent if arguments.profile else None,
     )
     found: dict[str, Any] = {"machine": machine_facts(settings), "shapes": [], "sweeps": []}
     print(", ".join(f"{key} {value}" for key, value in found["machine"].items()))
-    for name in arguments.shapes.split(","):
-        shape = _changed(SHAPES[name], arguments)
+    for shape in [_find_shape(name, arguments) for name in arguments.shapes.split(",")]:
         for axis in arguments.sweep.split(",") if arguments.sweep else ():
             sweep = measure_sweep(shape, axis, arguments.points, settings, _report)
             found["sweeps"].append(sweep)
@@ -50,7 +59,7 @@ def main(description: str | None) -> None:
         found["shapes"].append(facts)
         print(f"\n{shape_table(facts)}", flush=True)
         if facts["parts"]:
-            print(f"\n{parts_table(name, facts['parts'])}", flush=True)
+            print(f"\n{parts_table(shape.name, facts['parts'])}", flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(found, indent=2) + "\n")
 
@@ -73,6 +82,7 @@ def _parse(description: str | None) -> argparse.Namespace:
     parser.add_argument("--profile", action="store_true", help="time by part, and traces beside --out")
     parser.add_argument("--no-plain", action="store_true", help="leave the plain formulation out")
     parser.add_argument("--compile", action="store_true", help="ours with train.compile too")
+    parser.add_argument("--ways", default="", metavar="TEXT", help="only ways with TEXT in their title, and the floor")
     parser.add_argument("--out", type=Path, default=Path("runs/step/step.json"))
     return parser.parse_args()
 
@@ -81,7 +91,11 @@ def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def _changed(shape: Shape, arguments: argparse.Namespace) -> Shape:
+def _find_shape(name: str, arguments: argparse.Namespace) -> Shape:
+    """Return a shape with what the command line changes in it."""
+    if name not in SHAPES:
+        raise ConfigError(f"There is no shape {name!r}. There are {', '.join(SHAPES)}.")
+    shape = SHAPES[name]
     given = {name: getattr(arguments, name) for name in ("batch", "length", "layers", "vocabulary")}
     return replace(shape, **{name: value for name, value in given.items() if value is not None})
 

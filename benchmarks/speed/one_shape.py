@@ -12,6 +12,7 @@ from benchmarks.speed.rates import Prediction, ProductRates, part_products, pred
 from benchmarks.speed.rounds import FLOOR, OURS, PLAIN, Way, list_ways, run_rounds
 from benchmarks.speed.shapes import Shape
 from benchmarks.speed.ways import Bench
+from lrc.errors import ConfigError
 from lrc.plan.sizes import Sizes
 
 MIB = 2**20
@@ -43,6 +44,8 @@ class Settings:
     with_plain: bool
     optimizer: str
     with_compiled: bool = False
+    only: str = ""
+    """Words in the titles of the ways that are measured; the floor always is."""
     traces: Path | None = None
     """Where profiles go; None: no profile."""
 
@@ -60,7 +63,10 @@ def measure_shape(shape: Shape, settings: Settings, report: Callable[[str], None
     if with_plain and (lacking := lacking_for_plain(shape, settings.device)):
         report(f"{shape.name}: the plain formulation is left out: {lacking}")
         with_plain = False
-    ways = list_ways(bench, settings.accumulations, with_plain=with_plain, with_compiled=settings.with_compiled)
+    ways = _chosen(
+        list_ways(bench, settings.accumulations, with_plain=with_plain, with_compiled=settings.with_compiled),
+        settings.only,
+    )
     sizes = shape_sizes(shape)
     rates = ProductRates(part_products(sizes, shape), dtype=settings.dtype, device=settings.device)
     run_rounds(bench, ways, rates, settings.rounds, report)
@@ -79,6 +85,18 @@ def measure_shape(shape: Shape, settings: Settings, report: Callable[[str], None
         "parts": parts,
         "ways": [way_facts(way, ways, shape, sizes, bench, rates) for way in ways],
     }
+
+
+def _chosen(ways: list[Way], words: str) -> list[Way]:
+    """Return the ways whose title holds the words, and the floor.
+
+    Raises:
+        ConfigError: No title holds them.
+    """
+    found = [way for way in ways if words in way.title or way.name == FLOOR]
+    if len(found) == 1 and words not in FLOOR:
+        raise ConfigError(f"No way has {words!r} in its title. There are: {'; '.join(way.title for way in ways)}.")
+    return found
 
 
 def lacking_for_plain(shape: Shape, device: torch.device) -> str | None:

@@ -75,7 +75,7 @@ def head_losses(
     if chunk is None:
         chunk = chunk_positions(student_head.shape[0], positions=student.shape[0])
     result: tuple[Tensor, Tensor, Tensor] = _HeadLosses.apply(  # type: ignore[no-untyped-call]  # torch's own
-        student, student_head, projection, teacher, teacher_head, labels, weights, chunk
+        student, student_head, projection, teacher, teacher_head, labels, weights, chunk, torch.is_grad_enabled()
     )
     return result
 
@@ -117,8 +117,8 @@ def is_cheaper_straight(vocabulary: int, d_teacher: int, d_student: int, *, posi
 def rounds_logits(states: Tensor) -> bool:
     """Whether a step's logits are rounded to bfloat16, as stock models' are, before they are reduced in float32.
 
-    They are where the product with a float32 result runs at half the speed: on a CPU. Measures, which need no gradient, are never
-    rounded.
+    They are where the product with a float32 result runs at half the speed: on a CPU. Measures, which need no gradient,
+    are never rounded.
 
     Args:
         states: The student's hidden states.
@@ -145,11 +145,13 @@ class _HeadLosses(torch.autograd.Function):
         labels: Tensor,
         weights: HeadWeights,
         chunk: int,
+        is_step: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         exact = torch.float64 if student.dtype == torch.float64 else torch.float32
         # gradients meet their products in bfloat16, if the models compute in it: the fast units would round them anyway
         rounded = torch.bfloat16 if student.dtype == torch.bfloat16 else exact
-        needs_hidden, needs_trained = ctx.needs_input_grad[0], ctx.needs_input_grad[1 if projection is None else 2]
+        needs_hidden = is_step and ctx.needs_input_grad[0]  # which doesn't know of `no_grad`
+        needs_trained = is_step and ctx.needs_input_grad[1 if projection is None else 2]
         kept = rounded if (needs_hidden or needs_trained) and rounds_logits(student) else exact
         size = min(chunk, student.shape[0])
         ours = _Products(student, student_head, size, kept)
@@ -190,7 +192,7 @@ class _HeadLosses(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_trained = (None if grad is None else grad * grads[0] for grad in ctx.saved_tensors)
         of_heads = (None, grad_trained) if ctx.is_straight else (grad_trained, None)
-        return grad_hidden, *of_heads, *[None] * 5
+        return grad_hidden, *of_heads, *[None] * 6
 
 
 def _add_gradient(total: Tensor, grad: Tensor, states: Tensor, *, is_straight: bool) -> None:

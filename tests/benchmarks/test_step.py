@@ -11,7 +11,7 @@ import pytest
 TINY = ("--shapes", "tiny", "--dtype", "float32", "--device", "cpu", "--rounds", "2")
 
 
-def run(out: Path, *flags: str) -> str:
+def run(out: Path, *flags: str, code: int = 0) -> str:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "benchmarks/step.py", *TINY, *flags, "--out", str(out)],
@@ -20,8 +20,8 @@ def run(out: Path, *flags: str) -> str:
         text=True,
         timeout=200,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    assert done.returncode == code, done.stderr[-3000:]
+    return done.stderr if code else done.stdout
 
 
 @pytest.mark.slow
@@ -47,3 +47,19 @@ def test_a_tiny_run_prints_every_way_and_writes_its_numbers(tmp_path: Path) -> N
     assert ways[layer]["peak_bytes"] < ways["plain"]["peak_bytes"]
     assert set(shape["parts"]) == {"ours", "ours, x2", selective, layer}
     assert (tmp_path / "tiny-ours-x2.json").is_file()
+
+
+@pytest.mark.slow
+def test_ways_are_chosen_by_words_of_their_titles(tmp_path: Path) -> None:
+    run(tmp_path / "step.json", "--accumulation", "1,2", "--ways", "x2")
+    found = json.loads((tmp_path / "step.json").read_text())["shapes"][0]["ways"]
+    assert [way["title"] for way in found] == ["ours, x2", "floor"]
+    assert found[0]["time_over_floor"] > 0
+    said = run(tmp_path / "none.json", "--ways", "x3", code=2)
+    assert "No way has 'x3' in its title" in said
+    assert "ours, layer checkpointing; plain; floor" in said
+    assert not (tmp_path / "none.json").exists()
+
+
+def test_an_unknown_shape_is_told(tmp_path: Path) -> None:
+    assert "There is no shape 'demoo'. There are demo," in run(tmp_path / "none.json", "--shapes", "demoo", code=2)

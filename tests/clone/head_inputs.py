@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lrc.clone.head import IGNORED_LABEL, HeadWeights, head_losses
@@ -59,3 +60,22 @@ def make_inputs(
         teacher_head=random(VOCABULARY, D_TEACHER),
         labels=labels,
     )
+
+
+def plain_losses(inputs: Inputs, weights: HeadWeights) -> tuple[Tensor, Tensor, Tensor]:
+    """The formula with whole logits, torch's own losses and autograd; masked rows are not even looked at."""
+    valid = inputs.labels != IGNORED_LABEL
+    assert inputs.teacher is not None
+    logits = (inputs.student @ inputs.student_head.T)[valid]
+    teacher_logits = (inputs.teacher @ inputs.teacher_head.T)[valid]
+    if weights.softcap is not None:
+        logits = torch.tanh(logits / weights.softcap) * weights.softcap
+        teacher_logits = torch.tanh(teacher_logits / weights.softcap) * weights.softcap
+    lm, kl = (torch.zeros(inputs.labels.shape, dtype=logits.dtype) for _ in range(2))
+    lm[valid] = F.cross_entropy(logits, inputs.labels[valid], reduction="none")
+    kl[valid] = F.kl_div(
+        F.log_softmax(logits / weights.temperature, -1),
+        F.softmax(teacher_logits / weights.temperature, -1),
+        reduction="none",
+    ).sum(-1)
+    return weights.lm * lm.sum() + weights.kl * kl.sum(), lm, kl
