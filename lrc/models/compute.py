@@ -47,15 +47,18 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """Return the compute dtype; `auto` takes bfloat16 where its matrix product is the faster (measured on a CPU)."""
+    """Return the compute dtype; `auto` takes bfloat16 where its matrix product is the faster (measured on a CPU).
+
+    Both are measured in turn, the best of many: a busy moment must not settle a whole run's dtype.
+    """
     if wanted == "float32":
         return torch.float32
     if wanted == "bfloat16":
         return torch.bfloat16
     if device.type != "cpu":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    seconds = {dtype: _product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    return min(seconds, key=lambda dtype: seconds[dtype])
+    rounds = [{dtype: _product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)} for _ in range(RATE_ROUNDS)]
+    return min(rounds[0], key=lambda dtype: min(seconds[dtype] for seconds in rounds))
 
 
 def products_flops_per_second(dtype: torch.dtype) -> float:

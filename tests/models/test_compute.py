@@ -69,6 +69,12 @@ def test_auto_takes_the_faster_dtype_of_a_cpu(
     assert choose_dtype("auto", CPU) == expected
 
 
+def test_a_busy_moment_does_not_settle_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = {torch.float32: iter([3.0] * 100), torch.bfloat16: iter([9.0, 9.0, 1.0, *[9.0] * 100])}
+    monkeypatch.setattr(compute, "_product_seconds", lambda dtype: next(readings[dtype]))
+    assert choose_dtype("auto", CPU) == torch.bfloat16
+
+
 @pytest.mark.parametrize(("supported", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_auto_takes_bfloat16_on_a_gpu_that_has_it(
     monkeypatch: pytest.MonkeyPatch, supported: bool, expected: torch.dtype
