@@ -18,7 +18,8 @@ from lrc.verbs.report import report
 from lrc.verbs.train import train
 
 LENGTHS: dict[float, tuple[str, ...]] = {
-    250e9: ("start.tokens=65536", "train.max_steps=100", "train.save_steps=25", "train.evaluate_steps=null"),
+    600e9: ("start.tokens=65536", "train.max_steps=100", "train.save_steps=25", "train.evaluate_steps=null"),
+    250e9: ("start.tokens=65536", "train.max_steps=60", "train.save_steps=20", "train.evaluate_steps=null"),
     130e9: ("start.tokens=32768", "train.max_steps=40", "train.save_steps=20", "train.evaluate_steps=null"),
     80e9: ("train.max_steps=20", "train.save_steps=10", "train.evaluate_steps=null"),
 }

@@ -70,7 +70,7 @@ def check_card(results: dict[str, object], student_folder: Path, held_out: Path)
     assert card["file_size_bytes"] == (student_folder / "model.safetensors").stat().st_size
 
 
-@pytest.mark.parametrize(("rate", "steps"), [(300e9, 100), (160e9, 40), (100e9, 20), (60e9, 10)])
+@pytest.mark.parametrize(("rate", "steps"), [(700e9, 100), (400e9, 60), (160e9, 40), (100e9, 20), (60e9, 10)])
 def test_the_demo_trains_longer_on_a_faster_cpu(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rate: float, steps: int
 ) -> None:
@@ -82,7 +82,7 @@ def test_the_demo_trains_longer_on_a_faster_cpu(
 
 def test_a_demo_under_way_keeps_its_length(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run = f"run={tmp_path / 'run'}"
-    monkeypatch.setattr("lrc.verbs.demo.products_flops_per_second", lambda dtype: 300e9)
+    monkeypatch.setattr("lrc.verbs.demo.products_flops_per_second", lambda dtype: 700e9)
     (tmp_path / "run" / "train").mkdir(parents=True)
     write_recipe(tmp_path / "run" / "train" / "recipe.yaml", demo_recipe((run,)))
     monkeypatch.setattr("lrc.verbs.demo.products_flops_per_second", lambda dtype: 60e9)
