@@ -21,9 +21,16 @@ from tests.tiny import tiny_recipe, write_rows
 
 STEPS = 2
 SEED = 1
-NEAR_EPSILON = 3
-"""Weights of 8,272 whose gradient may lie near Adam's epsilon of 1e-8: on one CPU one is -8.93e-9, whose rounding,
-1e-10, moves g / (|g| + 1e-8) by 3e-3 and the update by 3e-6, though gradients agree. Which do depends on the CPU."""
+SCALE = 1e3
+LARGE_GRADIENTS = {
+    "objective__lm_weight": 0.5 * SCALE,
+    "objective__kl_weight": SCALE,
+    "objective__clone_weight": 0.2 * SCALE,
+    "train__max_grad_norm": SCALE,
+}
+"""The objective and its clipping times a thousand: Adam's steps are the same but for its epsilon of 1e-8. Without, one
+gradient of 8,272 was -8.93e-9 on one CPU, another on the next: rounding of 1e-10 moves its g / (|g| + 1e-8) by 3e-3 and
+the update by 3e-6, though the gradients agree."""
 
 
 def trained_weights(root: Path, run: str, **train_settings: Any) -> dict[str, Tensor]:
@@ -32,8 +39,7 @@ def trained_weights(root: Path, run: str, **train_settings: Any) -> dict[str, Te
         root,
         run=str(root / run),
         start__method="random",
-        objective__lm_weight=0.5,
-        **{"train__max_steps": STEPS, "train__seed": SEED, **settings},
+        **{**LARGE_GRADIENTS, "train__max_steps": STEPS, "train__seed": SEED, **settings},
     )
     return load_file(train(recipe) / "model.safetensors")
 
@@ -47,11 +53,9 @@ def ragged_root(tmp_path: Path) -> Path:
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], limit: float = 1e-6) -> None:
-    """All weights within the limit, but for a few within ten times it."""
     assert set(found) == set(expected)
-    off = torch.cat([(found[name] - tensor).abs().flatten() for name, tensor in expected.items()])
-    assert int((off > limit).sum()) <= NEAR_EPSILON
-    assert float(off.max()) <= 10 * limit
+    for name, tensor in expected.items():
+        assert float((found[name] - tensor).abs().max()) <= limit, name
 
 
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)
@@ -100,7 +104,7 @@ def test_two_gloo_ranks_give_the_update_of_one(
 ) -> None:
     changes = {
         "start__method": "random",
-        "objective__lm_weight": 0.5,
+        **LARGE_GRADIENTS,
         "objective__kl_reduction": kl_reduction,
         "train__max_steps": STEPS,
         "train__seed": SEED,
