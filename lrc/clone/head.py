@@ -152,7 +152,8 @@ class _HeadLosses(torch.autograd.Function):
         rounded = torch.bfloat16 if student.dtype == torch.bfloat16 else exact
         needs_hidden = is_step and ctx.needs_input_grad[0]  # which doesn't know of `no_grad`
         needs_trained = is_step and ctx.needs_input_grad[1 if projection is None else 2]
-        kept = rounded if (needs_hidden or needs_trained) and rounds_logits(student) else exact
+        needs_grad = needs_hidden or needs_trained
+        kept = rounded if needs_grad and rounds_logits(student) else exact
         size = min(chunk, student.shape[0])
         ours = _Products(student, student_head, size, kept)
         theirs = None if teacher is None else _Products(teacher, teacher_head, size, kept)
@@ -163,7 +164,9 @@ class _HeadLosses(torch.autograd.Function):
         grad_trained = torch.zeros(trained.shape, dtype=exact, device=student.device) if needs_trained else None
         reader = None if projection is None else teacher_head.to(rounded)
         inner = (student_head if projection is None else projection).to(rounded)
-        grads = student.new_empty(size, student_head.shape[0], dtype=rounded) if kept != rounded else None
+        grads = (
+            student.new_empty(size, student_head.shape[0], dtype=rounded) if needs_grad and kept != rounded else None
+        )
         for start in range(0, student.shape[0], chunk):
             rows = slice(start, start + chunk)
             lm[rows], kl[rows], grad = _chunk_losses(
@@ -171,7 +174,7 @@ class _HeadLosses(torch.autograd.Function):
                 None if theirs is None else theirs.of(rows),
                 labels[rows],
                 weights,
-                needs_grad=needs_hidden or needs_trained,
+                needs_grad=needs_grad,
                 space=grads,
             )
             if grad is not None and reader is not None:
