@@ -13,18 +13,19 @@ gradient `G` with respect to the merged weight over micro-batches that the run h
 - gain out of reach: share of `|E G|^2` outside: of what a small step down the mean gradient wins, what a dense phase
   alone can win.
 
-Prints the table and writes JSON beside the checkpoints.
+Prints the table and writes JSON, beside the checkpoints or to `--out`.
 """
 
 import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -39,6 +40,7 @@ from lrc.models.pair_model import PairModel, StepCounts
 from lrc.models.step_weights import StepWeights
 from lrc.models.teacher import load_tokenizer
 from lrc.training.checkpoint_list import checkpoints
+from lrc.verbs.progress import progress_lines
 from lrc.verbs.sources import locate_data, locate_teacher
 from lrc.verbs.teacher_weights import load_teacher
 
@@ -117,7 +119,13 @@ class Reach:
         }
 
 
-def merged_gradients(pair: PairModel, blocks: Blocks, plan: BatchPlan, steps: Iterable[int]) -> dict[str, GradientSums]:
+def merged_gradients(
+    pair: PairModel,
+    blocks: Blocks,
+    plan: BatchPlan,
+    steps: range,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, GradientSums]:
     """Add up the gradients of every merged weight of the layers, one micro-batch a step.
 
     Args:
@@ -125,11 +133,12 @@ def merged_gradients(pair: PairModel, blocks: Blocks, plan: BatchPlan, steps: It
         blocks: The run's data.
         plan: Of one micro-batch a step.
         steps: Whose data is read.
+        progress: Called with batches done and all.
     """
     shares = StepWeights(pair)
     sums: dict[str, GradientSums] = {}
     axes = {part.prefix + name: axis for part in pair.parts() for name, (_, axis) in part.plan.merges.items()}
-    for step in steps:
+    for done, step in enumerate(steps, 1):
         (batch,) = step_batches(blocks, plan, step)
         shares.form()
         counts = StepCounts(labels=batch.num_labels, positions=batch.num_positions, sequences=batch.input_ids.shape[0])
@@ -144,6 +153,7 @@ def merged_gradients(pair: PairModel, blocks: Blocks, plan: BatchPlan, steps: It
                 sums[key].add(leaf.grad if axes[key] == 1 else leaf.grad.T)
         shares.pull_back()
         pair.zero_grad()
+        progress(done, len(steps))
     return sums
 
 
@@ -189,7 +199,10 @@ def load_pair(recipe: Recipe, weights: Path) -> tuple[PairModel, Blocks]:
         variant=variant_of(recipe.student),
         objective=method_objective(recipe.method, recipe.objective),
     )
-    found, wanted = load_file(weights), pair.trained()
+    try:
+        found, wanted = load_file(weights), pair.trained()
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{weights} must be a safetensors file, but can't be read: {error}.") from error
     if {name: value.shape for name, value in found.items()} != {name: value.shape for name, value in wanted.items()}:
         raise ConfigError(f"{weights} must hold the projections and gains of this run's student, but holds others.")
     with torch.no_grad():
@@ -220,7 +233,8 @@ def run(arguments: argparse.Namespace) -> None:
     pair, blocks = load_pair(recipe, weights)
     plan = BatchPlan(seed=recipe.train.seed, batch_size=recipe.train.batch_size, accumulation=1)
     first = recipe.train.max_steps
-    sums = merged_gradients(pair, blocks, plan, range(first, first + arguments.batches))
+    with progress_lines("gradients", "batches") as progress:
+        sums = merged_gradients(pair, blocks, plan, range(first, first + arguments.batches), progress)
     reaches = by_kind(sums)
     print(table(reaches))
     facts = {
@@ -230,13 +244,14 @@ def run(arguments: argparse.Namespace) -> None:
         "shares": {kind: reach.shares for kind, reach in reaches.items()},
         "sums": {kind: vars(reach) for kind, reach in reaches.items()},
     }
-    (train / "reach.json").write_text(json.dumps(facts, indent=2) + "\n")
+    Path(arguments.out or train / "reach.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder of a run of `lrc train`")
     parser.add_argument("--weights", help="safetensors file of trained tensors; none: the newest checkpoint's")
+    parser.add_argument("--out", help="JSON file; none: RUN/train/reach.json")
     parser.add_argument("--batches", type=int, default=24, help="micro-batches (24)")
     try:
         run(parser.parse_args())

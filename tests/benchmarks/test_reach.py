@@ -140,6 +140,11 @@ def test_the_command_reads_a_run(
     assert facts["tokens_each"] == 64
     assert facts["shares"]["self_attn.o_proj"]["out_of_reach"] == pytest.approx(0.0, abs=1e-6)
     assert 0 < facts["shares"]["mlp.up_proj"]["out_of_reach"] < 1
+    trained = tmp_path / "run" / "train" / "checkpoint-2" / "model.safetensors"
+    named = ["--batches", "3", "--weights", str(trained), "--out", str(tmp_path / "out.json")]
+    monkeypatch.setattr(sys, "argv", ["reach.py", str(tmp_path / "run"), *named])
+    reach.main()
+    assert json.loads((tmp_path / "out.json").read_text()) == facts | {"weights": "model.safetensors"}
 
 
 @pytest.mark.parametrize(
@@ -147,6 +152,11 @@ def test_the_command_reads_a_run(
     [
         (["nowhere"], "holds no recipe.yaml"),
         (["run", "--weights", "no.safetensors"], "There is no file no.safetensors"),
+        (["run", "--weights", "train.jsonl"], "train.jsonl must be a safetensors file"),
+        (
+            ["run", "--weights", "teacher/model.safetensors"],
+            "must hold the projections and gains of this run's student",
+        ),
         (["run", "--batches", "1"], "--batches must be at least 2, found 1"),
     ],
 )
