@@ -21,26 +21,25 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from lrc.config import Recipe, load_recipe
 from lrc.data.blocks import BatchPlan, Blocks, open_blocks, step_batches
-from lrc.errors import ConfigError, LrcError
+from lrc.errors import CheckpointError, ConfigError, LrcError
 from lrc.method_config import method_objective
 from lrc.models.checkpoint import TRAINED_TENSORS, variant_of
 from lrc.models.compute import choose_device
 from lrc.models.folder import resolve_folder
 from lrc.models.pair_model import PairModel, StepCounts
 from lrc.models.step_weights import StepWeights
+from lrc.models.stored_tensors import StoredTensors, stored_files
 from lrc.models.teacher import load_tokenizer
 from lrc.training.checkpoint_list import checkpoints
-from lrc.verbs.progress import progress_lines
+from lrc.verbs.progress import progress_lines, say
 from lrc.verbs.sources import locate_data, locate_teacher
 from lrc.verbs.teacher_weights import load_teacher
 
@@ -125,6 +124,8 @@ def merged_gradients(
     plan: BatchPlan,
     steps: range,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    document_masking: bool = False,
 ) -> dict[str, GradientSums]:
     """Add up the gradients of every merged weight of the layers, one micro-batch a step.
 
@@ -134,23 +135,26 @@ def merged_gradients(
         plan: Of one micro-batch a step.
         steps: Whose data is read.
         progress: Called with batches done and all.
+        document_masking: As the run's data section says.
     """
     shares = StepWeights(pair)
     sums: dict[str, GradientSums] = {}
-    axes = {part.prefix + name: axis for part in pair.parts() for name, (_, axis) in part.plan.merges.items()}
+    device = next(pair.parameters()).device
     for done, step in enumerate(steps, 1):
-        (batch,) = step_batches(blocks, plan, step)
+        (batch,) = step_batches(blocks, plan, step, document_masking=document_masking)
         shares.form()
         counts = StepCounts(labels=batch.num_labels, positions=batch.num_positions, sequences=batch.input_ids.shape[0])
-        pair(batch.input_ids, batch.labels, batch.valid, counts).objective.backward()
+        tensors = (batch.input_ids, batch.labels, batch.valid, batch.positions)
+        ids, labels, valid, positions = (None if one is None else one.to(device) for one in tensors)
+        pair(ids, labels, valid, counts, positions).objective.backward()
         for part in pair.layers:
             for name, leaf in (part.formed or {}).items():
                 if leaf.grad is None:
                     continue
-                key = part.prefix + name
+                key, (_, axis) = part.prefix + name, part.plan.merges[name]
                 if key not in sums:
-                    sums[key] = GradientSums(reachable_space(part.teacher.get_parameter(name), axes[key]))
-                sums[key].add(leaf.grad if axes[key] == 1 else leaf.grad.T)
+                    sums[key] = GradientSums(reachable_space(part.teacher.get_parameter(name), axis))
+                sums[key].add(leaf.grad if axis == 1 else leaf.grad.T)
         shares.pull_back()
         pair.zero_grad()
         progress(done, len(steps))
@@ -167,11 +171,7 @@ def by_kind(sums: dict[str, GradientSums]) -> dict[str, Reach]:
         found[".".join(parts[last + 1 :])].append(facts)
         found["all"].append(facts)
     found["all"] = found.pop("all")
-    return {kind: Reach(*map(sum, zip(*map(_values, reaches), strict=True))) for kind, reaches in found.items()}
-
-
-def _values(reach: Reach) -> tuple[float, float, float, float]:
-    return reach.size, reach.size_within, reach.signal, reach.signal_within
+    return {kind: Reach(*map(sum, zip(*map(astuple, reaches), strict=True))) for kind, reaches in found.items()}
 
 
 def table(reaches: dict[str, Reach]) -> str:
@@ -184,15 +184,19 @@ def table(reaches: dict[str, Reach]) -> str:
     return "\n".join(lines)
 
 
-def load_pair(recipe: Recipe, weights: Path) -> tuple[PairModel, Blocks]:
+def load_pair(recipe: Recipe, weights: list[Path]) -> tuple[PairModel, Blocks]:
     """Load a run's pair with trained tensors, in training mode, and its data.
+
+    Args:
+        recipe: The run's.
+        weights: One file, or the pieces of several ranks.
 
     Raises:
         LrcError: One can't be read, or the tensors are not this pair's.
     """
     device = choose_device(recipe.train.device)
     folder = resolve_folder(locate_teacher(recipe.teacher))
-    teacher = load_teacher(recipe, folder, device, lambda line: print(line, flush=True))
+    teacher = load_teacher(recipe, folder, device, say)
     pair = PairModel(
         teacher,
         hidden_size=recipe.student.hidden_size,
@@ -200,11 +204,11 @@ def load_pair(recipe: Recipe, weights: Path) -> tuple[PairModel, Blocks]:
         objective=method_objective(recipe.method, recipe.objective),
     )
     try:
-        found, wanted = load_file(weights), pair.trained()
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{weights} must be a safetensors file, but can't be read: {error}.") from error
-    if {name: value.shape for name, value in found.items()} != {name: value.shape for name, value in wanted.items()}:
-        raise ConfigError(f"{weights} must hold the projections and gains of this run's student, but holds others.")
+        found, wanted = StoredTensors(weights), pair.trained()
+    except CheckpointError as error:
+        raise ConfigError(f"{weights[0]} must be a safetensors file. {error}") from error
+    if found.shapes != {name: value.shape for name, value in wanted.items()}:
+        raise ConfigError(f"{weights[0]} must hold the projections and gains of this run's student, but holds others.")
     with torch.no_grad():
         for name, value in wanted.items():
             value.copy_(found[name])
@@ -226,19 +230,21 @@ def run(arguments: argparse.Namespace) -> None:
     kept = checkpoints(train)
     if arguments.weights is None and not kept:
         raise ConfigError(f"{train} holds no checkpoint. Name trained tensors by --weights.")
-    weights = Path(arguments.weights) if arguments.weights else kept[-1] / TRAINED_TENSORS
-    if not weights.is_file():
-        raise ConfigError(f"There is no file {weights}.")
+    weights = [Path(arguments.weights)] if arguments.weights else stored_files(kept[-1], TRAINED_TENSORS)
+    for path in weights:
+        if not path.is_file():
+            raise ConfigError(f"There is no file {path}.")
     recipe = load_recipe(train / "recipe.yaml")
     pair, blocks = load_pair(recipe, weights)
     plan = BatchPlan(seed=recipe.train.seed, batch_size=recipe.train.batch_size, accumulation=1)
-    first = recipe.train.max_steps
+    unseen = range(recipe.train.max_steps, recipe.train.max_steps + arguments.batches)
+    masking = recipe.data.document_masking
     with progress_lines("gradients", "batches") as progress:
-        sums = merged_gradients(pair, blocks, plan, range(first, first + arguments.batches), progress)
+        sums = merged_gradients(pair, blocks, plan, unseen, progress, document_masking=masking)
     reaches = by_kind(sums)
     print(table(reaches))
     facts = {
-        "weights": weights.parent.name if arguments.weights is None else weights.name,
+        "weights": kept[-1].name if arguments.weights is None else weights[0].name,
         "micro_batches": arguments.batches,
         "tokens_each": plan.batch_size * recipe.data.sequence_length,
         "shares": {kind: reach.shares for kind, reach in reaches.items()},
@@ -256,7 +262,7 @@ def main() -> None:
     try:
         run(parser.parse_args())
     except LrcError as error:
-        print(error, file=sys.stderr)
+        say(str(error))
         sys.exit(error.exit_code)
 
 
