@@ -67,7 +67,7 @@ class TrainConfig:
     decay_ratio: float = 0.2
     """Share of the steps at the end that `wsd` decays over."""
     beta1: float = 0.9
-    """AdamW's first-moment decay (published: 0.9), Muon's momentum."""
+    """AdamW's first-moment decay (published: 0.9)."""
     beta2: float = 0.999
     """AdamW's second-moment decay (published: 0.999)."""
     weight_decay: float = 0.0

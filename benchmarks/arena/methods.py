@@ -15,7 +15,7 @@ MUON_RATES = (5e-4, 1.5e-3, 4e-3)
 DEFAULT_BATCH = 2
 """Windows a step of the default: of 250 k tokens it makes more in twice as many steps (docs/quality.md)."""
 
-ADAMW = ("train.optimizer=adamw", "train.beta1=0.9", "train.schedule=linear", "train.warmup_ratio=0.05")
+ADAMW = ("train.optimizer=adamw", "train.schedule=linear", "train.warmup_ratio=0.05")
 UNGUARDED = "train.divergence_factor=null"
 """Raw errors spike to hundreds of times their median; clipping bounds the step, as in the published code."""
 LOGITS_ALONE = ("objective.lm_weight=0", "objective.clone_weight=0", "objective.without=[all]")
@@ -145,7 +145,7 @@ def default_sweeps() -> dict[str, dict[str, tuple[str, ...]]]:
             **{f"muon-{rate:g}": ("train.optimizer=muon", f"train.learning_rate={rate}") for rate in MUON_RATES},
             **{f"adamw-{rate:g}": (*ADAMW, f"train.learning_rate={rate}") for rate in ADAMW_RATES},
         },
-        "momentum": _per_value("momentum", "train.beta1", (0.6, 0.8, 0.9, 0.95)),
+        "momentum": _per_value("momentum", "train.beta1", (0.8, 0.9, 0.95)),
         "kl-direction": _per_value("kl", "objective.kl_direction", ("forward", "reverse", "skewed")),
         "start": _per_value("start", "start.method", ("random", "channel", "pca", "calibrated")),
         "calibration": _per_value("calibration", "start.tokens", (4096, 16384, 32768, 65536, 131072)),

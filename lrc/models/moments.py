@@ -26,14 +26,14 @@ def moment_shapes(
         if is_matrix:
             found[f"row_size/{name}"] = torch.Size([*shape[:-1], 1])
         if is_matrix and name not in tables:
-            found |= {f"momentum/{name}": shape, f"energy/{name}": shape[:-2]}
+            found[f"momentum/{name}"] = shape
         else:
             found |= {f"step/{name}": torch.Size([])} | {f"{key}/{name}": shape for key in MOMENTS}
     return found
 
 
 def moment_bytes(shapes: Mapping[str, torch.Size], optimizer: OptimizerName, tables: Collection[str] = ()) -> int:
-    """Return the bytes of what `moment_shapes` lists, float32, scalars left out."""
+    """Return the bytes of what `moment_shapes` lists, float32, step counts left out."""
     return 4 * sum(shape.numel() for shape in moment_shapes(shapes, optimizer, tables).values() if shape)
 
 

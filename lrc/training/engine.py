@@ -187,9 +187,9 @@ class FullEngine:
     def load(self, saved: Saved) -> None:
         for name, parameter in self.stored.items():
             parameter.copy_(saved.weights[name])
-        for key in self.moment_shapes:
+        for key, shape in self.moment_shapes.items():
             what, _, name = key.partition("/")
             parameter = self.trained[name]
             # beside the parameter, also the step count of the fused AdamW; Muon counts on the CPU
-            device = parameter.device if what != "step" or self.settings.optimizer == "adamw" else "cpu"
+            device = parameter.device if shape or self.settings.optimizer == "adamw" else "cpu"
             self.optimizer.state[parameter][what] = saved.moments[key].to(device, copy=True)

@@ -28,11 +28,6 @@ STACK_BYTES = {"cpu": 2**20}
 LARGEST_STACK_BYTES = 64 * 2**20
 SMALLEST_ROW = 0.1
 """Share of the mean row that a smaller row counts as; a channel that a start leaves out can still grow."""
-EVENNESS = 0.5
-"""How far matrices of large gradients are held back: 0 not at all, 1 to steps that all change the loss alike."""
-ENERGY_DECAY = 0.9
-RATE_SHARES = (0.03, 3.0)
-"""The least and the most that a matrix takes of the learning rate."""
 GAIN_SHARE = 0.3
 """The norm gains' step as a share of the projections'; they start at 1, so it is relative as well."""
 ADAM_EPSILON = 1e-8
@@ -100,10 +95,6 @@ class Muon(torch.optim.Optimizer):
     where `polar(X) = X (X.T X)^(-1/2)`, so that the step's entries have a root mean square of `lr D` whatever the
     gradient's spectrum (Jordan 2024). Weight decay is decoupled: `P` shrinks by `lr * weight_decay` a step.
 
-    `lr` is the run's learning rate times the matrix's share `(median e / e)^(1/4)`, `e` the running mean of `|D G|^2`:
-    a step of a matrix of large gradients stirs the loss most (one MLP's output, where a model writes its massive
-    activations, a hundred times as much as most), and would bound the rate of all.
-
     A free weight `W`, `[out, in]`, moves in the same way, `D` the sizes of its own rows at the start of its phase (of
     the merged weight's, for an update that starts at zero). Stacked experts are as many matrices. A free embedding or
     head moves by Adam's steps times `D`: a batch touches few of its rows, and a polar factor would give these the step
@@ -137,52 +128,25 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Move every trained tensor that has a gradient."""
         assert closure is None
-        by_group: list[tuple[dict[str, Any], list[nn.Parameter]]] = []
         for group in self.param_groups:
-            matrices = []
+            stacks: dict[torch.Size, list[nn.Parameter]] = {}
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
                 if parameter.dim() > 1:
                     self.state[parameter].setdefault("row_size", row_sizes(parameter))
                 if parameter.dim() > 1 and not group.get("is_table", False):
-                    matrices.append(parameter)
+                    stacks.setdefault(parameter.shape, []).append(parameter)
                 else:
                     self._adam_step(parameter, group)
-            by_group.append((group, matrices))
-        shares = self._rate_shares([matrix for _, matrices in by_group for matrix in matrices])
-        for group, matrices in by_group:
-            stacks: dict[torch.Size, list[nn.Parameter]] = {}
-            for matrix in matrices:
-                stacks.setdefault(matrix.shape, []).append(matrix)
-            for shape, stack in stacks.items():
-                most = STACK_BYTES.get(stack[0].device.type, LARGEST_STACK_BYTES)
+            for shape, matrices in stacks.items():
+                most = STACK_BYTES.get(matrices[0].device.type, LARGEST_STACK_BYTES)
                 height = max(1, most // (4 * shape.numel()))
-                for first in range(0, len(stack), height):
-                    self._muon_step(stack[first : first + height], group, shares)
+                for first in range(0, len(matrices), height):
+                    self._muon_step(matrices[first : first + height], group)
         return None
 
-    def _rate_shares(self, matrices: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
-        """Take in the gradients; return each matrix's share of the learning rate, `[1, 1]`, of stacks `[n, 1, 1]`."""
-        if not matrices:
-            return {}
-        energies = []
-        for matrix in matrices:
-            state = self.state[matrix]
-            assert matrix.grad is not None
-            energy = (matrix.grad * state["row_size"]).square().sum((-2, -1))
-            energy = whole(energy) if matrix.dim() == 2 else energy  # of a sharded stack each rank keeps its own
-            state["energy"] = energy.lerp(state.get("energy", energy), ENERGY_DECAY)
-            energies.append(whole(state["energy"]).flatten())
-        every = torch.cat(energies)
-        middle = torch.where(every > 0, every, torch.nan).nanmedian()
-        shares = torch.where(every > 0, (middle / every).pow(EVENNESS / 2), 1.0).clamp(*RATE_SHARES)
-        split = shares.split([energy.numel() for energy in energies])
-        return {matrix: share.view(*matrix.shape[:-2], 1, 1) for matrix, share in zip(matrices, split, strict=True)}
-
-    def _muon_step(
-        self, matrices: list[nn.Parameter], group: dict[str, Any], shares: dict[nn.Parameter, Tensor]
-    ) -> None:
+    def _muon_step(self, matrices: list[nn.Parameter], group: dict[str, Any]) -> None:
         momentum, _ = group["betas"]
         dtype = torch.bfloat16 if self.rounds else matrices[0].dtype
         directions = []
@@ -198,7 +162,7 @@ class Muon(torch.optim.Optimizer):
         length = group["lr"] * math.sqrt(max(steps.shape[-2:]))
         for matrix, step in zip(matrices, steps, strict=True):
             matrix.mul_(1 - group["lr"] * group["weight_decay"])
-            matrix.addcmul_(sharded_like(step * shares[matrix], matrix), self.state[matrix]["row_size"], value=-length)
+            matrix.addcmul_(sharded_like(step, matrix), self.state[matrix]["row_size"], value=-length)
 
     def _adam_step(self, vector: nn.Parameter, group: dict[str, Any]) -> None:
         """Move a vector by its share of the rate, or a table by the rate times its rows' sizes."""

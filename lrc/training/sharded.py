@@ -137,7 +137,7 @@ class ShardedEngine:
             what, _, name = key.partition("/")
             parameter = self.trained[name]
             # the fused AdamW counts beside the parameter, Muon on the CPU
-            device = parameter.device if what != "step" or self.settings.optimizer == "adamw" else "cpu"
+            device = parameter.device if self.settings.optimizer == "adamw" else "cpu"
             kept = self._read_rows(saved.moments, key, parameter) if shape else saved.moments[key].to(device, copy=True)
             self.optimizer.state[parameter][what] = kept
 

@@ -21,7 +21,6 @@ def test_muon_remembers_one_moment_and_the_sizes_of_the_rows_of_a_matrix() -> No
     assert moment_shapes({"projections.a": torch.Size([6, 4])}, "muon") == {
         "row_size/projections.a": torch.Size([6, 1]),
         "momentum/projections.a": torch.Size([6, 4]),
-        "energy/projections.a": torch.Size([]),
     }
     assert moment_bytes(SHAPES, "muon") == 4 * (24 + 6) + 8 * 4 + 4 * (40 + 10)
     assert checkpoint_bytes(SHAPES, "muon") == 4 * 68 + moment_bytes(SHAPES, "muon")
