@@ -14,6 +14,8 @@ RED_RATES = (3e-5, 1e-4, 3e-4)
 MUON_RATES = (5e-4, 1.5e-3, 4e-3)
 DEFAULT_BATCH = 2
 """Windows a step of the default: of 250 k tokens it makes more in twice as many steps (docs/quality.md)."""
+CALIBRATION_TOKENS = (4_096, 16_384, 65_536, 128_000, 256_000)
+"""Of the sweep; the last is the default's."""
 
 ADAMW = ("train.optimizer=adamw", "train.schedule=linear", "train.warmup_ratio=0.05")
 UNGUARDED = "train.divergence_factor=null"
@@ -148,7 +150,7 @@ def default_sweeps() -> dict[str, dict[str, tuple[str, ...]]]:
         "momentum": _per_value("momentum", "train.beta1", (0.8, 0.9, 0.95)),
         "kl-direction": _per_value("kl", "objective.kl_direction", ("forward", "reverse", "skewed")),
         "start": _per_value("start", "start.method", ("random", "channel", "pca", "calibrated")),
-        "calibration": _per_value("calibration", "start.tokens", (4096, 16384, 32768, 65536, 131072)),
+        "calibration": _per_value("calibration", "start.tokens", CALIBRATION_TOKENS),
         "outliers": _per_value("outliers", "start.outlier_channels", (0, 8, 16, 48)),
         "variants": {
             "untied": (),

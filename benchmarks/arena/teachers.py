@@ -24,8 +24,8 @@ class TeacherEntry:
     """Name -> hidden size of the student."""
     sequence_length: int = 256
     batch_size: int = 4
-    start_tokens: int = 128_000
-    """Calibration tokens."""
+    start_tokens: int = 256_000
+    """Calibration tokens, as many as the headline trains on (docs/quality.md, "How many calibration tokens")."""
     train_bytes: int = 8_000_000
     """Text to train on."""
     measured_tokens: int = 4_096

@@ -55,6 +55,22 @@ def test_every_claim_is_the_ratio_of_means_over_seeds() -> None:
     assert rows[-1][2:] == ["≤ 0.9", "0.900", "holds"]
 
 
+def test_the_start_that_counts_is_one_of_few_tokens() -> None:
+    large = falling(f"{ON}/default/250k/seed0", 0.4)
+    small = falling(f"{ON}/calibration-128000/250k/seed0", 0.5, start=2.0)
+    large["calibration_tokens"], small["calibration_tokens"] = 256_000, 128_000
+    published = falling(f"{ON}/published/1m/seed0", 4.0)
+    assert claims_of([large, published])[2][1:] == [
+        f"{ON}/calibration-128000/250k (not run), {ON}/published/1m (1 seed)",
+        "< 1",
+        "–",
+        "not run",
+    ]
+    assert claims_of([large, small, published])[2][3:] == ["0.500", "holds"]
+    large["calibration_tokens"] = 128_000
+    assert claims_of([large, small, published])[2][3:] == ["0.750", "holds"]
+
+
 def test_each_teacher_and_width_has_a_line_against_the_baselines() -> None:
     baselines = [name for name in methods() if name not in ("default", "dense")]
     results = [falling(f"gemma3/third/{name}/250k/seed0", 0.5 + place / 10) for place, name in enumerate(baselines)]
