@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.arena.cells import Rates, cell_rate, cell_recipe, parse_cell, quick_cells, rate_cells, table_cells
-from benchmarks.arena.methods import default_sweeps, find_method, methods, sweeps
+from benchmarks.arena.claims import START_TOKENS
+from benchmarks.arena.methods import CALIBRATION_TOKENS, default_sweeps, find_method, methods, sweeps
 from lrc.config import Recipe, TrainConfig
 from lrc.errors import ConfigError
 
@@ -137,6 +138,11 @@ def test_a_variant_changes_what_its_sweep_asks_about_and_nothing_else() -> None:
                 assert kept == default.train, variant
             assert recipe.data == default.data
         assert len(variants) == len(sweeps()[name])
+
+
+def test_the_sweep_of_calibration_ends_at_the_default_and_holds_the_start_that_is_claimed() -> None:
+    assert recipe_of("smollm2/half/default/250k/seed0").start.tokens == CALIBRATION_TOKENS[-1]
+    assert recipe_of(f"smollm2/half/calibration-{START_TOKENS}/250k/seed0").start.tokens == START_TOKENS
 
 
 def test_other_batches_take_as_many_windows_in_more_or_fewer_steps() -> None:
