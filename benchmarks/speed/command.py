@@ -33,6 +33,7 @@ def main(description: str | None) -> None:
 def _measure(arguments: argparse.Namespace) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    axes = _axes(arguments)
     keep_freed_memory()  # as `lrc train` does; the plain formulation and the floor gain by it too
     device = choose_device(arguments.device)
     settings = Settings(
@@ -49,11 +50,11 @@ def _measure(arguments: argparse.Namespace) -> None:
     found: dict[str, Any] = {"machine": machine_facts(settings), "shapes": [], "sweeps": []}
     print(", ".join(f"{key} {value}" for key, value in found["machine"].items()))
     for shape in [_find_shape(name, arguments) for name in arguments.shapes.split(",")]:
-        for axis in arguments.sweep.split(",") if arguments.sweep else ():
+        for axis in axes:
             sweep = measure_sweep(shape, axis, arguments.points, settings, _report)
             found["sweeps"].append(sweep)
             print(f"\n{sweep_table(sweep)}", flush=True)
-        if arguments.sweep:
+        if axes:
             continue
         facts = measure_shape(shape, settings, _report)
         found["shapes"].append(facts)
@@ -89,6 +90,31 @@ def _parse(description: str | None) -> argparse.Namespace:
 
 def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
+
+
+def _axes(arguments: argparse.Namespace) -> list[str]:
+    """Return what a sweep doubles, nothing where none is asked for.
+
+    Raises:
+        ConfigError: There is no such size, or a flag is there that a sweep has no use for.
+    """
+    if not arguments.sweep:
+        return []
+    given = {
+        "--ways": arguments.ways,
+        "--profile": arguments.profile,
+        "--compile": arguments.compile,
+        "--accumulation": arguments.accumulation != "1",
+        "--no-plain": arguments.no_plain,
+    }
+    if useless := [flag for flag, is_given in given.items() if is_given]:
+        raise ConfigError(f"--sweep times one eager step of one micro-batch; leave {', '.join(useless)} out.")
+    axes: list[str] = arguments.sweep.split(",")
+    if unknown := [axis for axis in axes if axis not in AXES]:
+        raise ConfigError(f"A sweep can't double {unknown[0]!r}. It can double {', '.join(AXES)}.")
+    if arguments.points < 2:
+        raise ConfigError(f"--points must be at least 2, found {arguments.points}.")
+    return axes
 
 
 def _find_shape(name: str, arguments: argparse.Namespace) -> Shape:

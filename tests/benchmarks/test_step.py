@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.speed.command import main
+
 TINY = ("--shapes", "tiny", "--dtype", "float32", "--device", "cpu", "--rounds", "2")
 
 
@@ -63,3 +65,22 @@ def test_ways_are_chosen_by_words_of_their_titles(tmp_path: Path) -> None:
 
 def test_an_unknown_shape_is_told(tmp_path: Path) -> None:
     assert "There is no shape 'demoo'. There are demo," in run(tmp_path / "none.json", "--shapes", "demoo", code=2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--sweep", "width", "--ways", "x2"), "leave --ways out"),
+        (("--sweep", "width", "--compile", "--accumulation", "2"), "leave --compile, --accumulation out"),
+        (("--sweep", "widht"), "A sweep can't double 'widht'. It can double tokens, length, layers"),
+        (("--sweep", "width", "--points", "1"), "--points must be at least 2, found 1"),
+    ],
+)
+def test_a_sweep_refuses_what_it_has_no_use_for(
+    flags: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["step.py", *TINY, *flags])
+    with pytest.raises(SystemExit) as ended:
+        main(None)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err

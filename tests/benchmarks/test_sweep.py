@@ -38,14 +38,21 @@ def test_the_table_ends_with_the_exponents() -> None:
             "value": factor,
             "median_seconds": 0.1 * factor**1.1,
             "predicted_seconds": 0.1 * factor,
+            "product_seconds": 0.09 * factor,
+            "pass_seconds": 0.008 * factor,
+            "call_seconds": 0.002 * factor,
             "flops": 1e9 * factor,
+            "pass_bytes": 2e9 * factor,
             "peak_bytes": 2**20,
         }
         for factor in FACTORS
     ]
-    exponents = {"measured": 1.1, "predicted": 1.0, "flops": 1.0, "peak": 0.0}
-    text = sweep_table({"shape": "s", "axis": "layers", "points": points, "exponents": exponents})
-    assert "| exponent | 1.100 | 1.000 | 1.000 | 0.000 |" in text
+    exponents = {"measured": 1.1, "predicted": 1.0, "products": 1.0, "flops": 1.0, "peak": 0.0}
+    found = {"shape": "s", "axis": "layers", "seconds_of_a_call": 2e-5, "points": points, "exponents": exponents}
+    text = sweep_table(found)
+    assert text.startswith("s, layers doubled; a call 20.0 us\n")
+    assert "| 2 | 0.214 | 0.2 | 0.18 | 0.016 | 0.004 | 2.0 | 4.00 | 1.0 |" in text
+    assert "| exponent | 1.100 | 1.000 | 1.000 | | | 1.000 | | 0.000 |" in text
     assert text.endswith("+10.0%")
 
 
@@ -63,4 +70,11 @@ def test_a_tiny_sweep_measures_every_point() -> None:
     assert [point["value"] for point in found["points"]] == [512, 1024]
     assert all(point["peak_bytes"] > 0 < point["median_seconds"] for point in found["points"])
     assert 0 < found["exponents"]["flops"] < 1
+    for point in found["points"]:
+        parts = [point[name] for name in ("product_seconds", "pass_seconds", "call_seconds")]
+        assert min(parts) > 0
+        assert point["predicted_seconds"] == pytest.approx(sum(parts))
+    first, second = found["points"]
+    assert first["calls"] == second["calls"]  # one chunk of the head each
+    assert first["pass_bytes"] < second["pass_bytes"]
     assert len(said) == 1
