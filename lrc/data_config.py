@@ -87,8 +87,10 @@ class PrepareConfig:
     """Files, folders, globs or URLs of benchmark rows; a document that shares a run of words with one is left out."""
     decontaminate_words: int = 12
     """Length of the run of words."""
+    held_out_share: float = 0.0
+    """Share of the text sources' documents put aside in `held_out.jsonl`, for `data.held_out`; chosen by text."""
     seed: int = 0
-    """Chooses the rows that `keep` keeps, and MinHash's hashes."""
+    """Chooses the rows that `keep` keeps, the documents that are put aside, and MinHash's hashes."""
 
 
 def prepare_problems(settings: PrepareConfig) -> list[str]:
@@ -109,6 +111,8 @@ def prepare_problems(settings: PrepareConfig) -> list[str]:
         problems.append("prepare.cluster.partition must be set for prepare.executor=slurm")
     if settings.workers is not None and settings.workers < 1:
         problems.append(f"prepare.workers must be at least 1, found {settings.workers}")
+    if not 0 <= settings.held_out_share < 1:
+        problems.append(f"prepare.held_out_share must lie in 0..1, 1 left out, found {settings.held_out_share}")
     if not 0 <= settings.max_bad_share <= 1:
         problems.append(f"prepare.max_bad_share must lie in 0..1, found {settings.max_bad_share}")
     for name in ("max_document_bytes", "decontaminate_words"):

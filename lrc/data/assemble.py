@@ -12,11 +12,12 @@ import numpy as np
 from lrc.data.benchmark_rows import index_path, list_benchmarks
 from lrc.data.file_hash import file_sha256
 from lrc.data.plan_tasks import refuse_seen
-from lrc.data.prepare_task import OVER_BUDGET, PrepareTask, result_path, shard_name
+from lrc.data.prepare_task import HELD_OUT, OVER_BUDGET, PrepareTask, result_path, shard_name
 from lrc.data.shards import FORMAT, MANIFEST, START_BYTES, START_DTYPE, ShardBlocks, token_dtype
 from lrc.errors import DataError
 
 BAD_ROWS = "bad_rows.jsonl"
+HELD_OUT_ROWS = "held_out.jsonl"
 PREVIEW = "preview.txt"
 PREVIEW_BLOCKS = 4
 BORDER = "\n-------- document --------\n"
@@ -34,7 +35,7 @@ def assemble(task: PrepareTask, folder: Path, *, tokenizer_sha256: str) -> dict[
         The manifest.
 
     Raises:
-        DataError: Too many rows are bad, two files are the same, or nothing was kept.
+        DataError: Too many rows are bad, two files are the same, nothing was kept, or nothing put aside that was to be.
     """
     sources = [_gather(task, number, folder) for number in range(len(task.settings.sources))]
     seen: dict[str, str] = {}
@@ -43,6 +44,7 @@ def assemble(task: PrepareTask, folder: Path, *, tokenizer_sha256: str) -> dict[
     _write_bad_rows(sources, folder)
     for source in sources:
         _refuse_bad_share(source, task.settings.max_bad_share, folder / BAD_ROWS)
+    held_out = _gather_held_out(task, sources, folder) if task.settings.held_out_share else None
     shards = [file.pop("shard") for source in sources for file in source["files"]]
     shards = [shard for shard in shards if shard["tokens"]]
     if not shards:
@@ -59,6 +61,8 @@ def assemble(task: PrepareTask, folder: Path, *, tokenizer_sha256: str) -> dict[
     if task.settings.decontaminate:
         paths = [file.path for file in list_benchmarks(task.settings.decontaminate)]
         manifest["benchmarks"] = {"files": paths, "ngrams_sha256": file_sha256(index_path(folder))}
+    if held_out is not None:
+        manifest["held_out"] = {"documents": held_out}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
 
@@ -105,6 +109,26 @@ def _gather(task: PrepareTask, number: int, folder: Path) -> dict[str, Any]:
         shard = {"name": shard_name(rank), "tokens": tokens, "documents": documents, "data_class": settings.data_class}
         entry = {"path": file.path, "bytes": file.num_bytes, "sha256": result["sha256"], "rows": result["rows"]}
         found["files"].append({**entry, "kept": documents, "shard": shard})
+    return found
+
+
+def _gather_held_out(task: PrepareTask, sources: list[dict[str, Any]], folder: Path) -> int:
+    """Write the documents that were put aside into one file, in the order of the files; returns their number."""
+    found = 0
+    with open(folder / HELD_OUT_ROWS, "wb") as whole:
+        for file in (file for source in sources for file in source["files"]):
+            path = (folder / file["shard"]["name"]).with_suffix(HELD_OUT)
+            if not path.is_file():  # of chats
+                continue
+            with open(path, "rb") as part:
+                for line in part:
+                    found += 1
+                    whole.write(line)
+    if not found:
+        raise DataError(
+            f"prepare.held_out_share = {task.settings.held_out_share} must put at least one document of a text source "
+            "aside, but put none. Raise it."
+        )
     return found
 
 

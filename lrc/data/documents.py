@@ -1,13 +1,18 @@
 """The documents of one input file of `lrc prepare`: every row read, filtered, turned into text, and tallied."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TextIO
 
 from lrc.data.order import WORD, mix
 from lrc.data.row_text import BadRow, meets, text_of
 from lrc.data.source_rows import SourceRow
 from lrc.data_config import PrepareConfig, SourceConfig
+
+PUT_ASIDE = "put aside as held out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +71,20 @@ def read_documents(
             tally.bad.append((row.number, str(reason)))
         except _Rejected as reason:
             tally.rejected[str(reason)] += 1
+        else:
+            yield text
+
+
+def put_aside(texts: Iterator[str], aside: TextIO, *, share: float, seed: int, tally: Tally) -> Iterator[str]:
+    """Write a share of the documents to `aside`, a JSON line each, and yield the others.
+
+    A document is chosen by its text, so all its exact copies are, in whatever file they lie.
+    """
+    key = mix(seed).to_bytes(8, "big")
+    for text in texts:
+        if int.from_bytes(blake2b(text.encode(), key=key, digest_size=8).digest(), "big") < share * WORD:
+            aside.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+            tally.rejected[PUT_ASIDE] += 1
         else:
             yield text
 

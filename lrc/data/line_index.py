@@ -5,12 +5,14 @@ of the file's end, eight bytes each, little-endian. A file that changed is scann
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from lrc.errors import DataError
 
+SUFFIX = ".index"
 MAGIC = b"lrc-lines/1"
 HEADER_BYTES = 32
 INDEXED_BYTES = 1 << 26
@@ -30,7 +32,7 @@ def line_starts(path: Path) -> np.ndarray:
     """
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty. It must hold one JSON object a line.")
-    index = path.with_name(f"{path.name}.index")
+    index = path.with_name(f"{path.name}{SUFFIX}")
     starts = _read_index(index, path)
     if starts is None:
         starts = _scan(path)
@@ -67,7 +69,8 @@ def _write_index(index: Path, path: Path, starts: np.ndarray) -> None:
             starts.astype(DTYPE).tofile(out)
         os.replace(draft, index)
     except OSError:  # data in a folder that can't be written is read without an index file
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only file system refuses to remove what is not there
+            draft.unlink(missing_ok=True)
 
 
 def _scan(path: Path) -> np.ndarray:

@@ -7,6 +7,7 @@ what the stages before it found), so neither the number of workers nor a kill ch
 import json
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lrc.data.documents import InputFile, Tally, read_documents
+from lrc.data.documents import InputFile, Tally, put_aside, read_documents
 from lrc.data.encoder import open_encoder
 from lrc.data.file_hash import file_sha256
 from lrc.data.shards import ShardWriter, token_dtype
@@ -27,6 +28,8 @@ BATCH_CHARACTERS = 500_000
 """Text tokenised at once; bounds the memory of a worker."""
 FILES = "files.json"
 OVER_BUDGET = "over the token budget"
+HELD_OUT = ".held-out"
+"""Ending of a task's file of documents that are put aside."""
 
 
 @dataclass
@@ -82,6 +85,11 @@ class PrepareTask:
             return drop_found(texts, self, rank, tally)
         return texts
 
+    def _share_aside(self, rank: int) -> float:
+        """Return the share of file `rank`'s documents that are put aside: none of chats."""
+        is_text = self.settings.sources[self.files[rank].source].kind == "text"
+        return self.settings.held_out_share if is_text else 0.0
+
     def _is_needed(self, rank: int) -> bool:
         """Tell whether the budget may reach this file: not if the source's first files, all done, already fill it."""
         source = self.files[rank].source
@@ -106,7 +114,7 @@ class PrepareTask:
         try:
             with on_this_machine(self.files[rank].path, draft) as local:
                 result = self._fill_shard(rank, draft, local)
-            for suffix in (".bin", ".starts"):
+            for suffix in (".bin", ".starts", *([HELD_OUT] if self._share_aside(rank) else [])):
                 os.replace(draft.with_suffix(suffix), (folder / shard_name(rank)).with_suffix(suffix))
             draft.with_suffix(".json").write_text(json.dumps(result))
             os.replace(draft.with_suffix(".json"), result_path(folder, rank))
@@ -117,11 +125,15 @@ class PrepareTask:
 
     def _fill_shard(self, rank: int, draft: Path, local: Path) -> dict[str, Any]:
         """Write a shard and return what became of the rows."""
-        budget = self.settings.sources[self.files[rank].source].max_tokens
         encoder = open_encoder(Path(self.folder))
         tally, largest = Tally(), 0
+        budget = self.settings.sources[self.files[rank].source].max_tokens
         texts = self._kept_texts(rank, local, tally)
-        with ShardWriter(draft, token_dtype(self.vocab_size)) as writer:
+        with ExitStack() as files:
+            writer = files.enter_context(ShardWriter(draft, token_dtype(self.vocab_size)))
+            if share := self._share_aside(rank):
+                aside = files.enter_context(open(draft.with_suffix(HELD_OUT), "w", encoding="utf-8"))
+                texts = put_aside(texts, aside, share=share, seed=self.settings.seed, tally=tally)
             for batch in _batches(texts):
                 ids, lengths = encoder.encode(batch)
                 if budget is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lrc.data.line_index import line_starts
+from lrc.data.line_index import SUFFIX, line_starts
 from lrc.errors import DataError
 
 
@@ -31,7 +31,7 @@ def parse_row(line: str | bytes, *, where: str) -> dict[str, Any]:
 
 
 def resolve_files(source: str) -> list[Path]:
-    """List the JSONL files that a file name, folder or glob stands for, sorted.
+    """List the JSONL files that a file name, folder or glob stands for, sorted; a glob's index files left out.
 
     Raises:
         DataError: There is none.
@@ -42,7 +42,8 @@ def resolve_files(source: str) -> list[Path]:
     elif path.is_file():
         files = [path]
     else:
-        files = sorted(path for path in map(Path, glob.glob(source, recursive=True)) if path.is_file())
+        found = map(Path, glob.glob(source, recursive=True))
+        files = sorted(path for path in found if path.is_file() and path.suffix != SUFFIX)
     if not files:
         raise DataError(f"Data must be a .jsonl file, a folder of them or a glob, but {source!r} matches no file.")
     return files

@@ -45,8 +45,18 @@ class ShardWriter:
         Args:
             ids: `[tokens]`, the documents end to end, each with its boundary tokens.
             lengths: Tokens of each document, `[documents]`, none 0.
+
+        Raises:
+            DataError: An id does not fit into the shard's dtype.
         """
         assert lengths.sum() == len(ids) and (lengths > 0).all()
+        largest = int(ids.max(initial=0))
+        if largest > np.iinfo(self.dtype).max:
+            raise DataError(
+                f"{self._tokens.name}: ids must fit into {self.dtype.itemsize} bytes, as all of the tokenizer's "
+                f"vocabulary do, but there is token id {largest}. The tokenizer makes ids that it does not list; mend "
+                "its files."
+            )
         ends = self.num_tokens + np.cumsum(lengths)
         self._starts.write((ends - lengths).astype(START_DTYPE).tobytes())
         self._tokens.write(ids.astype(self.dtype).tobytes())

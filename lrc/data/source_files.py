@@ -8,13 +8,14 @@ import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lrc.errors import DataError
+from lrc.errors import ConfigError, DataError
 
 LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zstd")
 ARRAYS = (".json", ".json.gz", ".json.zst")
@@ -43,6 +44,7 @@ def list_files(source: str) -> list[SourceFile]:
 
     Raises:
         DataError: There is none, one has an unknown kind, or one is empty.
+        ConfigError: It is a URL, and what reads URLs is not installed.
     """
     files = _list_remote(source) if is_remote(source) else _list_local(source)
     if not files:
@@ -112,6 +114,8 @@ def _list_local(source: str) -> list[SourceFile]:
 
 
 def _list_remote(source: str) -> list[SourceFile]:
+    if find_spec("datatrove") is None:
+        raise ConfigError(f"To read {source} needs datatrove. Install it with: pip install 'lrc[data]'.")
     from datatrove.io import get_fs_with_filepath
 
     with _named_errors(source):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lrc.config import Recipe
-from lrc.data.assemble import BAD_ROWS, PREVIEW, assemble, write_preview
+from lrc.data.assemble import BAD_ROWS, HELD_OUT_ROWS, PREVIEW, assemble, write_preview
 from lrc.data.benchmark_rows import list_benchmarks
 from lrc.data.encoder import save_encoder
 from lrc.data.executors import LOGS, count_unfinished, run_here, run_on_ray, submit_to_slurm
@@ -57,10 +57,11 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, dry_run: bool = False) -
         raise ConfigError("prepare.sources must list at least one source.")
     teacher = resolve_folder(locate_teacher(recipe.teacher))
     tokenizer = _check_tokenizer(load_tokenizer(teacher), recipe)
+    vocab_size = _vocab_size(tokenizer)
     task = PrepareTask(
         files=plan_files(recipe.prepare),
         settings=recipe.prepare,
-        vocab_size=len(tokenizer),
+        vocab_size=vocab_size,
         folder=str(draft),
     )
     sha256 = tokenizer_sha256(tokenizer)
@@ -76,9 +77,10 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, dry_run: bool = False) -
             return draft
         manifest = assemble(task, draft, tokenizer_sha256=sha256)
         length = recipe.data.sequence_length
-        write_preview(draft, tokenizer, sequence_length=length, vocab_size=len(tokenizer))
+        write_preview(draft, tokenizer, sequence_length=length, vocab_size=vocab_size)
         write_recipe(draft / RECIPE, recipe)
-        _finish(draft, folder, {shard["name"] for shard in manifest["shards"]})
+        aside = {HELD_OUT_ROWS} if "held_out" in manifest else set[str]()
+        _finish(draft, folder, {shard["name"] for shard in manifest["shards"]}, aside)
     except OSError as error:
         raise DataError(f"{draft} can't be written: {error}. Free some space and run again: it goes on.") from error
     _say_what_went_in(manifest)
@@ -131,6 +133,11 @@ def _check_tokenizer(tokenizer: Any, recipe: Recipe) -> Any:
     return tokenizer
 
 
+def _vocab_size(tokenizer: Any) -> int:
+    """Return one more than the largest id, added tokens included; a tokenizer that leaves ids out has fewer tokens."""
+    return int(max(tokenizer.get_vocab().values())) + 1
+
+
 def _open_draft(draft: Path, plan: str, *, overwrite: bool) -> None:
     """Make the work folder, or find what a killed run of the same plan has left in it."""
     note = draft / PLAN
@@ -148,10 +155,10 @@ def _open_draft(draft: Path, plan: str, *, overwrite: bool) -> None:
     write_beside(note, plan)
 
 
-def _finish(draft: Path, folder: Path, shards: set[str]) -> None:
+def _finish(draft: Path, folder: Path, shards: set[str], aside: set[str]) -> None:
     """Remove what only the work needed and give the folder its name."""
     kept = {f"{name}{suffix}" for name in shards for suffix in (".bin", ".starts")}
-    kept |= {MANIFEST, BAD_ROWS, PREVIEW, RECIPE}
+    kept |= {MANIFEST, BAD_ROWS, PREVIEW, RECIPE, *aside}
     if folder.exists():
         shutil.rmtree(folder)
     finished = draft.with_name(".prepare.finished")
@@ -159,10 +166,18 @@ def _finish(draft: Path, folder: Path, shards: set[str]) -> None:
         shutil.rmtree(finished)
     finished.mkdir()
     for name in sorted(kept):
-        os.link(draft / name, finished / name)
+        _link_or_copy(draft / name, finished / name)
     os.replace(finished, folder)
     shutil.rmtree(draft / LOGS, ignore_errors=True)
     shutil.rmtree(draft)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name; a copy where the file system has no hard links (exFAT, some of FUSE)."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 @contextmanager
@@ -189,6 +204,8 @@ def _shown(stage: Stage, draft: Path) -> Iterator[None]:
 
 
 def _say_what_went_in(manifest: dict[str, Any]) -> None:
+    if "held_out" in manifest:
+        say(f"{manifest['held_out']['documents']} documents put aside in {HELD_OUT_ROWS}, for data.held_out")
     for source in manifest["sources"]:
         rejected = "".join(f", {count} {reason}" for reason, count in source["rejected"].items())
         say(

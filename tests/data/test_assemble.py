@@ -15,9 +15,9 @@ from tests.data.raw_sources import byte_tokenizer, make_task, run_task, texts, w
 from tests.data.test_shards import documents_in
 
 
-def task_of(root: Path, *sources: SourceConfig, max_bad_share: float = 0.001) -> PrepareTask:
+def task_of(root: Path, *sources: SourceConfig, **settings: Any) -> PrepareTask:
     tokenizer = byte_tokenizer(root / "tokenizer")
-    prepare = PrepareConfig(sources=list(sources), max_bad_share=max_bad_share)
+    prepare = PrepareConfig(sources=list(sources), **settings)
     return run_task(make_task(root / "out", prepare, tokenizer))
 
 
@@ -75,4 +75,33 @@ def test_sources_of_which_nothing_is_kept_are_refused(tmp_path: Path) -> None:
     write_source(tmp_path / "a.jsonl", texts(8))
     task = task_of(tmp_path, SourceConfig(path=str(tmp_path / "a.jsonl"), filters=("int_score > 9",)))
     with pytest.raises(DataError, match=r"No row of the sources was kept.*int_score > 9.*8"):
+        finish(task)
+
+
+def test_documents_that_are_put_aside_are_in_no_shard_and_chats_are_none_of_them(tmp_path: Path) -> None:
+    for number in range(2):
+        write_source(tmp_path / f"{number}.jsonl", texts(40, 30 * number))  # ten are in both
+    write_source(tmp_path / "chat.json", [{"messages": [{"role": "user", "content": str(one)}]} for one in range(50)])
+    chat = SourceConfig(path=str(tmp_path / "chat.json"), kind="chat")
+    task = task_of(tmp_path, SourceConfig(path=str(tmp_path / "?.jsonl")), chat, held_out_share=0.3)
+    manifest = finish(task)
+    aside = (tmp_path / "out" / "held_out.jsonl").read_bytes()
+    rows = [json.loads(line) for line in aside.splitlines()]
+    found = [row["text"] for row in rows]
+    source, chats = manifest["sources"]
+    assert manifest["held_out"] == {"documents": len(rows)}
+    assert 8 <= len(rows) == source["rejected"]["put aside as held out"] <= 40
+    assert (source["rows"], chats["kept"]) == (80, 50)
+    blocks = ShardBlocks(tmp_path / "out", sequence_length=16, vocab_size=258, tokenizer_sha256=None)
+    assert sorted(len(ids) for ids in documents_in(blocks))[50:] == sorted(
+        len(row["text"]) + 2 for number in range(2) for row in texts(40, 30 * number) if row["text"] not in found
+    )
+    assert finish(task) == manifest
+    assert (tmp_path / "out" / "held_out.jsonl").read_bytes() == aside
+
+
+def test_a_share_that_puts_nothing_aside_is_refused(tmp_path: Path) -> None:
+    write_source(tmp_path / "a.jsonl", texts(5))
+    task = task_of(tmp_path, SourceConfig(path=str(tmp_path / "a.jsonl")), held_out_share=1e-9)
+    with pytest.raises(DataError, match=r"held_out_share = 1e-09 must put at least one document .* Raise it"):
         finish(task)

@@ -1,12 +1,14 @@
 """The documents of a file: what is kept, and a tally in which every row is counted once."""
 
+import io
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from lrc.data.documents import Tally, read_documents
+from lrc.data.documents import PUT_ASIDE, Tally, put_aside, read_documents
 from lrc.data.source_rows import SourceRow
 from lrc.data_config import PrepareConfig, SourceConfig
 
@@ -75,3 +77,22 @@ def test_the_share_kept_follows_seed_file_and_row_alone() -> None:
     assert documents(*values[:500], source=source)[0] == [text for text in found if int(text) < 500]
     assert documents(*values, source=source, key=1)[0] != found
     assert documents(*values, source=source, seed=1)[0] != found
+
+
+def put(texts: list[str], share: float, seed: int = 0) -> tuple[list[str], list[str], Tally]:
+    aside, tally = io.StringIO(), Tally()
+    kept = list(put_aside(iter(texts), aside, share=share, seed=seed, tally=tally))
+    return kept, [json.loads(line)["text"] for line in aside.getvalue().splitlines()], tally
+
+
+def test_documents_are_put_aside_by_their_text_with_all_their_copies() -> None:
+    texts = [f"Satz {number % 1000} über Flüsse" for number in range(2000)]
+    kept, aside, tally = put(texts, 0.3)
+    assert len(aside) == pytest.approx(600, abs=90)
+    assert not set(kept) & set(aside)
+    assert kept == [text for text in texts if text not in set(aside)]
+    assert aside == [text for text in texts if text in set(aside)]
+    assert tally.rejected == {PUT_ASIDE: len(aside)}
+    assert put(texts[::-1], 0.3)[1] == aside[::-1]
+    assert put(texts, 0.3, seed=1)[1] != aside
+    assert set(put(texts, 0.1)[1]) < set(aside)

@@ -1,8 +1,10 @@
 """Line starts: one pass, then a mapped index that is used for the very same file only."""
 
+import errno
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,6 +81,22 @@ def test_a_folder_that_cannot_be_written_is_read_without_an_index(rows: Path, mo
     monkeypatch.setattr(os, "replace", refused)
     assert line_starts(rows).tolist() == [0, 22, 41, len(ROWS)]
     assert [path.name for path in rows.parent.iterdir()] == ["train.jsonl"]
+
+
+def test_a_read_only_file_system_is_read_without_an_index(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def read_only(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if "w" in mode:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return opened(path, mode, *arguments, **options)
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")  # whether the name is there or not
+
+    monkeypatch.setattr(Path, "open", read_only)
+    monkeypatch.setattr(Path, "unlink", refused)
+    assert line_starts(rows).tolist() == [0, 22, 41, len(ROWS)]
 
 
 def test_a_small_file_leaves_no_index(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:

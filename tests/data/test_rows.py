@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lrc.data import line_index
 from lrc.data.rows import JsonLines, resolve_files
 from lrc.errors import DataError
 
@@ -88,6 +89,15 @@ def test_a_glob_passes_over_folders(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", numbered(1))
     (tmp_path / "cache").mkdir()
     assert all_numbers(JsonLines(str(tmp_path / "*"))) == [1]
+
+
+def test_a_glob_passes_over_the_indexes_of_large_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line_index, "INDEXED_BYTES", 1)
+    write(tmp_path / "a.jsonl", numbered(1, 2))
+    write(tmp_path / "b.jsonl", numbered(3))
+    for _ in range(2):
+        assert all_numbers(JsonLines(str(tmp_path / "*"))) == [1, 2, 3]
+        assert (tmp_path / "a.jsonl.index").is_file()
 
 
 @pytest.mark.parametrize("source", ["missing.jsonl", "*.jsonl", "."])

@@ -103,6 +103,21 @@ def test_ids_take_two_bytes_as_long_as_they_fit(tmp_path: Path, vocab_size: int,
     assert open_shards(folder, vocab_size=vocab_size).read(0).ids.tolist() == [0, largest]
 
 
+@pytest.mark.parametrize(("vocab_size", "largest"), [(100, 65_535), (65_537, 70_000)])
+def test_an_id_that_fits_is_written_as_it_is(tmp_path: Path, vocab_size: int, largest: int) -> None:
+    folder = write_shards(tmp_path, [[1, largest]], vocab_size=vocab_size)
+    assert open_shards(folder, vocab_size=largest + 1).read(0).ids.tolist() == [1, largest]
+
+
+def test_an_id_that_does_not_fit_is_refused_and_not_wrapped(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "00000", token_dtype(100)) as writer:
+        with pytest.raises(DataError, match=r"00000\.bin: ids must fit into 2 bytes.*token id 65536"):
+            writer.add(np.asarray([1, 65_536], dtype=np.uint32), np.asarray([2]))
+        writer.add(np.asarray([3], dtype=np.uint32), np.asarray([1]))
+    assert (writer.num_tokens, writer.num_documents) == (1, 1)
+    assert (tmp_path / "00000.bin").read_bytes() == b"\x03\x00"
+
+
 def test_open_blocks_takes_a_shard_folder_of_the_teachers_tokenizer(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(teacher_folder(tmp_path / "teacher"))
     own = write_shards(tmp_path / "own", [[1, 2, 3]], tokenizer_sha256=tokenizer_sha256(tokenizer))

@@ -8,7 +8,7 @@ import fsspec
 import pytest
 
 from lrc.data.source_files import check_columns, is_remote, list_files, on_this_machine
-from lrc.errors import DataError
+from lrc.errors import ConfigError, DataError
 from tests.data.raw_sources import texts, write_source
 
 
@@ -123,4 +123,10 @@ def test_a_hub_source_without_network_says_what_to_do(monkeypatch: pytest.Monkey
     for name in ("info", "find", "glob", "isdir"):
         monkeypatch.setattr(HfFileSystem, name, offline)
     with pytest.raises(DataError, match=r"hf://datasets/o/n/\*\.parquet can't be fetched: ConnectionError: no route"):
+        list_files("hf://datasets/o/n/*.parquet")
+
+
+def test_a_url_without_its_reader_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrc.data.source_files.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"hf://datasets/o/n/\*\.parquet needs datatrove.*pip install 'lrc\[data\]'"):
         list_files("hf://datasets/o/n/*.parquet")

@@ -1,5 +1,7 @@
 """`lrc prepare` end to end: any worker count and any kill give the same bytes, and damage ends with exit code 2."""
 
+import errno
+import json
 import os
 import resource
 import signal
@@ -46,11 +48,13 @@ def command(root: Path, recipe: Recipe, *overrides: str) -> list[str]:
 
 
 def test_training_reads_what_prepare_wrote(tmp_path: Path) -> None:
-    recipe = prepare_recipe(tmp_path, {"path": str(write_source(tmp_path / "a.jsonl", texts(60)))})
+    source = {"path": str(write_source(tmp_path / "a.jsonl", texts(60)))}
+    recipe = prepare_recipe(tmp_path, source, held_out_share=0.1)
     folder = prepare(recipe)
     assert folder == tmp_path / "run" / "prepare"
     assert "-------- document --------\n<s>document 0 </s>" in (folder / "preview.txt").read_text()
-    changes = {"data__train": str(folder), "data__held_out": str(folder), "train__max_steps": 2}
+    assert not [path for path in folder.iterdir() if path.suffix == ".held-out"]
+    changes = {"data__train": str(folder), "data__held_out": str(folder / "held_out.jsonl"), "train__max_steps": 2}
     assert train(tiny_recipe(tmp_path, **changes)).name == "checkpoint-2"
 
 
@@ -58,8 +62,9 @@ DEDUPE = {"exact_dedupe": True, "minhash_dedupe": True}
 
 
 @pytest.mark.parametrize("dedupe", [{}, DEDUPE], ids=["plain", "dedupe"])
-def test_any_worker_count_gives_the_same_bytes(tmp_path: Path, dedupe: dict[str, bool]) -> None:
+def test_any_worker_count_gives_the_same_bytes(tmp_path: Path, dedupe: dict[str, Any]) -> None:
     source = sources_of(many_files(tmp_path), max_tokens=1500)
+    dedupe = {**dedupe, "held_out_share": 0.2}
     one = folder_bytes(prepare(prepare_recipe(tmp_path, source, **dedupe)))
     recipe = prepare_recipe(tmp_path, source, **dedupe)
     write_recipe(tmp_path / "recipe.yaml", recipe)
@@ -123,6 +128,28 @@ def test_a_source_behind_a_url_gives_the_same_shards(tmp_path: Path) -> None:
     remote = folder_bytes(prepare(Recipe(**{**vars(recipe), "run": str(tmp_path / "remote")})))
     assert {name for name in local if local[name] != remote[name]} == {"manifest.json"}  # it names the files
     assert b"file://" in remote["manifest.json"]
+
+
+def test_a_file_system_without_hard_links_gets_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    recipe = prepare_recipe(tmp_path, {"path": str(write_source(tmp_path / "a.jsonl", texts(60)))}, held_out_share=0.1)
+    expected = folder_bytes(prepare(recipe))
+    monkeypatch.setattr(os, "link", refused)
+    assert folder_bytes(prepare(recipe, overwrite=True)) == expected
+    assert not (tmp_path / "run" / ".prepare").exists()
+
+
+def test_ids_behind_a_gap_in_the_vocabulary_are_the_tokenizers_own(tmp_path: Path) -> None:
+    recipe = prepare_recipe(tmp_path, {"path": str(write_source(tmp_path / "a.jsonl", texts(9)))})
+    path = tmp_path / "teacher" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["vocab"]["d"] = 300  # of 258 tokens
+    path.write_text(json.dumps(tokenizer))
+    folder = prepare(recipe)
+    assert json.loads((folder / "manifest.json").read_text())["largest_id"] == 300
+    assert "-------- document --------\n<s>document 0 </s>" in (folder / "preview.txt").read_text()
 
 
 def test_missing_benchmarks_are_found_before_work_starts(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from accelerate.utils import DistributedType
 
 from lrc.config import ObjectiveConfig, Recipe, load_recipe
+from lrc.data.assemble import HELD_OUT_ROWS
 from lrc.start_config import StartConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -29,6 +30,18 @@ def test_the_recipes_use_the_default_start_and_objective(name: str) -> None:
     recipe = load(name)
     assert recipe.start == StartConfig()
     assert recipe.objective == ObjectiveConfig()
+
+
+@pytest.mark.parametrize("name", BETTER)
+def test_what_the_recipes_train_on_is_what_they_prepare(name: str) -> None:
+    recipe = load(name)
+    assert recipe.data.train == f"{recipe.run}/prepare"
+    assert recipe.data.held_out == f"{recipe.run}/prepare/{HELD_OUT_ROWS}"
+    assert recipe.prepare.held_out_share > 0
+    train = recipe.train
+    tokens = train.batch_size * PROCESSES * recipe.data.sequence_length * train.max_steps
+    assert sum(source.max_tokens or 0 for source in recipe.prepare.sources) >= 0.97 * tokens
+    assert train.evaluate_steps == train.save_steps
 
 
 @pytest.mark.parametrize(
