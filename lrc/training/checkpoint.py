@@ -190,9 +190,13 @@ def write_failure(what: str, error: Exception) -> str:
 
 
 def _flush(path: Path) -> None:
+    """Bring a file or a folder's names down to the disk; some file systems can't do so for a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 

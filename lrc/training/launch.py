@@ -99,28 +99,6 @@ def trackers_need_folder(settings: TrainConfig) -> bool:
     return any(LOGGER_TYPE_TO_CLASS[name].requires_logging_directory for name in settings.trackers)
 
 
-def prepare_folder(folder: Path, recipe: Recipe, *, goes_on: bool, overwrite: bool) -> None:
-    """Make a run's folder and write the recipe into it; without `goes_on` empty it first.
-
-    Args:
-        folder: The verb's folder.
-        recipe: The run.
-        goes_on: The run goes on from a checkpoint.
-        overwrite: Checkpoints may be deleted.
-
-    Raises:
-        CheckpointError: The folder can't be written.
-    """
-    try:
-        if not goes_on and folder.exists():
-            assert overwrite or not checkpoints(folder)
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_recipe(folder / "recipe.yaml", recipe)
-    except OSError as error:
-        raise CheckpointError(f"The run folder {folder} can't be written: {error}.") from error
-
-
 def start_trackers(accelerator: Accelerator, settings: TrainConfig) -> None:
     """Open the recipe's trackers.
 

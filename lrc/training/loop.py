@@ -45,8 +45,8 @@ def run_loop(parts: LoopParts, state: RunState) -> Path:
     resumed_at, logged_tokens, logged_at = time.monotonic() - state.seconds, state.tokens, time.monotonic()
     state, last = _make_up(parts, state)
     while state.step < settings.max_steps:
-        enter_phase(parts, parts.phases.at(state.step, parts.pair.dense), state.step)
         batches, counts = _draw(parts, state, is_saved=state.step == start.step or last.name.endswith(f"-{state.step}"))
+        enter_phase(parts, parts.phases.at(state.step, parts.pair.dense), state.step)
         rate = learning_rate(settings, state.step)
         outcome = _optimiser_step(parts, batches, counts, interval, rate, state)
         if outcome.divergence is not None:
@@ -139,15 +139,10 @@ def _optimiser_step(
     """Accumulate the step's gradient, judge it, and move."""
     accelerator, settings, engine = parts.accelerator, parts.settings, parts.engine
     objective = torch.zeros((), device=accelerator.device)
-    for position, batch in enumerate(batches):
+    placed = [batch.to(accelerator.device) for batch in batches]  # before a forward pass keeps the device busy
+    for position, (batch, there) in enumerate(zip(batches, placed, strict=True)):
         with engine.micro_batch(is_last=position == len(batches) - 1):
-            losses = engine.model(
-                batch.input_ids.to(accelerator.device),
-                batch.labels.to(accelerator.device),
-                batch.valid.to(accelerator.device),
-                counts,
-                None if batch.positions is None else batch.positions.to(accelerator.device),
-            )
+            losses = engine.model(there.input_ids, there.labels, there.valid, counts, there.positions)
             engine.backward(losses.objective)
         objective += losses.objective.detach()
         interval.add(losses)

@@ -5,14 +5,20 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from lrc.config import TrainConfig
+from lrc.config import Recipe, TrainConfig, recipe_to_dict
 from lrc.data.blocks import BatchPlan
 from lrc.errors import CheckpointError, ConfigError
+from lrc.models.checkpoint import read_facts
+from lrc.models.dense import Dense, dense_of_facts
 from lrc.training.checkpoint import clear_drafts, read_checkpoint, read_state, write_failure
 from lrc.training.checkpoint_list import discard_after
 from lrc.training.engine import Engine
 from lrc.training.metrics import MetricsLog
+from lrc.training.phases import check_phase, plan_phases
 from lrc.training.run_state import RunState
+
+ORDERING = (("data", "train"), ("data", "sequence_length"), ("train", "seed"))
+"""What the order of the data follows from, beside the sequences of a step."""
 
 
 def plan_batches(
@@ -51,6 +57,43 @@ def plan_batches(
         num_ranks=ranks,
         rank=accelerator.process_index,
     )
+
+
+def check_resume(checkpoint: Path, recipe: Recipe, teacher_hash: str, note: Callable[[str], None]) -> Dense | None:
+    """Check that a checkpoint fits the run.
+
+    Args:
+        checkpoint: The one to go on from.
+        recipe: The run.
+        teacher_hash: Its teacher's.
+        note: Takes a line on each setting that gives the data another order from here on.
+
+    Returns:
+        What is free in it.
+
+    Raises:
+        CheckpointError: It has no facts, or another teacher's.
+        ConfigError: It holds another student, or a phase that the run has not.
+    """
+    facts = read_facts(checkpoint)
+    if facts is None:
+        raise CheckpointError(f"{checkpoint} has no lrc_config.json, so it can't be resumed.")
+    if facts["teacher_hash"] != teacher_hash:
+        raise CheckpointError(
+            f"{checkpoint} was trained with the teacher {facts['teacher']}, not with {recipe.teacher}. Name that one."
+        )
+    now = recipe_to_dict(recipe)
+    if facts["student"] != now["student"]:
+        raise ConfigError(
+            f"{checkpoint} holds another student, {facts['student']}, than the recipe asks for, {now['student']}."
+        )
+    for section, key in ORDERING:
+        before, value = facts["recipe"].get(section, {}).get(key), now[section][key]
+        if before not in (None, value):
+            note(f"note: {section}.{key} was {before} and is {value}: from here on the data come in another order")
+    phase = dense_of_facts(facts)
+    check_phase(phase, plan_phases(recipe), facts["step"], origin=str(checkpoint))
+    return phase
 
 
 def resume_from(checkpoint: Path, engine: Engine, log: MetricsLog) -> RunState:

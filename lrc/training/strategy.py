@@ -24,8 +24,8 @@ from lrc.training.launch_environment import is_true, num_launched
 ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 SHARING = ("fsdp2", "zero3")
 """Strategies that share the weights out, the teacher's too."""
-TIMEOUT_HOURS = 2
-"""How long ranks wait for each other: the first one calibrates and measures alone."""
+TIMEOUT_HOURS = 12
+"""How long ranks wait for each other: the first one calibrates and measures alone, for a 70 B teacher on the CPU."""
 
 
 def launched_strategy(environment: Mapping[str, str]) -> str | None:

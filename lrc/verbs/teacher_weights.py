@@ -64,6 +64,7 @@ def load_teacher(
     device: torch.device,
     say: Callable[[str], None],
     *,
+    dtype: torch.dtype | None = None,
     strategy: str = "ddp",
 ) -> nn.Module:
     """Load the teacher frozen onto a device, its matrices held as the recipe says.
@@ -75,10 +76,11 @@ def load_teacher(
         folder: The teacher's.
         device: Where it runs.
         say: Receives a line.
+        dtype: What it computes in, where ranks have agreed; None: as the recipe says.
         strategy: As `train.strategy`; FSDP2 moves a teacher that is too large for the device there part by part.
     """
     settings = recipe.teacher_weights
-    dtype = choose_dtype(recipe.train.compute_dtype, device)
+    dtype = choose_dtype(recipe.train.compute_dtype, device) if dtype is None else dtype
     trust = recipe.trust_remote_code
     line = f"teacher {recipe.teacher} on {device} in {dtype_name(dtype)}"
     waits = ", first in main memory: whole it would not fit beside its projections"

@@ -1,6 +1,7 @@
 """`lrc train`: everything that can be wrong is checked, then teacher, pair, start values and the loop."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,15 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from lrc.config import Recipe, recipe_to_dict
+from lrc.config import Recipe
 from lrc.data.blocks import Blocks, open_blocks, ordered_batches
-from lrc.errors import CheckpointError, ConfigError
+from lrc.errors import ConfigError
 from lrc.evaluation.held_out import AlsoMeasure, HeldOutText
 from lrc.method_config import method_objective
-from lrc.models.checkpoint import checkpoint_facts, read_facts, variant_of
+from lrc.models.checkpoint import checkpoint_facts, variant_of
 from lrc.models.compiled import compile_layers
-from lrc.models.compute import choose_device, keep_freed_memory
-from lrc.models.dense import FROM_SCRATCH, Dense, dense_of_facts, dense_to_facts
+from lrc.models.compute import choose_device, choose_dtype, keep_freed_memory
+from lrc.models.dense import FROM_SCRATCH, Dense, dense_to_facts
 from lrc.models.discovery import Architecture, discover
 from lrc.models.facts import logit_softcap
 from lrc.models.folder import resolve_folder, weights_hash
@@ -37,18 +38,19 @@ from lrc.training.launch import (
     end_training,
     make_accelerator,
     make_engine,
-    prepare_folder,
     start_trackers,
     trackers_need_folder,
 )
 from lrc.training.loop import run_loop
 from lrc.training.loop_parts import LoopParts
 from lrc.training.metrics import MetricsLog
-from lrc.training.phases import check_phase, check_strategy, plan_phases
+from lrc.training.phases import check_strategy, plan_phases
 from lrc.training.preemption import Preemption, preemption_signals
-from lrc.training.resume import plan_batches, resume_from
+from lrc.training.resume import check_resume, plan_batches, resume_from
+from lrc.training.run_folder import check_run_folder, only_run, prepare_folder
 from lrc.training.run_state import RunState
 from lrc.training.strategy import choose_strategy
+from lrc.training.together import by_first
 from lrc.verbs.kept_start import kept_or_new
 from lrc.verbs.progress import bar_on_terminal, say
 from lrc.verbs.sources import locate_data, locate_teacher
@@ -67,6 +69,8 @@ class _Inputs:
     held_out: list[tuple[Tensor, Tensor]]
     also_measure: AlsoMeasure | None = None
     keep_start: Path | None = None
+    hold: Callable[[], None] = lambda: None
+    """Called when there is something to write: keeps other runs out of the folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +120,8 @@ def train(
             return inputs.folder / f"checkpoint-{recipe.train.max_steps}"
         keep_freed_memory()
         inputs = replace(inputs, also_measure=also_measure, keep_start=keep_start)
-        return _train(recipe, inputs, preemption, resume=resume, overwrite=overwrite)
+        with only_run(inputs.folder) as hold:
+            return _train(recipe, replace(inputs, hold=hold), preemption, resume=resume, overwrite=overwrite)
 
 
 def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, resume: str | None, overwrite: bool) -> Path:
@@ -197,6 +202,7 @@ def _begin(
     if not goes_on:
         start = kept_or_new(inputs.keep_start, pair, lambda: fill(pair, teacher, recipe, place.calibration))
     prepare_folder(folder, recipe, goes_on=goes_on, overwrite=overwrite)
+    inputs.hold()
     if starts_later:
         start_trackers(accelerator, recipe.train)
     return start
@@ -204,7 +210,8 @@ def _begin(
 
 def _load_pair(recipe: Recipe, inputs: _Inputs, accelerator: Accelerator, strategy: str) -> tuple[nn.Module, PairModel]:
     tell = say if accelerator.is_main_process else lambda line: None
-    teacher = load_teacher(recipe, inputs.teacher_folder, accelerator.device, tell, strategy=strategy)
+    dtype = by_first(accelerator, lambda: choose_dtype(recipe.train.compute_dtype, accelerator.device))
+    teacher = load_teacher(recipe, inputs.teacher_folder, accelerator.device, tell, dtype=dtype, strategy=strategy)
     pair = PairModel(
         teacher,
         hidden_size=recipe.student.hidden_size,
@@ -231,6 +238,8 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
             f"{folder} already holds checkpoints. Go on with --resume auto, start anew with --overwrite, or name "
             "another run folder (run=...)."
         )
+    if resume in (None, "auto") and (overwrite or not checkpoints(folder)):
+        check_run_folder(folder, filter(None, (recipe.teacher, recipe.data.train, recipe.data.held_out)))
     device = choose_device(recipe.train.device)
     check_trackers(recipe.train)
     teacher_folder = resolve_folder(locate_teacher(recipe.teacher))
@@ -274,7 +283,7 @@ def _place(recipe: Recipe, inputs: _Inputs, found: Path | None) -> _Beginning:
         calibration = calibration_batches(recipe, inputs.blocks)
         return _Beginning(calibration=calibration, phase=plan_phases(recipe).at(0, None), resume=None)
     folder = inputs.folder
-    phase = _check_resume(found, recipe, inputs.teacher_hash)
+    phase = check_resume(found, recipe, inputs.teacher_hash, say)
     if found.resolve().parent != folder.resolve() and checkpoints(folder):
         raise ConfigError(
             f"{folder} already holds checkpoints of its own, so it can't go on from {found}. Name another run folder."
@@ -295,22 +304,3 @@ def _check_method(recipe: Recipe, config: Any, architecture: Architecture) -> No
         check_scratch(config, architecture, recipe.student.hidden_size, tied=tied)
     if recipe.method == "tiny_bert" and not {"all", MAP} & set(objective.without):
         check_attention_maps(config, architecture)
-
-
-def _check_resume(checkpoint: Path, recipe: Recipe, teacher_hash: str) -> Dense | None:
-    """Check that a checkpoint fits the run; returns what is free in it."""
-    facts = read_facts(checkpoint)
-    if facts is None:
-        raise CheckpointError(f"{checkpoint} has no lrc_config.json, so it can't be resumed.")
-    if facts["teacher_hash"] != teacher_hash:
-        raise CheckpointError(
-            f"{checkpoint} was trained with the teacher {facts['teacher']}, not with {recipe.teacher}. Name that one."
-        )
-    if facts["student"] != recipe_to_dict(recipe)["student"]:
-        raise ConfigError(
-            f"{checkpoint} holds another student, {facts['student']}, than the recipe asks for, "
-            f"{recipe_to_dict(recipe)['student']}."
-        )
-    phase = dense_of_facts(facts)
-    check_phase(phase, plan_phases(recipe), facts["step"], origin=str(checkpoint))
-    return phase

@@ -1,11 +1,13 @@
 """The start of `lrc train`: values from calibration text or from the student's own class, measured and written down."""
 
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lrc.config import Recipe
@@ -18,6 +20,7 @@ from lrc.models.scratch import fill_scratch
 from lrc.models.start import StartReport, fill_start
 from lrc.training.beside import write_beside
 from lrc.training.checkpoint import write_failure
+from lrc.training.launch_environment import num_launched
 from lrc.training.metrics import MetricsLog
 from lrc.verbs.progress import progress_lines, say
 
@@ -36,7 +39,7 @@ def fill(pair: PairModel, teacher: nn.Module, recipe: Recipe, calibration: list[
     Raises:
         ConfigError: The start can't follow this teacher.
     """
-    with ExitStack() as bars:
+    with ExitStack() as bars, all_cores(pair):
         shown: dict[str, Callable[[int, int], None]] = {}
 
         def progress(stage: str, done: int, total: int) -> None:
@@ -58,6 +61,24 @@ def fill(pair: PairModel, teacher: nn.Module, recipe: Recipe, calibration: list[
     return report
 
 
+@contextmanager
+def all_cores(pair: PairModel) -> Iterator[None]:
+    """Let one process that computes on the CPU, while the others of a GPU run wait for it, use every core.
+
+    Launchers of several processes give each of them one thread.
+    """
+    on_cpu = next(pair.parameters()).device.type == "cpu"
+    if not (on_cpu and torch.cuda.is_available() and num_launched(os.environ) > 1):
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def measure_start(
     pair: PairModel, report: StartReport, held_out: HeldOutText | None, log: MetricsLog, folder: Path
 ) -> None:
@@ -65,7 +86,8 @@ def measure_start(
     measured = None
     if held_out is not None:
         pair.eval()
-        measured = held_out.measure(0)
+        with all_cores(pair):
+            measured = held_out.measure(0)
         pair.train()
         log.write("held_out", {"step": 0, "tokens": 0, "seconds": 0.0, **measured})
     _write_start(folder / "start.json", report, measured)

@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -243,6 +245,39 @@ def test_a_failed_write_is_explained_and_leaves_every_checkpoint_whole(
     assert ("the disk is full" in str(caught.value)) == (reason == "the disk is full")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert names_in(tmp_path) == ["checkpoint-2", "checkpoint-3"]
+
+
+def refuse_to_flush(monkeypatch: pytest.MonkeyPatch, is_kind: Callable[[int], bool], code: int) -> None:
+    """Let fsync fail with `code` for what has a mode of a kind."""
+    flush = os.fsync
+
+    def refusing(descriptor: int) -> None:
+        if is_kind(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP], ids=["EINVAL", "ENOTSUP"])
+def test_a_file_system_that_flushes_no_folders_holds_checkpoints(
+    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_to_flush(monkeypatch, stat.S_ISDIR, code)
+    run = Run().step(1, 1)
+    folder = run.save(tmp_path, 1)
+    assert names_in(tmp_path) == ["checkpoint-1"]
+    assert_bit_equal(load_file(folder / "model.safetensors"), run.tensors())
+
+
+@pytest.mark.parametrize(("is_kind", "code"), [(stat.S_ISDIR, errno.EIO), (stat.S_ISREG, errno.EINVAL)])
+def test_other_failures_to_flush_are_told(
+    tmp_path: Path, is_kind: Callable[[int], bool], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_to_flush(monkeypatch, is_kind, code)
+    with pytest.raises(CheckpointError, match="can't be written"):
+        Run().step(1, 1).save(tmp_path, 1)
+    assert names_in(tmp_path) == []
 
 
 def test_a_kill_while_one_is_deleted_leaves_no_half_under_its_name(

@@ -73,6 +73,19 @@ def test_a_resumed_run_ends_bit_equal_and_converts(tmp_path: Path, method: str) 
     assert json.loads((out / "parity.json").read_text())["passed"]
 
 
+@pytest.mark.parametrize("objective", [{"without": ["all"]}, {"clone_weight": 0.0}], ids=["no terms", "no weight"])
+def test_tiny_bert_resumes_without_what_its_alignment_is_for(tmp_path: Path, objective: dict[str, Any]) -> None:
+    changes: dict[str, Any] = {"method": "tiny_bert", "objective": objective, "train__max_steps": 2}
+    whole = tiny_recipe(tmp_path, run=str(tmp_path / "whole"), train__save_steps=1, **changes)
+    train(whole)
+    again = tiny_recipe(tmp_path, run=str(tmp_path / "again"), train__save_steps=1, **changes)
+    shutil.copytree(checkpoint(whole, 1), checkpoint(again, 1))
+    train(again, resume="auto")
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (checkpoint(whole, 2) / name).read_bytes() == (checkpoint(again, 2) / name).read_bytes()
+    assert ALIGNMENT not in load_file(checkpoint(whole, 2) / "model.safetensors")
+
+
 def test_tiny_bert_lowers_its_loss(tmp_path: Path) -> None:
     train(tiny_recipe(tmp_path, method="tiny_bert", train__max_steps=12, train__learning_rate=3e-3, train__log_steps=1))
     lines = [json.loads(line) for line in (tmp_path / "run" / "train" / "metrics.jsonl").read_text().splitlines()]

@@ -227,3 +227,20 @@ def test_a_bad_row_on_one_of_two_ranks_ends_both_with_their_steps_saved(tmp_path
     assert sum(f"train.jsonl:{line}: " in text for text in said) == 1
     assert sum("Another process has met a row" in text for text in said) == 1
     assert (tmp_path / "run" / "train" / "checkpoint-3" / "model.safetensors").is_file()
+
+
+def test_a_bad_row_at_a_phases_first_step_leaves_a_checkpoint_to_go_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrc.data.blocks.INDEXED_BYTES", 1)
+    recipe, line, whole = with_a_bad_row(tmp_path, phases__dense_share=0.5)
+    with pytest.raises(DataError, match=rf"train\.jsonl:{line}: .* The 3 steps before it are saved"):
+        train(recipe)
+    data = tmp_path / "train.jsonl"
+    lines = data.read_text().splitlines()
+    lines[line - 1] = whole
+    data.write_text("\n".join(lines) + "\n")
+    found = load_file(train(recipe, resume="auto") / "model.safetensors")
+    expected = load_file(train(replace(recipe, run=str(tmp_path / "uninterrupted"))) / "model.safetensors")
+    assert any(name.startswith("dense.") for name in found)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())

@@ -1,6 +1,8 @@
 """`lrc train`: the start that it measures and writes down, and runs that are begun anew, gone on with or finished."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +15,11 @@ from torch.nn.functional import cross_entropy, kl_div
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from lrc.config import load_recipe
+from lrc.config import Recipe, load_recipe
 from lrc.errors import CheckpointError, ConfigError, DataError
 from lrc.models.checkpoint import versions
 from lrc.training.checkpoint_list import find_resume
+from lrc.training.run_folder import only_run
 from lrc.verbs.convert import convert
 from lrc.verbs.train import train
 from tests.tiny import tiny_recipe, write_rows
@@ -155,6 +158,7 @@ def test_beginning_anew_leaves_nothing_of_an_earlier_try(tmp_path: Path, overwri
     recipe = tiny_recipe(tmp_path, start__method="random", train__max_steps=2)
     folder = tmp_path / "run" / "train"
     (folder / ".checkpoint-8.partial").mkdir(parents=True)
+    (folder / "recipe.yaml").write_text("an earlier try")
     (folder / "metrics.jsonl").write_text('{"kind": "train", "step": 7}\n')
     if overwrite:
         (folder / "checkpoint-8").mkdir()
@@ -304,3 +308,56 @@ def test_a_finished_checkpoint_of_another_run_ends_with_a_checkpoint_here(tmp_pa
     first = train(tiny_recipe(tmp_path, start__method="random", train__max_steps=2))
     other = tiny_recipe(tmp_path, start__method="random", train__max_steps=2, run=str(tmp_path / "other"))
     assert (train(other, resume=str(first)) / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_data_in_the_runs_own_folder_are_never_deleted(tmp_path: Path, resume: str | None) -> None:
+    recipe = tiny_recipe(tmp_path, start__method="random", train__max_steps=1)
+    place = tmp_path / "run" / "train"
+    place.mkdir(parents=True)
+    (tmp_path / "train.jsonl").rename(place / "part.jsonl")
+    before = files_below(tmp_path)
+    for data in (str(place), str(place / "*.jsonl"), str(tmp_path / "held_out.jsonl")):
+        for overwrite in (False, resume is None):
+            with pytest.raises(ConfigError, match=r"Name another run folder \(run=\.\.\.\)"):
+                train(replace_data(recipe, data), resume=resume, overwrite=overwrite)
+    assert files_below(tmp_path) == before
+
+
+def replace_data(recipe: Recipe, train_data: str) -> Recipe:
+    return replace(recipe, data=replace(recipe.data, train=train_data))
+
+
+def test_a_run_that_is_still_training_is_not_deleted(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, start__method="random", train__max_steps=1)
+    with only_run(tmp_path / "run" / "train") as hold:
+        (tmp_path / "run").mkdir()
+        hold()
+        with pytest.raises(CheckpointError, match="Another run writes to"):
+            train(recipe)
+    assert train(recipe).name == "checkpoint-1"
+
+
+def test_what_changes_the_order_of_the_data_is_said_on_resuming(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes: dict[str, Any] = {"start__method": "random", "data__held_out": None}
+    train(tiny_recipe(tmp_path, train__max_steps=1, **changes))
+    train(tiny_recipe(tmp_path, train__max_steps=2, **changes), resume="auto")
+    assert "another order" not in capsys.readouterr().err
+    train(tiny_recipe(tmp_path, train__max_steps=3, train__seed=7, **changes), resume="auto")
+    assert "note: train.seed was 0 and is 7: from here on the data come in another order" in capsys.readouterr().err
+
+
+def test_the_compute_dtype_is_the_first_processs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(tmp_path, start__method="random", train__max_steps=1, train__compute_dtype="auto")
+    agreed: list[torch.dtype] = []
+
+    def tell(accelerator: Accelerator, action: Callable[[], torch.dtype]) -> torch.dtype:
+        agreed.append(action())
+        return torch.float32
+
+    monkeypatch.setattr("lrc.verbs.train.by_first", tell)
+    monkeypatch.setattr("lrc.models.compute._product_seconds", lambda dtype: float(dtype != torch.bfloat16))
+    train(recipe)
+    assert agreed == [torch.bfloat16]

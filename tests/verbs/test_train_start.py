@@ -1,18 +1,21 @@
 """What a start reads: full blocks from the front of the data, nothing where nothing is calibrated."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lrc.config import Recipe
 from lrc.data.blocks import Blocks, open_blocks
 from lrc.errors import DataError
 from lrc.models.teacher import load_tokenizer
 from lrc.verbs.train import train
-from lrc.verbs.train_start import CALIBRATION_BATCH, calibration_batches
-from tests.tiny import tiny_recipe
+from lrc.verbs.train_start import CALIBRATION_BATCH, all_cores, calibration_batches
+from tests.models.test_pair import make_pair
+from tests.tiny import tiny_recipe, tiny_teacher
 
 
 def blocks_of(recipe: Recipe) -> Blocks:
@@ -45,3 +48,20 @@ def test_a_start_from_scratch_is_measured_and_written_down(tmp_path: Path) -> No
     assert (start["method"], start["calibration_tokens"]) == ("scratch", 0)
     assert start["held_out"]["kl"] > 0
     assert len(start["effective_rank"]) == 2
+
+
+@pytest.mark.parametrize(("launched", "has_gpu"), [("1", True), ("8", False), ("8", True)])
+def test_a_start_on_the_cpu_beside_gpus_uses_every_core(
+    launched: str, has_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, cores, before = make_pair(tiny_teacher("llama"), 16), os.sched_getaffinity(0), torch.get_num_threads()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setenv("WORLD_SIZE", launched)
+    try:
+        torch.set_num_threads(1)
+        with all_cores(pair):
+            found = torch.get_num_threads()
+        assert found == (len(cores) if has_gpu and launched == "8" else 1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,112 @@
+"""A run's folder `RUN/train`: who may write to it, and what is deleted before a run begins anew."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from lrc.config import Recipe
+from lrc.errors import CheckpointError, ConfigError
+from lrc.training.checkpoint_list import checkpoints
+from lrc.training.launch import write_recipe
+from lrc.training.launch_environment import launched_rank
+
+RECIPE = "recipe.yaml"
+"""The first file that a run writes into its folder; so a folder without it is nobody's run."""
+LOCK = ".train.lock"
+"""In `RUN`, beside the folder, which may be deleted while it is held."""
+
+
+def check_run_folder(folder: Path, inputs: Iterable[str]) -> None:
+    """Check that a run that begins anew deletes nothing but an earlier run.
+
+    Args:
+        folder: The verb's folder.
+        inputs: Paths that the run reads, globs too; names of something else do no harm.
+
+    Raises:
+        ConfigError: An input lies in the folder, or files that no run has written.
+    """
+    place = folder.resolve()
+    for name in inputs:
+        path = Path(name).resolve()
+        if place in (path, *path.parents):
+            raise ConfigError(
+                f"{folder} is where the run is written, and emptied first, but {name} lies in it. Name another run "
+                "folder (run=...)."
+            )
+    if not folder.is_dir() or (folder / RECIPE).is_file():
+        return
+    strangers = [entry.name for entry in folder.iterdir() if not entry.name.lstrip(".").startswith("checkpoint-")]
+    if strangers:
+        raise ConfigError(
+            f"{folder} holds {min(strangers)} but no {RECIPE}, so it is no run's folder, and a run would empty it. "
+            "Name another run folder (run=...)."
+        )
+
+
+def prepare_folder(folder: Path, recipe: Recipe, *, goes_on: bool, overwrite: bool) -> None:
+    """Make a run's folder and write the recipe into it; without `goes_on` empty it first.
+
+    Args:
+        folder: The verb's folder; `check_run_folder` has seen it.
+        recipe: The run.
+        goes_on: The run goes on from a checkpoint.
+        overwrite: Checkpoints may be deleted.
+
+    Raises:
+        CheckpointError: The folder can't be written.
+    """
+    try:
+        if not goes_on and folder.exists():
+            assert overwrite or not checkpoints(folder)
+            _empty(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_recipe(folder / RECIPE, recipe)
+    except OSError as error:
+        raise CheckpointError(f"The run folder {folder} can't be written: {error}.") from error
+
+
+def _empty(folder: Path) -> None:
+    """Delete what a folder holds, its recipe last: until then it is known as a run's. The folder may be a link."""
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == RECIPE):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+@contextmanager
+def only_run(folder: Path) -> Iterator[Callable[[], None]]:
+    """Let no second run write to a folder while the context is open; where files can't be locked, nothing is done.
+
+    The first of a run's processes holds the lock for all. It makes the lock's file when it is told to, by what the
+    context gives, once there is something to write; a file that is there is locked at once.
+
+    Raises:
+        CheckpointError: Another run writes to the folder; from what the context gives, too.
+    """
+    path = folder.parent / LOCK
+    lock = FileLock(path)
+
+    def hold() -> None:
+        if lock.is_locked or launched_rank(os.environ) > 0:
+            return
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise CheckpointError(
+                f"Another run writes to {folder}. Wait until it has ended, or name another run folder (run=...)."
+            ) from error
+        except (OSError, NotImplementedError):  # what is wrong with the folder is said when it is written
+            return
+
+    if path.exists():
+        hold()
+    try:
+        yield hold
+    finally:
+        lock.release()
