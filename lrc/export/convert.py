@@ -148,7 +148,7 @@ def _choose(
         if student is None or teacher is None:
             raise ConfigError(
                 f"{folder} has no lrc_config.json (a checkpoint of the original code?), so teacher, hidden size and "
-                "the attention, ffn and tie settings must be given."
+                "the attention, ffn and tie settings must be given: convert_ckpt.py has flags for them."
             )
         return teacher, student
     stored = StudentConfig(**facts["student"])
@@ -225,7 +225,8 @@ def write_student(
             for first, last in row_chunks(len(tensor), source.architecture.hidden_size):
                 tensor[first:last] = merged_rows(source, teacher, name, first, last)
         else:
-            tensor = merged_tensor(source, teacher, name).to(stored).contiguous()
+            written = exported_dtype(source, teacher, name, stored)
+            tensor = merged_tensor(source, teacher, name).to(written).contiguous()
         progress(next(done), len(source.plan.names))
         return tensor
 
@@ -263,6 +264,18 @@ def stored_name(source: Source, tensors: TeacherTensors, name: str) -> str:
     return name if name in tensors else source.architecture.embedding
 
 
+def exported_dtype(source: Source, teacher: TeacherTensors, name: str, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of one tensor of a student that is exported in `dtype`.
+
+    An inherited one keeps its own where `dtype` is the teacher's, whose files may hold some in float32 among others in
+    bfloat16 (the correction of DeepSeek-V3's router), and everywhere if it holds no floats.
+    """
+    if name not in source.plan.inherited:
+        return dtype
+    own = teacher.read(stored_name(source, teacher, name)).dtype  # a file's values are mapped, not read
+    return own if dtype == teacher.dtype() or not own.is_floating_point else dtype
+
+
 def row_chunks(rows: int, width: int) -> Iterator[tuple[int, int]]:
     """Cut a tensor's rows of `width` values into runs of at most `CHUNK_BYTES` in float32."""
     height = max(1, CHUNK_BYTES // (4 * width))
@@ -277,4 +290,4 @@ def _student_meta(source: Source, teacher: ModelTensors, name: str, dtype: torch
         shape[source.plan.merges[name][1]] = source.student.hidden_size
     elif name in source.plan.gains:
         shape = [source.student.hidden_size]
-    return torch.empty(shape, dtype=dtype, device="meta")
+    return torch.empty(shape, dtype=exported_dtype(source, teacher, name, dtype), device="meta")

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from lrc.config import ObjectiveConfig
 from lrc.errors import NumericsError
-from lrc.export.convert import Source, merged_tensor
+from lrc.export.convert import Source, exported_dtype, merged_tensor
 from lrc.export.streamed_parity import is_streamed, streamed_factored_logits, streamed_student_logits
 from lrc.models.checkpoint import variant_of
 from lrc.models.compute import dtype_name
@@ -122,7 +122,7 @@ def _merged_logits(source: Source, ids: Tensor, exported: torch.dtype) -> tuple[
         weights[name].copy_(merged_tensor(source, tensors, name))
     exact: Tensor = model(input_ids=ids).logits
     for name in source.plan.names:
-        weights[name].copy_(weights[name].to(exported))
+        weights[name].copy_(weights[name].to(exported_dtype(source, tensors, name, exported)))
     return exact, model(input_ids=ids).logits
 
 

@@ -27,6 +27,8 @@ COPIED = (
     "chat_template.jinja",
     "chat_template.json",
 )
+TERMS = ("LICENSE*", "NOTICE*", "USE_POLICY*")
+"""What binds a student as it does its teacher; many licences ask that their text goes with the weights."""
 LAYERED_ROPE = ("gemma3_text", "olmo3")
 """Model types whose sliding and full layers turn differently, and that transformers 4 knew how to say so."""
 
@@ -123,7 +125,8 @@ def write_shards(
 
 
 def copy_companions(source: Path, folder: Path) -> None:
-    """Copy tokenizer, chat template and generation config, whichever there are."""
-    for file_name in COPIED:
-        if (source / file_name).is_file():
-            shutil.copyfile(source / file_name, folder / file_name)
+    """Copy tokenizer, chat template, generation config and the texts of licences, whichever there are."""
+    for pattern in (*COPIED, *TERMS):
+        for path in source.glob(pattern):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from lrc.clone.head import softcapped
 from lrc.config import ObjectiveConfig
-from lrc.export.convert import Source, merged_rows, merged_tensor, row_chunks, stored_name
+from lrc.export.convert import Source, exported_dtype, merged_rows, merged_tensor, row_chunks, stored_name
 from lrc.export.teacher_tensors import TeacherTensors
 from lrc.models.checkpoint import variant_of
 from lrc.models.folder import ModelTensors
@@ -112,7 +112,8 @@ def streamed_student_logits(
         `[batch, seq, vocabulary]` float32 each.
     """
     model = hollow_model(source.config, trust_remote_code=source.trust_remote_code)
-    architecture, read_merged, stored = source.architecture, _merged_reader(source), ModelTensors(draft)
+    teacher, stored, architecture = source.open_teacher(), ModelTensors(draft), source.architecture
+    read_merged = _merged_reader(source, teacher)
     missing = set(dict(model.named_parameters())) - {*source.plan.names, architecture.head}
     assert not missing, missing
 
@@ -122,13 +123,14 @@ def streamed_student_logits(
         tensors = {name: tensor for name, tensor in tensors.items() if name in {*source.plan.names, architecture.head}}
         hollow = {name: tensor.data for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
-            tensor.data = read_merged(name, rows, len(tensor)).float()
-        yield
-        for tensor in tensors.values():
-            tensor.data = tensor.data.to(exported).float()
+            tensor.data = read_merged(name, rows, len(tensor)).to(tensor.dtype)
         yield
         for name, tensor in tensors.items():
-            tensor.data = _read(stored, stored_name(source, stored, name), rows, len(hollow[name])).float()
+            tensor.data = tensor.data.to(exported_dtype(source, teacher, name, exported)).to(tensor.dtype)
+        yield
+        for name, tensor in tensors.items():
+            kept = _read(stored, stored_name(source, stored, name), rows, len(hollow[name]))
+            tensor.data = kept.to(tensor.dtype)
         yield
         for name, tensor in tensors.items():
             tensor.data = hollow[name]
@@ -177,9 +179,9 @@ def _head_in_thirds(
     return torch.cat(found, -1)
 
 
-def _merged_reader(source: Source) -> Callable[[str, Rows | None, int], Tensor]:
+def _merged_reader(source: Source, teacher: TeacherTensors) -> Callable[[str, Rows | None, int], Tensor]:
     """Return what reads merged tensors of the student as `_read` reads stored ones."""
-    teacher, names = source.open_teacher(), set(source.plan.names)
+    names = set(source.plan.names)
 
     def read(name: str, rows: Rows | None, size: int) -> Tensor:
         name = name if name in names else source.architecture.embedding  # the head of a tied student

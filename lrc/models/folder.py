@@ -48,8 +48,9 @@ def resolve_folder(source: str) -> Path:
     if not folder.is_dir():
         try:
             weights_and_words = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-            licence = ["README.md", "LICENSE*"]  # for the student's model card
-            folder = Path(snapshot_download(source, allow_patterns=[*weights_and_words, *licence]))
+            terms = ["README.md", "LICENSE*", "NOTICE*", "USE_POLICY*"]  # for the student's folder and model card
+            code = ["*.py"]  # imported with trust_remote_code alone
+            folder = Path(snapshot_download(source, allow_patterns=[*weights_and_words, *terms, *code]))
         except Exception as error:  # hub errors have no common base
             raise CheckpointError(f"{source} can't be fetched from the hub: {error}") from error
     if not has_weights(folder):

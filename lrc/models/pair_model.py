@@ -20,7 +20,7 @@ from lrc.models.pair_head import PairHead, with_one
 from lrc.models.part import Pieces, ProjectedPart, part_plan
 from lrc.models.student import empty_student, student_config
 from lrc.models.terms import measured_terms
-from lrc.models.tiny_bert import ALIGNMENT, MAP, attention_module
+from lrc.models.tiny_bert import ALIGNMENT, HIDDEN, MAP, attention_module, zero_alignment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,14 +88,15 @@ class PairModel(nn.Module):
         self.softcap = logit_softcap(config)
         self.has_liger_head = False
         """Whether Liger computes the KL where it is trained (`liger_head.takes_liger`)."""
-        self.term_names = measured_terms(self.architecture, variant, objective, method)
+        names = measured_terms(self.architecture, variant, objective, method)
+        self.term_names = tuple(name for name in names if name != HIDDEN or objective.clone_weight > 0)
         self.lockstep = Lockstep()
         self.alignment: nn.Parameter | None = None
         if method == "tiny_bert":
             teacher.set_attn_implementation("eager")  # type: ignore[operator]  # else no layer hands its maps out
             self.student_config._attn_implementation = "eager"
-            device = next(teacher.parameters()).device
-            self.alignment = nn.Parameter(torch.zeros(hidden_size, self.architecture.hidden_size, device=device))
+        if HIDDEN in self.term_names:  # what nothing trains has no place among the trained tensors
+            self.alignment = zero_alignment(hidden_size, config.hidden_size, next(teacher.parameters()).device)
         self.base, self.head = self._assemble(teacher, hidden_size)
 
     def _assemble(self, teacher: nn.Module, hidden_size: int) -> tuple[nn.Module, PairHead]:

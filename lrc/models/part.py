@@ -97,7 +97,7 @@ class ProjectedPart(nn.Module):
         return self._twin[0]
 
     def projection(self, name: str, dtype: torch.dtype) -> Tensor:
-        """Return the projection `name`, `[d_T, d_S]`, in the compute dtype."""
+        """Return the projection `name`, `[d_T, d_S]`, in the dtype that it is used in."""
         result: Tensor = self.projections[_key(name)].to(dtype)
         return result
 
@@ -107,9 +107,12 @@ class ProjectedPart(nn.Module):
         return found
 
     def student_tensors(self) -> dict[str, Tensor]:
-        """Evaluate every tensor of the twin: merged, trained or inherited; names relative to the part."""
+        """Evaluate every tensor of the twin: merged, trained or inherited; names relative to the part.
+
+        Each is in the dtype of the teacher's, which may be float32 among others (a router's).
+        """
         teacher = dict(self.teacher.named_parameters())
-        dtype = self.compute_dtype
+        dtypes = {name: value.dtype for name, value in self._teacher_tensors().items()}
         merged = self.merged_tensors() if self.formed is None else self.formed
         theirs = {name: value for name, value in self.teacher.named_buffers() if name in self._stored_buffers}
         tensors: dict[str, Tensor] = dict(self.twin.named_buffers()) | theirs
@@ -117,47 +120,58 @@ class ProjectedPart(nn.Module):
             if name in merged:
                 tensors[name] = merged[name]
                 if name in self.plan.dense:
-                    tensors[name] = tensors[name] + self.dense[_key(name)].to(dtype)
+                    tensors[name] = tensors[name] + self.dense[_key(name)].to(dtypes[name])
             elif name in self.plan.gains:
-                tensors[name] = self.gains[_key(name)].to(dtype)
+                tensors[name] = self.gains[_key(name)].to(dtypes[name])
             elif name in self.plan.dense:
-                tensors[name] = self.dense[_key(name)].to(dtype)
+                tensors[name] = self.dense[_key(name)].to(dtypes[name])
             else:
                 tensors[name] = teacher[name]
         return tensors
 
     def merged_tensors(self) -> dict[str, Tensor]:
-        """Merge every tensor of the twin that is merged; names relative to the part."""
-        teacher = dict(self.teacher.named_parameters())
-        dtype = self.compute_dtype
-        projections = {name: self.projection(name, dtype) for name in self.plan.projections}
+        """Merge every tensor of the twin that is merged, in its own dtype; names relative to the part."""
+        teacher = self._teacher_tensors()
         wanted = {name for name, _ in self.twin.named_parameters()} & self.plan.merges.keys()
-        return {
-            name: merge_held(self._held[name], projections[projection], axis)
-            if name in self._held
-            else merge(teacher[name], projections[projection], axis)
-            for name, (projection, axis) in self.plan.merges.items()
-            if name in wanted
-        }
+        projections: dict[tuple[str, torch.dtype], Tensor] = {}
+        merged: dict[str, Tensor] = {}
+        for name, (projection, axis) in self.plan.merges.items():
+            if name not in wanted:
+                continue
+            weight = teacher[name]
+            key = projection, weight.dtype
+            if key not in projections:
+                projections[key] = self.projection(projection, weight.dtype)
+            if isinstance(weight, HeldWeight):
+                merged[name] = merge_held(weight, projections[key], axis)
+            else:
+                merged[name] = merge(weight, projections[key], axis)
+        return merged
 
     def merged_apart(self) -> dict[str, Tensor]:
         """Merge outside of the part's forward; a strategy that shards the part gathers it for this call."""
         return self.merged_tensors()
 
-    def _teacher_tensors(self) -> list[Tensor | HeldWeight]:
-        """The teacher's weights, held ones first: their pieces may be parameters, of the format's dtypes.
+    def _teacher_tensors(self) -> dict[str, Tensor | HeldWeight]:
+        """The teacher's weights by name, held ones first: their pieces may be parameters, of the format's dtypes.
 
         None for a norm without a gain.
         """
-        return [*self._held.values(), *self.teacher.parameters()]
+        return {**self._held, **dict(self.teacher.named_parameters())}
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The dtype of the part's forward: the teacher's."""
-        return next((tensor.dtype for tensor in self._teacher_tensors()), torch.float32)
+        """The dtype of the part's forward: the teacher's, of what is projected the narrowest.
+
+        A family may keep some matrices in float32, but none in less than the others.
+        """
+        teacher = self._teacher_tensors()
+        projected = [teacher[name].dtype for name in self.plan.merges if name in teacher]
+        first = next((tensor.dtype for tensor in teacher.values()), torch.float32)
+        return min(projected, key=lambda dtype: dtype.itemsize, default=first)
 
     def _device(self) -> torch.device | None:
-        return next((tensor.device for tensor in self._teacher_tensors()), None)
+        return next((tensor.device for tensor in self._teacher_tensors().values()), None)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """List the trained tensors by their checkpoint names."""

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrc.errors import ConfigError
 from lrc.models.discovery import Architecture
@@ -23,6 +23,11 @@ LENGTH = 6
 """Tokens of the check."""
 
 
+def zero_alignment(d_student: int, d_teacher: int, device: torch.device) -> nn.Parameter:
+    """Make the alignment, `[d_S, d_T]` float32, zero until it is drawn."""
+    return nn.Parameter(torch.zeros(d_student, d_teacher, device=device))
+
+
 def draw_alignment(d_student: int, d_teacher: int, generator: torch.Generator) -> Tensor:
     """Draw the alignment's start, `[d_S, d_T]`: uniform within `1 / sqrt(d_S)`, as torch starts a linear layer."""
     return (2 * torch.rand(d_student, d_teacher, generator=generator) - 1) / math.sqrt(d_student)
@@ -35,9 +40,17 @@ def attention_module(architecture: Architecture, layer: int) -> str | None:
 
 
 def map_rows(output: Any) -> Tensor:
-    """Return attention probabilities as one row of features a query, `[batch, seq, heads * keys]`."""
+    """Return attention probabilities as one row of features a query, `[batch, seq, heads * keys]`.
+
+    Those of query `t`, counted from 1, are times `sqrt(keys / t)`: a row's mean square is that over the `t` keys up to
+    the query, which alone have a probability, however far the batch is padded. Scaled in float32 (float64 for float64
+    maps), returned in the maps' dtype.
+    """
     maps: Tensor = output[1]
-    return maps.transpose(1, 2).flatten(2)
+    keys, exact = maps.shape[-1], torch.promote_types(maps.dtype, torch.float32)
+    reach = torch.arange(1, keys + 1, device=maps.device, dtype=exact)[:, None]
+    scaled = (maps * (keys / reach).sqrt()).to(maps.dtype)
+    return scaled.transpose(1, 2).flatten(2)
 
 
 @torch.no_grad()

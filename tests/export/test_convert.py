@@ -13,11 +13,16 @@ from transformers import AutoModelForCausalLM
 
 from lrc.config import StudentConfig
 from lrc.errors import CheckpointError, ConfigError, NumericsError
+from lrc.export import parity
+from lrc.export.convert import read_source, write_student
+from lrc.export.parity import check_parity
 from lrc.models.folder import ModelTensors
+from lrc.models.tiny import random_model
 from lrc.verbs.convert import convert
 from lrc.verbs.train import train
+from tests.models.family_configs import FAMILY_CONFIGS
 from tests.models.tiny_configs import FAMILIES
-from tests.tiny import teacher_folder, tiny_recipe, write_rows
+from tests.tiny import save_tokenizer, teacher_folder, tiny_recipe, write_rows
 
 
 def trained(root: Path, family: str = "llama", *, tied: bool = False, student: dict[str, object] | None = None) -> Path:
@@ -78,6 +83,71 @@ def test_bfloat16_export_passes_within_its_tolerance(tmp_path: Path) -> None:
     assert 0 < parity["rounding"] < parity["rounding_tolerance"]
     assert parity["after_reload"]["relative_difference"] < 1e-5
     assert parity["in_memory"]["relative_difference"] < 1e-5
+
+
+def round_all_but(folder: Path, kept: str) -> dict[str, torch.Tensor]:
+    """Store a teacher in bfloat16, tensors with `kept` in their name in float32; returns these."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file(
+        {name: tensor if kept in name else tensor.to(torch.bfloat16) for name, tensor in tensors.items()},
+        path,
+        metadata={"format": "pt"},
+    )
+    return {name: tensor for name, tensor in tensors.items() if kept in name}
+
+
+def trained_a_step(root: Path) -> Path:
+    write_rows(root / "train.jsonl")
+    return train(tiny_recipe(root, train__max_steps=1, data__held_out=None))
+
+
+@pytest.mark.parametrize("whole_bytes", [2**30, 0], ids=["whole", "streamed"])
+def test_an_inherited_tensor_keeps_the_dtype_that_the_teacher_stores_it_in(
+    tmp_path: Path, whole_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "WHOLE_BYTES", whole_bytes)
+    path = teacher_folder(tmp_path / "teacher", "qwen3") / "model.safetensors"
+    tensors = load_file(path)
+    # large, and as far from bfloat16's numbers as can be, so that rounding it shows in the logits
+    sharp = {name: torch.full_like(value, 4 + 2**-6) for name, value in tensors.items() if "q_norm" in name}
+    save_file(tensors | sharp, path, metadata={"format": "pt"})
+    kept = round_all_but(tmp_path / "teacher", "q_norm")
+    assert len(kept) == 2
+    checkpoint = trained_a_step(tmp_path)
+    out = convert(checkpoint, tmp_path / "out")
+    found = load_file(out / "model.safetensors")
+    assert {name for name, tensor in found.items() if tensor.dtype != torch.bfloat16} == set(kept)
+    assert all(torch.equal(found[name], tensor) for name, tensor in kept.items())
+    facts = json.loads((out / "parity.json").read_text())
+    assert (facts["dtype"], facts["passed"]) == ("bfloat16", True)
+    assert facts["after_reload"]["relative_difference"] < 1e-5
+    rounded = {name: tensor.to(torch.bfloat16) for name, tensor in found.items()}
+    save_file(rounded, out / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NumericsError, match="Nothing was published"):
+        check_parity(read_source(checkpoint, teacher=None, student=None), out)
+    half = load_file(convert(checkpoint, tmp_path / "half", dtype="float16") / "model.safetensors")
+    assert {tensor.dtype for tensor in half.values()} == {torch.float16}
+
+
+@pytest.mark.filterwarnings("ignore:The explicitly set RoPE scaling factor")
+def test_an_inherited_buffer_keeps_its_dtype_where_transformers_writes_the_files(tmp_path: Path) -> None:
+    random_model(FAMILY_CONFIGS["deepseek_v3"]()).save_pretrained(tmp_path / "teacher")
+    save_tokenizer(tmp_path / "teacher")
+    kept = round_all_but(tmp_path / "teacher", "e_score_correction_bias")
+    assert len(kept) == 2
+    source = read_source(trained_a_step(tmp_path), teacher=None, student=None)
+    assert source.renamed
+    draft = tmp_path / "draft"
+    draft.mkdir()
+    write_student(source, draft, dtype="teacher", max_shard_bytes=2**30)
+    found = load_file(draft / "model.safetensors")
+    assert {name for name, tensor in found.items() if tensor.dtype != torch.bfloat16} == set(kept)
+    assert all(torch.equal(found[name], tensor) for name, tensor in kept.items())
+    ids = torch.arange(4, 48)[None]
+    with torch.no_grad():
+        _, rounded = parity._merged_logits(source, ids, torch.bfloat16)
+        torch.testing.assert_close(parity._reloaded_logits(source, ids, draft), rounded, rtol=0, atol=1e-5)
 
 
 def test_a_mismatch_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,11 +106,12 @@ def test_shards_hold_every_tensor_and_one_file_at_a_time_is_made(tmp_path: Path)
         assert load_file(tmp_path / file_name)[name].eq(float(name[1:])).all()
 
 
-def test_companions_are_copied_and_weights_are_not(tmp_path: Path) -> None:
+def test_companions_and_terms_are_copied_and_weights_are_not(tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
     out.mkdir()
-    for name in ("tokenizer.json", "chat_template.jinja", "model.safetensors", "parity.json"):
+    terms = ["LICENSE.txt", "NOTICE", "USE_POLICY.md"]
+    for name in ("tokenizer.json", "chat_template.jinja", "model.safetensors", "parity.json", "README.md", *terms):
         (source / name).write_text(name)
     copy_companions(source, out)
-    assert sorted(path.name for path in out.iterdir()) == ["chat_template.jinja", "tokenizer.json"]
+    assert sorted(path.name for path in out.iterdir()) == [*terms, "chat_template.jinja", "tokenizer.json"]

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
+from lrc.clone.merge import merge
 from lrc.clone.sites import Variant, site_of
 from lrc.models.discovery import discover
-from lrc.models.part import part_plan
+from lrc.models.part import ProjectedPart, part_plan
 from tests.models.family_configs import FAMILY_CONFIGS
 from tests.models.stock_student import stock_student
 from tests.models.test_pair import VARIANTS, fill_random, make_pair
@@ -69,6 +70,47 @@ def test_masters_are_float32_under_a_bfloat16_teacher_and_get_float32_gradients(
         master = layer.parameter(name)
         assert master.dtype == master.grad.dtype == torch.float32, name
         assert float(master.grad.abs().sum()) > 0, name
+
+
+def with_float32(reader: str, variant: Variant = VARIANTS[0]) -> Any:
+    """Make a pair of a bfloat16 teacher that keeps a reader and a norm of its layers in float32."""
+    teacher: Any = tiny_teacher("llama").to(torch.bfloat16)
+    for layer in teacher.model.layers:
+        for name in (reader, "post_attention_layernorm"):
+            layer.get_submodule(name).float()
+    pair = make_pair(teacher, 16, variant)
+    fill_random(pair)
+    return pair
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=["all", "io", "tied-projection"])
+def test_each_tensor_is_merged_in_the_dtype_of_the_teachers(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = with_float32("mlp.gate_proj", variant).layers[0]
+    teacher = dict(layer.teacher.named_parameters())
+    converted: list[tuple[str, torch.dtype]] = []
+    convert = ProjectedPart.projection
+
+    def counting(part: ProjectedPart, name: str, dtype: torch.dtype) -> torch.Tensor:
+        converted.append((name, dtype))
+        return convert(part, name, dtype)
+
+    monkeypatch.setattr(ProjectedPart, "projection", counting)
+    found = layer.student_tensors()
+    assert {name: tensor.dtype for name, tensor in found.items()} == {name: teacher[name].dtype for name in found}
+    assert found["mlp.gate_proj.weight"].dtype == found["post_attention_layernorm.weight"].dtype == torch.float32
+    wanted = {(projection, teacher[name].dtype) for name, (projection, _) in layer.plan.merges.items()}
+    assert (len(converted), set(converted)) == (len(wanted), wanted)
+    for name, (projection, axis) in layer.plan.merges.items():
+        expected = merge(teacher[name], layer.parameter(projection).to(teacher[name].dtype), axis)
+        assert torch.equal(found[name], expected), name
+    sum(tensor.float().square().sum() for tensor in found.values()).backward()
+    assert all(layer.parameter(name).grad.dtype == torch.float32 for name in layer.plan.projections)
+
+
+def test_a_float32_tensor_in_front_does_not_make_the_compute_dtype() -> None:
+    layer = with_float32("self_attn.q_proj").layers[0]
+    assert next(layer.teacher.parameters()).dtype == torch.float32
+    assert layer.compute_dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=["all", "io", "tied-projection"])

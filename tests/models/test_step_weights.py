@@ -1,5 +1,7 @@
 """Weights merged once a step give the losses and gradients of weights merged in every micro-batch."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -105,6 +107,35 @@ def test_gradients_of_bfloat16_weights_are_added_up_in_float32() -> None:
     assert {leaf.dtype for leaf in leaves} == {torch.bfloat16}
     assert all(leaf.grad is not None and leaf.grad.dtype == torch.float32 for leaf in leaves)
     assert all(bool((leaf.grad == 1 + 2**-9).all()) for leaf in leaves if leaf.grad is not None)
+
+
+@pytest.mark.parametrize("merges_again", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_float32_reader_of_a_bfloat16_teacher_is_pulled_back_beside_the_others(
+    variant: Variant, merges_again: bool
+) -> None:
+    teacher: Any = tiny_teacher("llama").to(torch.bfloat16)
+    for layer in teacher.model.layers:
+        layer.mlp.gate_proj.float()
+    pair = make_pair(teacher, 16, variant)
+    fill_random(pair)
+    for each in pair.parts():
+        merged = each.merged_tensors() if each.is_merged_whole else {}
+        if merged:
+            torch.autograd.backward(list(merged.values()), [torch.ones_like(value) for value in merged.values()])
+    expected = {name: value.grad for name, value in pair.trained().items() if value.grad is not None}
+    pair.zero_grad()
+    weights = StepWeights(pair, merges_again=merges_again)
+    weights.form()
+    leaves = [leaf for _, _, formed in weights._formed for leaf in formed.values()]
+    assert {leaf.dtype for leaf in leaves} == {torch.bfloat16, torch.float32}
+    for leaf in leaves:
+        leaf.backward(torch.ones_like(leaf))
+    weights.pull_back()
+    found = {name: value.grad for name, value in pair.trained().items() if value.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-7, msg=name)
 
 
 def test_a_step_that_is_given_up_leaves_nothing_behind() -> None:

@@ -4,15 +4,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrc.config import CHECKPOINTING, Checkpointing
 from lrc.errors import ConfigError
 from lrc.models import tiny_bert
+from lrc.models.dense import FROM_SCRATCH
 from lrc.models.discovery import discover
 from lrc.models.oracles import merged_student
 from lrc.models.pair_model import PairModel
-from lrc.models.tiny_bert import ALIGNMENT, attention_module, check_attention_maps, draw_alignment
+from lrc.models.tiny_bert import ALIGNMENT, HIDDEN, attention_module, check_attention_maps, draw_alignment, map_rows
 from tests.models.family_configs import FAMILY_CONFIGS
 from tests.models.test_pair import counts_of
 from tests.models.test_pair_model import ragged_batch
@@ -23,7 +24,10 @@ from tests.tiny import tiny_teacher
 
 
 def plain_terms(pair: PairModel, teacher: Any, ids: Tensor, valid: Tensor) -> Tensor:
-    """Mean squared errors, summed over valid positions, `[layers, 2]`: from what both stock models hand out."""
+    """Mean squared errors, summed over valid positions, `[layers, 2]`: from what both stock models hand out.
+
+    A map's mean is over the keys up to its query.
+    """
     student = merged_student(pair, teacher)
     student.set_attn_implementation("eager")
     wanted = {"use_cache": False, "output_hidden_states": True, "output_attentions": True}
@@ -38,7 +42,8 @@ def plain_terms(pair: PairModel, teacher: Any, ids: Tensor, valid: Tensor) -> Te
     rows = []
     for layer in range(2):
         hidden = (states[0][layer] @ pair.alignment - states[1][layer]).square().mean(-1)
-        maps = (ours.attentions[layer] - theirs.attentions[layer]).square().mean((1, 3))
+        squares = (ours.attentions[layer] - theirs.attentions[layer]).square().mean(1)
+        maps = torch.stack([squares[:, query, : query + 1].mean(-1) for query in range(ids.shape[1])], 1)
         rows.append(torch.stack([(hidden * valid).sum(), (maps * valid).sum()]))
     return torch.stack(rows)
 
@@ -84,6 +89,49 @@ def test_the_alignment_is_trained_and_drawn_as_a_linear_layer_is() -> None:
     assert drawn.shape == (16, 32)
     assert 0.2 < float(drawn.abs().max()) <= 0.25
     assert abs(float(drawn.mean())) < 0.05
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [{"without": ("hidden",)}, {"without": ("all",)}, {"clone_weight": 0.0}],
+    ids=["hidden", "all", "weight"],
+)
+def test_there_is_no_alignment_where_nothing_trains_it(objective: dict[str, Any]) -> None:
+    pair = scratch_pair(tiny_teacher("llama"), "tiny_bert", **objective)
+    assert pair.alignment is None
+    assert HIDDEN not in pair.term_names
+    assert pair.trained_shapes(FROM_SCRATCH) == {name: value.shape for name, value in pair.trained().items()}
+    ids, labels, valid = ragged_batch()
+    losses = pair(ids, labels, valid, counts_of(labels, valid))
+    assert losses.clone.shape == (2, len(pair.term_names))
+    losses.objective.backward()
+    assert [name for name, value in pair.trained().items() if value.grad is None] == []
+
+
+@pytest.mark.parametrize("error", ["raw", "relative"])
+def test_terms_do_not_depend_on_the_rows_beside(error: str) -> None:
+    pair = scratch_pair(tiny_teacher("llama"), "tiny_bert", clone_error=error)
+    ids, labels, valid = ragged_batch()
+    counts = counts_of(labels, valid)
+    with torch.no_grad():
+        together = pair(ids, labels, valid, counts)
+        apart = [
+            pair(ids[row, None, :length], labels[row, None, :length], valid[row, None, :length], counts)
+            for row, length in enumerate(valid.sum(1).tolist())
+        ]
+    clone = torch.stack([losses.clone for losses in apart]).sum(0)
+    torch.testing.assert_close(clone, together.clone, rtol=1e-4, atol=1e-6)
+    objective = torch.stack([losses.objective for losses in apart]).sum()
+    torch.testing.assert_close(objective, together.objective, rtol=1e-4, atol=0)
+
+
+def test_a_map_s_features_are_the_keys_up_to_its_query() -> None:
+    maps = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(1)).tril()
+    padded = nn.functional.pad(maps, (0, 4, 0, 4))
+    found, wide = (map_rows((None, each)).square().mean(-1) for each in (maps, padded))
+    torch.testing.assert_close(found, maps.square().sum(3).mean(1) / torch.arange(1, 6))
+    torch.testing.assert_close(wide[:, :5], found)
+    assert map_rows((None, maps.to(torch.bfloat16))).dtype == torch.bfloat16
 
 
 def test_terms_can_be_left_out_by_name() -> None:
