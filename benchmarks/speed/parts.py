@@ -1,8 +1,9 @@
 """Where a step's time goes: torch's profiler with the parts of the step marked, each operation counted for one part.
 
 Forward operations belong to the innermost marked part that runs them; an operation of the backward pass belongs to the
-part whose forward made its node (by autograd's sequence numbers). The clone terms' backward is theirs, the head's is
-the head's, a merge's is the merges'. What activation checkpointing runs again counts for the part that it is of.
+part whose forward made its node (by autograd's sequence numbers, which each thread counts for itself). The clone terms'
+backward is theirs, the head's is the head's, a merge's is the merges'. What activation checkpointing runs again counts
+for the part that it is of.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,6 +42,8 @@ MARKED: tuple[tuple[Any, str, str], ...] = (
 """What runs each part, beside the teacher's modules: a class or module, the function's name in it, the part."""
 _PREFIX = "part: "
 _NODE = "autograd::engine::evaluate_function"
+_Made = dict[tuple[int, int], str]
+"""Sequence number and thread of the operation that made a node -> the part that it is of."""
 
 
 @contextmanager
@@ -85,11 +88,11 @@ def profile_parts(bench: Bench, step: Callable[[], object], trace: Path | None) 
 
 def seconds_by_part(events: list[Any], *, is_gpu: bool) -> dict[str, float]:
     """Sum the profiler's events by part, each event's own time without its children's."""
-    made_by: dict[int, str] = {}
+    made_by: _Made = {}
     for event in sorted(events, key=lambda event: event.time_range.start):
         # the last operation with a number is the one that made the node; those before it made none
         if event.sequence_nr >= 0 and not _is_node(event) and (part := _enclosing(event, {})):
-            made_by[event.sequence_nr] = part
+            made_by[event.sequence_nr, event.thread] = part
     found = dict.fromkeys(STEP_PARTS, 0.0)
     for event in events:
         part = _enclosing(event, made_by)
@@ -103,7 +106,7 @@ def _is_node(event: Any) -> bool:
     return event.name.startswith(_NODE) or (event.cpu_parent is not None and event.cpu_parent.name.startswith(_NODE))
 
 
-def _enclosing(event: Any, made_by: dict[int, str]) -> str | None:
+def _enclosing(event: Any, made_by: _Made) -> str | None:
     """The part of the innermost mark or backward node around an event, itself included."""
     is_backward = False
     while event is not None:
@@ -111,7 +114,7 @@ def _enclosing(event: Any, made_by: dict[int, str]) -> str | None:
             return str(event.name.removeprefix(_PREFIX))
         if made_by and event.name.startswith(_NODE):
             is_backward = True
-            if part := made_by.get(event.sequence_nr):
+            if part := made_by.get((event.sequence_nr, event.fwd_thread)):
                 return BACKWARD if part == FORWARD else part
         event = event.cpu_parent
     return BACKWARD if is_backward else None  # a GPU's backward pass runs in a thread without marks

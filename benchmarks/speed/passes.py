@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from operator import mul
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 import lrc.models.short_attention  # noqa: F401  # registers an operation that is listed below
-from benchmarks.speed.rates import timed
+from benchmarks.speed.rates import gpu_seconds, timed
 
 aten = torch.ops.aten
 PRODUCTS = {
@@ -133,9 +134,12 @@ class PassRates:
         for size, times in self.seconds.items():
             values = 2**size.power // (3 * size.dtype.itemsize)
             left, right = (torch.full((values,), 0.5, dtype=size.dtype, device=self.device) for _ in range(2))
-            repeats = max(1, min(200, 2**24 // 2**size.power))
-            left * right  # warm
-            times.append(timed(partial(_multiply, left, right, repeats), self.device) / repeats)
+            if self.device.type == "cuda":
+                times.append(gpu_seconds(partial(mul, left, right), self.device))
+            else:
+                repeats = max(1, min(200, 2**24 // 2**size.power))
+                left * right  # warm
+                times.append(timed(partial(_multiply, left, right, repeats), self.device) / repeats)
 
     def seconds_of(self, passes: Passes) -> float:
         """Price a step's passes, each byte at the rate of its size."""

@@ -4,10 +4,12 @@ FLOPs come from `lrc/plan/flops.py:step_flops`, nothing is counted twice. Here s
 step is made of, since a rate belongs to a shape: small or thin products are slower than large ones.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +31,8 @@ PARTS = (
     "head",
     "checkpointing",
 )
+GPU_SECONDS = 5e-3
+"""About how long a GPU is busy while an operation is timed: beside it one launch is nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +134,8 @@ def product_seconds(product: Product, *, dtype: torch.dtype, device: torch.devic
     """Time one product; one that takes less than a few milliseconds is repeated."""
     left = _matrix(product.rows, product.inner, product.left_transposed, dtype, device)
     right = _matrix(product.inner, product.columns, product.right_transposed, dtype, device)
+    if device.type == "cuda":
+        return gpu_seconds(lambda: left @ right, device)
     repeats = max(1, min(50, int(5e8 / product.flops)))
     left @ right if repeats > 1 else None  # warm
     return timed(lambda: [left @ right for _ in range(repeats)], device) / repeats
@@ -139,6 +145,18 @@ def _matrix(rows: int, columns: int, transposed: bool, dtype: torch.dtype, devic
     shape = (columns, rows) if transposed else (rows, columns)
     made = torch.full(shape, 0.5, dtype=dtype, device=device)
     return made.T if transposed else made
+
+
+def gpu_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Time one call on a GPU: a warm one, of as many in a row as take about `GPU_SECONDS`."""
+    work()
+    repeats = math.ceil(GPU_SECONDS / timed(work, device))
+    return timed(partial(_repeat, work, repeats), device) / repeats
+
+
+def _repeat(work: Callable[[], object], count: int) -> None:
+    for _ in range(count):
+        work()
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from torch._functorch import config as autograd_config
 
 from lrc.models.pair_model import PairModel
 
@@ -39,6 +40,9 @@ class _Compiler:
     def __init__(self, tell: Callable[[str], None]) -> None:
         self.tell = tell
         self.has_failed = False
+        self.both_passes = autograd_config.patch("force_non_lazy_backward_lowering", True)
+        """Has a backward graph compiled with its forward graph: else it would fail where the backward pass comes to it.
+        One for all calls, for each new one stays in the thread's context."""
 
     def compiled(self, eager: Callable[..., Any], backend: str) -> Callable[..., Any]:
         """Return a function that runs `eager` compiled, as long as that can be done."""
@@ -48,7 +52,8 @@ class _Compiler:
             if self.has_failed or not torch.is_grad_enabled():
                 return eager(*arguments)
             try:
-                return fast(*arguments)
+                with self.both_passes:
+                    return fast(*arguments)
             except (TorchDynamoException, FailOnRecompileLimitHit) as error:  # nothing has run yet
                 self.has_failed = True
                 reason = " ".join(str(error).partition(ADVICE)[0].split())[:LONGEST_REASON]

@@ -49,16 +49,18 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """Return the compute dtype; `auto` takes bfloat16 where its matrix product is the faster (measured on a CPU).
+    """Return the compute dtype; `auto` takes bfloat16 where its matrix product is the faster.
 
-    Both are measured in turn, the best of several: a busy moment must not settle a whole run's dtype.
+    On a GPU that is where it has units for it: an older one (V100, T4) emulates bfloat16 and is slower than in float32.
+    On a CPU both are measured in turn, the best of several: a busy moment must not settle a whole run's dtype.
     """
     if wanted == "float32":
         return torch.float32
     if wanted == "bfloat16":
         return torch.bfloat16
     if device.type != "cpu":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        has_units = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_units else torch.float32
     rounds = [
         {dtype: _product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)} for _ in range(DTYPE_ROUNDS)
     ]

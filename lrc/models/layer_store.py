@@ -6,6 +6,9 @@ which is the one after it, or before it when the backward pass runs down.
 
 On a GPU the host waits for the layer that is sent away to have been used: it runs ahead of the device, and without the
 wait it would order the copies of all layers while the first one is being computed.
+
+Main memory that a GPU can copy from at any time is pinned. CUDA's host allocator rounds each request for it up to a
+power of two, up to twice the bytes, so the store asks for such blocks and lays the pieces into them.
 """
 
 from collections.abc import Callable
@@ -18,6 +21,12 @@ from lrc.models.weight_formats import Packed
 
 Bring = Callable[[Tensor], Tensor]
 """Copies a piece from home to the device; may return before the copy is done, on a GPU."""
+BLOCK_BYTES = 2**26
+"""Least size of a block of pinned memory, a power of two."""
+PIECES_A_BLOCK = 8
+"""Pieces, of the size of the first one, that a larger block has room for: what it leaves over is at most a ninth."""
+ALIGNMENT = 64
+"""Bytes that a piece's place in a block is a multiple of, as torch's own tensors in main memory."""
 
 
 @dataclass(kw_only=True)
@@ -29,6 +38,15 @@ class _Guest:
     """The copy is done."""
     release: torch.cuda.Event | None = None
     """What was to be computed with it is done; None: it has not been used, or still is."""
+
+
+@dataclass(kw_only=True)
+class _Block:
+    """Pinned memory that pieces lie in, one after the other."""
+
+    memory: Tensor
+    """Bytes, `[size]`."""
+    used: int = 0
 
 
 class LayerStore:
@@ -45,6 +63,7 @@ class LayerStore:
         self.num_brought = 0
         """Layers copied so far."""
         self._homes: list[dict[str, Packed]] = []
+        self._blocks: list[_Block] = []
         self._bring = bring
         self._guests: dict[int, _Guest] = {}
         self._at = -1
@@ -74,9 +93,20 @@ class LayerStore:
         while len(self._homes) <= layer:
             self._homes.append({})
         if self.is_offloaded:
-            home = tuple(piece.cpu() for piece in packed.pieces)
-            packed = replace(packed, pieces=tuple(p.pin_memory() for p in home) if self._stream is not None else home)
+            send: Callable[[Tensor], Tensor] = self._laid if self._stream is not None else Tensor.cpu
+            packed = replace(packed, pieces=tuple(map(send, packed.pieces)))
         self._homes[layer][name] = packed
+
+    def _laid(self, piece: Tensor) -> Tensor:
+        """Copy a piece into the first block of pinned memory that has room for it."""
+        size = -(-piece.nbytes // ALIGNMENT) * ALIGNMENT
+        block = next((block for block in self._blocks if block.used + size <= block.memory.nbytes), None)
+        if block is None:
+            block = _Block(memory=_pinned(max(BLOCK_BYTES, 2 ** (PIECES_A_BLOCK * size - 1).bit_length())))
+            self._blocks.append(block)
+        place = block.memory[block.used : block.used + piece.nbytes].view(piece.dtype).view(piece.shape)
+        block.used += size
+        return place.copy_(piece)
 
     def take(self, layer: int, name: str) -> Packed:
         """Give a matrix away: from here on the store holds it no more."""
@@ -124,3 +154,7 @@ class LayerStore:
             }
             arrival = None if self._stream is None else self._stream.record_event()
         return _Guest(matrices=matrices, arrival=arrival)
+
+
+def _pinned(num_bytes: int) -> Tensor:
+    return torch.empty(num_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)

@@ -6,9 +6,11 @@ forward pass. The LM loss stays `clone/head.py`'s, and so does every measure wit
 
 from dataclasses import replace
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 from lrc.clone.head import IGNORED_LABEL, HeadWeights, head_losses
@@ -17,6 +19,8 @@ from lrc.errors import ConfigError
 from lrc.method_config import ObjectiveConfig
 
 PACKAGES = ("liger_kernel", "triton")
+OLDEST = "0.8.5"
+"""Of liger-kernel: older ones may not sum the head's gradient in float32 (`accum_dtype`)."""
 TEACHER_SHARES = {"forward": 0.0, "reverse": 1.0}
 """Of a KL's direction: the share `beta` of the teacher in the mixture that Liger's generalised JSD compares with. It is
 KL(teacher || student) at 0 and KL(student || teacher) at 1 (liger_kernel/ops/jsd.py); between them it is not `skewed`.
@@ -50,6 +54,11 @@ def _obstacles(objective: ObjectiveConfig, softcap: float | None, device: torch.
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         reasons.append(f"{' and '.join(missing)} can't be imported (pip install liger-kernel)")
+    elif (found := _liger_version()) is None or Version(found) < Version(OLDEST):
+        reasons.append(
+            f"liger-kernel must be of version {OLDEST} or newer, found {found or 'one that pip does not know'} "
+            "(pip install -U liger-kernel)"
+        )
     if not objective.kl_weight:
         reasons.append("no KL is trained")
     if objective.kl_direction not in TEACHER_SHARES:
@@ -57,6 +66,13 @@ def _obstacles(objective: ObjectiveConfig, softcap: float | None, device: torch.
     if softcap is not None:
         reasons.append(f"it can't cap logits, as the teacher does at {softcap}")
     return reasons
+
+
+def _liger_version() -> str | None:
+    try:
+        return version("liger-kernel")
+    except PackageNotFoundError:
+        return None
 
 
 def liger_losses(

@@ -6,11 +6,13 @@ The formats are the usual ones; tests hold them against torchao's, whose own cla
 """
 
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 WeightFormat = Literal["native", "int8", "nf4"]
 
@@ -63,7 +65,7 @@ def pack(weight: Tensor, format: WeightFormat) -> Packed:
         flat = weight.flatten()
         blocks = torch.nn.functional.pad(flat, (0, -flat.numel() % NF4_BLOCK)).view(-1, NF4_BLOCK)
         scale = _above_zero(blocks.abs().amax(1, keepdim=True))
-        code = torch.tensor(NF4_CODE, device=weight.device, dtype=exact)
+        code = _nf4_code(weight, exact)
         borders = (code[1:] + code[:-1]) / 2
         found = torch.bucketize(blocks.to(exact) / scale.to(exact), borders, out_int32=True)
         codes = found.to(torch.uint8).view(-1, 2)
@@ -79,7 +81,7 @@ def restore(packed: Packed) -> Tensor:
     values, scale = packed.pieces
     if packed.format == "int8":
         return values.to(packed.dtype).mul_(scale)
-    code = torch.tensor(NF4_CODE, device=values.device, dtype=packed.dtype)
+    code = _nf4_code(values, packed.dtype)
     pairs = torch.cartesian_prod(code, code)  # [256, 2]: what both codes of a byte stand for
     blocks = pairs.index_select(0, values.int()).view(-1, NF4_BLOCK).mul_(scale)
     return blocks.flatten()[: prod(packed.shape)].view(packed.shape)
@@ -92,6 +94,19 @@ def packed_bytes(shape: tuple[int, ...], dtype: torch.dtype, format: WeightForma
     if format == "int8":
         return prod(shape) + shape[0] * dtype.itemsize
     return -(-prod(shape) // NF4_BLOCK) * (NF4_BLOCK // 2 + dtype.itemsize)
+
+
+def _nf4_code(beside: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the 16 values of nf4 on the device of a tensor."""
+    if isinstance(beside, FakeTensor):  # what a plan makes is fake too, and must not be kept
+        return torch.tensor(NF4_CODE, device=beside.device, dtype=dtype)
+    return _kept_nf4_code(beside.device, dtype)
+
+
+@cache
+def _kept_nf4_code(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Make the values once: numbers from Python let the host wait for a GPU, and a step restores every matrix."""
+    return torch.tensor(NF4_CODE, device=device, dtype=dtype)
 
 
 def _above_zero(scale: Tensor) -> Tensor:

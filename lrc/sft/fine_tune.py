@@ -89,12 +89,12 @@ def fine_tune(run: FineTuning) -> tuple[Any, dict[str, Any]]:
 
 
 def trainer_settings(settings: SftConfig, work: Path, *, device: torch.device, dtype: torch.dtype) -> TrainerSettings:
-    """Translate the recipe's section to TRL's arguments."""
+    """Translate the recipe's section to TRL's arguments; a process trains on one device, however many it sees."""
     names = {entry.name for entry in dataclasses.fields(TrainerSettings)}
     # transformers renamed it after 5.6 and warns of the old name, which TRL sets by default
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     renamed: dict[str, Any] = {checkpointing: settings.activation_checkpointing}
-    return TrainerSettings(
+    made = TrainerSettings(
         output_dir=str(work),
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
@@ -118,6 +118,9 @@ def trainer_settings(settings: SftConfig, work: Path, *, device: torch.device, d
         report_to="none",
         **renamed,
     )
+    # a process that was not launched with others would share its batches out over all GPUs, which TRL refuses
+    made._n_gpu = min(1, made.n_gpu)
+    return made
 
 
 def lora_config(settings: SftConfig) -> Any:

@@ -89,7 +89,7 @@ def score_tasks(tasks: OpenTasks, models: Mapping[str, tuple[str, Path]], *, com
     Args:
         tasks: From `open_tasks`.
         models: `student`, and `teacher` if there is one -> name and folder.
-        compute_dtype: As the recipe's `evaluate.compute_dtype`; `auto` is the stored one (on a CPU the faster).
+        compute_dtype: As the recipe's `evaluate.compute_dtype`; `auto` is the stored one, where that isn't slow.
 
     Returns:
         The section `tasks` of results.json.
@@ -180,11 +180,15 @@ def _as_json(estimates: Mapping[str, Estimate | None]) -> dict[str, Any]:
 
 
 def _dtype(folder: Path, device: torch.device, wanted: str) -> torch.dtype:
-    """Return the stored dtype, as the library's own command takes; on a CPU with a slow 16-bit one, float32."""
+    """Return the stored dtype, as the library's own command takes; the faster one where a 16-bit one may be slow.
+
+    On a CPU any 16-bit dtype may be, on a GPU bfloat16.
+    """
     if wanted != "auto":
         return choose_dtype(wanted, device)
     stored = ModelTensors(folder).dtype()
-    return choose_dtype("auto", device) if device.type == "cpu" and stored.itemsize < 4 else stored
+    may_be_slow = stored.itemsize < 4 if device.type == "cpu" else stored == torch.bfloat16
+    return choose_dtype("auto", device) if may_be_slow else stored
 
 
 def _command(

@@ -187,7 +187,7 @@ def _build_recipe(flags: TrainFlags, launch: Launch, *, run: Path, without: tupl
             save_steps=flags.save_steps,
             save_total_limit=PUBLISHED_CHECKPOINTS_KEPT,
             seed=PUBLISHED_SEED,
-            compute_dtype="bfloat16" if launch.has_cuda else "auto",
+            compute_dtype="auto",
             device="cpu" if launch.wants_cpu else "auto",
             trackers=tuple(name for name in split_list(flags.report_to) if name != "none"),
             tags=split_list(flags.extra_tags),

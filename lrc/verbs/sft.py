@@ -18,7 +18,7 @@ from lrc.data.file_hash import file_sha256
 from lrc.errors import ConfigError, DataError
 from lrc.evaluation.chat_agreement import measure_chats
 from lrc.export.folder import written_folder
-from lrc.export.plain_folder import COPIED
+from lrc.export.plain_folder import CONFIG, copy_companions
 from lrc.models.checkpoint import versions
 from lrc.models.compute import choose_device, choose_dtype, dtype_name, keep_freed_memory
 from lrc.models.folder import ModelTensors, weights_hash
@@ -28,6 +28,7 @@ from lrc.sft.samples import ChatCounts, held_out_chats, read_samples, write_samp
 from lrc.sft_config import SFT_FACTS
 from lrc.training.beside import write_beside
 from lrc.training.launch import write_recipe
+from lrc.training.strategy import join_processes
 from lrc.verbs.progress import progress_lines, say
 from lrc.verbs.sft_inputs import SftInputs, check_inputs, require_data
 
@@ -35,7 +36,6 @@ FREE_ON_RESUME = {"log_steps", "save_steps", "save_total_limit", "device", "acti
 """Settings that a run may change when it goes on."""
 RUN_FACTS = "run.json"
 """In the work folder: what a resumed run must share with the one that was cut short."""
-ALSO_COPIED = ("config.json", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "USE_POLICY.md")
 
 
 def sft(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False, dry_run: bool = False) -> Path:
@@ -128,14 +128,7 @@ def _processes(device: torch.device) -> PartialState:
             f"lrc sft trains on one process or with DDP, but {sharded[0]} was asked for. Launch it with torchrun, or "
             "use LLaMA-Factory: lrc sft RECIPE --write-llama-factory OUT."
         )
-    state = PartialState(cpu=device.type == "cpu")
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if state.num_processes != launched:
-        raise ConfigError(
-            f"{launched} processes were launched but accelerate joins {state.num_processes}: each would train alone. "
-            "Use torchrun."
-        )
-    return state
+    return join_processes(device, "ddp")
 
 
 def _write_chats(recipe: Recipe, inputs: SftInputs, path: Path) -> ChatCounts:
@@ -213,9 +206,8 @@ def _write(recipe: Recipe, inputs: SftInputs, model: Any, facts: dict[str, Any],
     with written_folder(inputs.out, overwrite=overwrite) as draft:
         model.to(ModelTensors(inputs.student).dtype())
         model.save_pretrained(draft, max_shard_size=recipe.convert.max_shard_bytes)
-        for name in (*COPIED, *ALSO_COPIED):
-            if (inputs.student / name).is_file():
-                shutil.copyfile(inputs.student / name, draft / name)
+        copy_companions(inputs.student, draft)
+        shutil.copyfile(inputs.student / CONFIG, draft / CONFIG)
         for path in draft.glob("*.safetensors"):
             path.chmod(0o644)
         shutil.copyfile(inputs.work / "metrics.jsonl", draft / "metrics.jsonl")

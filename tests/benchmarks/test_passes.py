@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed.passes import SMALLEST, Passes, PassRates, Size, count_passes
+from tests.benchmarks.test_rates import CALLS_ON_A_GPU, FakeGpu
 
 ROWS, WIDTH = 64, 128
 VALUES = ROWS * WIDTH
@@ -69,3 +70,13 @@ def test_a_byte_costs_what_it_does_in_a_pass_of_its_size() -> None:
     for found, times in rates.seconds.items():
         times[:] = [1.0, 2.0, 40.0] if found == size else [0.0]
     assert rates.seconds_of(counted) == pytest.approx(2.0 * counted.bytes[size] / 2**size.power)
+
+
+@pytest.mark.parametrize("power", [SMALLEST, 26])
+def test_a_pass_on_a_gpu_is_warm_and_repeated_whatever_its_size(monkeypatch: pytest.MonkeyPatch, power: int) -> None:
+    gpu = FakeGpu(monkeypatch)
+    monkeypatch.setattr(torch, "full", lambda *_, **__: gpu)
+    rates = PassRates([Size("bfloat16", power)], device=torch.device("cuda"))
+    rates.measure()
+    assert rates.seconds == {Size("bfloat16", power): [2**-10]}
+    assert gpu.calls == CALLS_ON_A_GPU

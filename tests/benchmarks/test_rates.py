@@ -2,11 +2,23 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from benchmarks.speed.rates import PARTS, ProductRates, part_products, predict, predict_floor, shape_sizes
+from benchmarks.speed import rates as module
+from benchmarks.speed.rates import (
+    GPU_SECONDS,
+    PARTS,
+    Product,
+    ProductRates,
+    part_products,
+    predict,
+    predict_floor,
+    product_seconds,
+    shape_sizes,
+)
 from benchmarks.speed.shapes import SHAPES
 from benchmarks.speed.ways import PUBLISHED
 from lrc.plan.flops import step_flops
@@ -55,3 +67,38 @@ def test_a_product_takes_time_in_both_layouts() -> None:
     rates = ProductRates(part_products(shape_sizes(SHAPE), SHAPE), dtype=torch.float32, device=torch.device("cpu"))
     rates.measure()
     assert all(1e6 < rates.part_rate(part) < 1e12 * (os.cpu_count() or 1) for part in PARTS)
+
+
+class FakeGpu:
+    """Stands for the matrices on a GPU and for its clock: a call takes 1/1024 s, the first one half a second."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls = 0
+        self._now = 0.0
+        monkeypatch.setattr(module, "timed", self._timed)
+
+    def __matmul__(self, other: object) -> None:
+        self.calls += 1
+        self._now += 2**-10 if self.calls > 1 else 0.5
+
+    __mul__ = __matmul__
+
+    def _timed(self, work: Callable[[], object], device: torch.device) -> float:
+        began = self._now
+        work()
+        return self._now - began
+
+
+WARM_UP, FIRST_TIMING = 1, 1
+CALLS_ON_A_GPU = WARM_UP + FIRST_TIMING + 6
+"""Six calls of 1/1024 s are the first to take `GPU_SECONDS`."""
+
+
+@pytest.mark.parametrize("width", [4, 4096])
+def test_a_product_on_a_gpu_is_warm_and_repeated_whatever_its_size(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    assert GPU_SECONDS == 5e-3
+    gpu = FakeGpu(monkeypatch)
+    monkeypatch.setattr(module, "_matrix", lambda *_: gpu)
+    product = Product(rows=width, inner=width, columns=width)
+    assert product_seconds(product, dtype=torch.bfloat16, device=torch.device("cuda")) == 2**-10
+    assert gpu.calls == CALLS_ON_A_GPU

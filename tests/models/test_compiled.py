@@ -7,6 +7,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.backends.debugging import boxed_nop
+from torch._functorch import config as autograd_config
 from torch.nn.parallel import DistributedDataParallel
 
 from lrc.config import Checkpointing
@@ -121,14 +124,18 @@ def broken(*_: Any) -> Any:
     raise RuntimeError("no C++ compiler here")
 
 
-def test_a_failure_is_told_once_and_layers_run_eagerly() -> None:
+@pytest.mark.parametrize(
+    "backend", [broken, aot_autograd(fw_compiler=boxed_nop, bw_compiler=broken)], ids=["forward", "backward"]
+)
+def test_a_failure_is_told_once_and_layers_run_eagerly(backend: Any) -> None:
     told: list[str] = []
     pair = filled()
-    compile_layers(pair, told.append, backend=broken)  # type: ignore[arg-type]
+    compile_layers(pair, told.append, backend=backend)
     found = train(pair, merges_once=False)
     (line,) = told
     assert "run as they are" in line
     assert line.endswith("no C++ compiler here")
+    assert not autograd_config.force_non_lazy_backward_lowering  # nobody else's graphs are lowered at once
     expected = train(filled(), merges_once=False)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 

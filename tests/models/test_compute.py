@@ -75,11 +75,13 @@ def test_a_busy_moment_does_not_settle_the_dtype(monkeypatch: pytest.MonkeyPatch
     assert choose_dtype("auto", CPU) == torch.bfloat16
 
 
-@pytest.mark.parametrize(("supported", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_auto_takes_bfloat16_on_a_gpu_that_has_it(
-    monkeypatch: pytest.MonkeyPatch, supported: bool, expected: torch.dtype
+@pytest.mark.parametrize(("has_units", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_takes_bfloat16_on_a_gpu_that_does_not_emulate_it(
+    monkeypatch: pytest.MonkeyPatch, has_units: bool, expected: torch.dtype
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or has_units
+    )
     with_seconds(monkeypatch, {})
     assert choose_dtype("auto", CUDA) == expected
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lrc.models import layer_store
 from lrc.models.layer_store import LayerStore
-from lrc.models.weight_formats import pack, restore
+from lrc.models.weight_formats import WeightFormat, pack, packed_bytes, restore
 
 CPU = torch.device("cpu")
 LAYERS = 6
@@ -85,12 +86,17 @@ class FakeStreams:
         monkeypatch.setattr(torch.cuda, "Stream", lambda device: self._named("copies"))
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self._named("compute"))
         monkeypatch.setattr(torch.cuda, "stream", self._within)
-        monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
+        self.pinned: list[int] = []
+        monkeypatch.setattr(layer_store, "_pinned", self._pinned)
         monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: self.log.append(f"used on {stream.name}"))
 
     def bring(self, piece: Tensor) -> Tensor:
         self.log.append(f"copy {float(piece.max()):g} on {self.now}")
         return piece.clone()
+
+    def _pinned(self, num_bytes: int) -> Tensor:
+        self.pinned.append(num_bytes)
+        return torch.empty(num_bytes, dtype=torch.uint8)
 
     def _named(self, name: str) -> Any:
         return SimpleNamespace(
@@ -140,3 +146,29 @@ def test_copies_run_on_their_own_stream_and_never_more_than_two_layers_ahead(mon
         *("host waits for compute 19", "copy 1 on copies"),
         *("compute waits for copies 8", "used on compute"),
     ]
+
+
+@pytest.mark.parametrize("format", ["native", "int8", "nf4"])
+def test_pinned_memory_is_asked_for_in_powers_of_two_and_hardly_more_than_the_pieces(
+    monkeypatch: pytest.MonkeyPatch, format: WeightFormat
+) -> None:
+    """CUDA's host allocator would round everything else up to a power of two."""
+    streams = FakeStreams(monkeypatch)
+    monkeypatch.setattr(layer_store, "BLOCK_BYTES", 2**12)
+    store = LayerStore(torch.device("cuda"), bring=torch.clone)
+    shapes, generator = {"gate": (144, 136), "q": (72, 80), "k": (40, 80)}, torch.Generator().manual_seed(0)
+    packed = {
+        (layer, name): pack(torch.randn(shape, generator=generator).bfloat16(), format)
+        for layer in range(24)
+        for name, shape in shapes.items()
+    }
+    for (layer, name), matrix in packed.items():
+        store.add(layer, name, matrix)
+    assert store.num_bytes == 24 * sum(packed_bytes(shape, torch.bfloat16, format) for shape in shapes.values())
+    assert all(size.bit_count() == 1 for size in streams.pinned)
+    rounded = sum(2 ** (piece.nbytes - 1).bit_length() for piece in store.pieces())
+    assert sum(streams.pinned) < 1.25 * store.num_bytes < rounded
+    for (layer, name), matrix in packed.items():
+        for piece, wanted in zip(store.fetch(layer, name).pieces, matrix.pieces, strict=True):
+            assert torch.equal(piece, wanted)
+    assert all(piece.data_ptr() % layer_store.ALIGNMENT == 0 for piece in store.pieces())

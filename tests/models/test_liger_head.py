@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,7 @@ from lrc.clone.head import IGNORED_LABEL, HeadWeights, head_losses
 from lrc.config import ObjectiveConfig, TrainConfig
 from lrc.errors import ConfigError
 from lrc.models import liger_head, pair_head
-from lrc.models.liger_head import PACKAGES, liger_losses, takes_liger
+from lrc.models.liger_head import OLDEST, PACKAGES, liger_losses, takes_liger
 from tests.models import liger_against_ours
 from tests.models.test_pair import batch, counts_of, fill_random, gradients, make_pair
 from tests.tiny import tiny_teacher
@@ -137,6 +138,7 @@ def test_the_pair_s_own_head_is_the_default() -> None:
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(liger_head, "find_spec", lambda name: name in PACKAGES)
+    monkeypatch.setattr(liger_head, "version", {"liger-kernel": OLDEST}.__getitem__)
 
 
 KL = ObjectiveConfig()
@@ -167,6 +169,28 @@ def test_what_liger_can_t_compute_is_ours_or_refused(
         takes_liger("liger", objective, softcap, device)
     assert reason in str(caught.value)
     assert ";" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [("0.8.5", None), ("0.10.0", None), ("0.8.4", "found 0.8.4"), ("0.6.2", "found 0.6.2"), (None, "not know")],
+)
+def test_a_liger_that_may_not_sum_in_float32_is_ours_or_refused(
+    monkeypatch: pytest.MonkeyPatch, found: str | None, said: str | None
+) -> None:
+    def version(name: str) -> str:
+        assert name == "liger-kernel"
+        if found is None:
+            raise PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(liger_head, "version", version)
+    assert takes_liger("auto", KL, None, CUDA) is (said is None)
+    if said is not None:
+        with pytest.raises(ConfigError, match=r"must be of version 0\.8\.5 or newer, .*pip install -U") as caught:
+            takes_liger("liger", KL, None, CUDA)
+        assert said in str(caught.value)
 
 
 @pytest.mark.parametrize(("there", "named"), [((), "liger_kernel and triton"), (("triton",), "liger_kernel can't")])

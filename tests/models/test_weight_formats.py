@@ -1,9 +1,13 @@
 """Packed matrices: near what they were, exact where they can be, torchao's own codes, the bytes that are counted."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from lrc.models import weight_formats
 from lrc.models.weight_formats import NF4_CODE, WeightFormat, pack, packed_bytes, restore
 
 FORMATS: tuple[WeightFormat, ...] = ("native", "int8", "nf4")
@@ -76,6 +80,26 @@ def test_nf4_gives_back_what_its_code_can_say_and_a_tail_that_fills_no_block() -
     weight = (code.repeat(7) * 2.5).view(7, 16)  # 112 values: one block and three quarters of another
     assert torch.equal(restore(pack(weight, "nf4")), weight)
     assert pack(weight, "nf4").num_bytes == 2 * (32 + 4)
+
+
+def test_the_code_of_nf4_is_made_once_for_a_device_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = [pack(matrix(dtype=dtype), "nf4") for dtype in (torch.float32, torch.bfloat16)]
+    expected = [restore(each) for each in packed]
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("on a GPU the host would wait")
+
+    monkeypatch.setattr(torch, "tensor", refuse)
+    assert all(torch.equal(restore(each), wanted) for each, wanted in zip(packed, expected, strict=True))
+
+
+def test_the_code_of_a_plan_s_fake_matrices_is_not_kept() -> None:
+    weight_formats._kept_nf4_code.cache_clear()
+    with FakeTensorMode():
+        assert isinstance(restore(pack(torch.ones(4, 64), "nf4")), FakeTensor)
+    assert torch.equal(restore(pack(torch.ones(4, 64), "nf4")), torch.ones(4, 64))
+    with FakeTensorMode():
+        assert isinstance(restore(pack(torch.ones(4, 64), "nf4")), FakeTensor)
 
 
 @pytest.mark.parametrize(("format", "limit"), [("int8", 0.01), ("nf4", 0.1)])

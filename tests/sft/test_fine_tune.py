@@ -1,12 +1,14 @@
 """The recipe's section as TRL's arguments, and the log: finite, whole, and without what a killed run wrote after."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from transformers import TrainerControl
 
 from lrc.errors import NumericsError
@@ -34,6 +36,21 @@ def test_what_the_recipe_says_arrives(tmp_path: Path) -> None:
     assert (made.max_steps, made.lr_scheduler_type, made.packing) == (7, "constant_with_warmup", True)
     assert made.gradient_checkpointing is True
     assert settings(tmp_path).gradient_checkpointing is False
+
+
+@pytest.fixture
+def five_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let torch count five GPUs; what accelerate has made of the process is forgotten afterwards."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("five_gpus")
+def test_one_process_trains_on_one_gpu_however_many_it_sees(tmp_path: Path) -> None:
+    made = trainer_settings(SftConfig(), tmp_path, device=torch.device("cuda"), dtype=torch.float32)
+    assert (made.n_gpu, made.train_batch_size) == (1, 6)
+    assert settings(tmp_path).n_gpu == 0  # on a CPU, whose arguments count no GPU
 
 
 def test_lora_is_off_by_default_and_leaves_the_head_out() -> None:

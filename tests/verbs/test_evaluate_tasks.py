@@ -10,10 +10,12 @@ from typing import Any
 import evaluate as hf_metrics
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lrc.config import EvaluateConfig
 from lrc.errors import ConfigError, DataError
 from lrc.evaluation.task_names import SEED
+from lrc.models.compute import dtype_name
 from lrc.report.terminal import print_scorecard
 from lrc.verbs import evaluate as verb
 from lrc.verbs import evaluate_tasks as module
@@ -300,19 +302,17 @@ def test_a_dry_run_loads_the_tasks_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_stored_dtype_is_taken_and_on_a_cpu_the_faster_one_for_16_bits(
+def test_the_stored_dtype_is_taken_and_the_faster_one_where_16_bits_may_be_slow(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "choose_dtype", lambda wanted, device: torch.float64)
-    student = root / "student"
-    assert module._dtype(student, torch.device("cpu"), "auto") == torch.float32
-    half = byte_model_folder(tmp_path / "half", dtype="bfloat16")
-    from safetensors.torch import load_file, save_file
-
-    tensors = {name: value.bfloat16() for name, value in load_file(half / "model.safetensors").items()}
-    save_file(tensors, half / "model.safetensors", metadata={"format": "pt"})
-    assert module._dtype(half, torch.device("cpu"), "auto") == torch.float64
-    assert module._dtype(half, torch.device("cuda"), "auto") == torch.bfloat16
+    tensors = load_file(root / "student" / "model.safetensors")
+    on_cpu_and_gpu = {"float32": ["float32"] * 2, "float16": ["float64", "float16"], "bfloat16": ["float64"] * 2}
+    for stored, expected in on_cpu_and_gpu.items():
+        folder = tmp_path / stored
+        folder.mkdir()
+        save_file({k: v.to(getattr(torch, stored)) for k, v in tensors.items()}, folder / "model.safetensors")
+        assert [dtype_name(module._dtype(folder, torch.device(kind), "auto")) for kind in ("cpu", "cuda")] == expected
 
 
 def test_every_published_task_has_made_up_rows() -> None:

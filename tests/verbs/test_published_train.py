@@ -280,11 +280,11 @@ def test_resuming_needs_a_checkpoint_folder() -> None:
     assert "--resume-checkpoint" in message_of("--resume_checkpoint", "True")
 
 
-def test_device_and_dtype_follow_the_launcher() -> None:
+def test_the_device_follows_the_launcher_and_the_dtype_what_is_fast_there() -> None:
     cpu = translate_least(launch=Launch(time="t", wants_cpu=True)).recipe.train
     assert (cpu.device, cpu.compute_dtype) == ("cpu", "auto")
     gpu = translate_least(launch=Launch(time="t", has_cuda=True)).recipe.train
-    assert (gpu.device, gpu.compute_dtype) == ("auto", "bfloat16")
+    assert (gpu.device, gpu.compute_dtype) == ("auto", "auto")
 
 
 def test_the_launchers_deepspeed_configuration_must_agree() -> None:

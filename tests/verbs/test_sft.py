@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lrc.cli import main
 from lrc.config import load_recipe
+from lrc.errors import ConfigError
 from lrc.sft import fine_tune
-from lrc.verbs.sft import sft
+from lrc.training import strategy
+from lrc.verbs.sft import _processes, sft
 from tests.sft.tiny_chats import CHATML, sft_root, snapshot, turns
 
 KEPT_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -185,6 +189,25 @@ def test_two_processes_train_what_one_does(root: Path) -> None:
     lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (one, two)]
     for line, other in zip(*(map(json.loads, each) for each in lines), strict=True):
         assert other["kl_loss"] == pytest.approx(line["kl_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_processes_wait_for_the_first_one_s_chats_as_long_as_training_does(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    asked: dict[str, Any] = {}
+    joined = SimpleNamespace(num_processes=2)
+    monkeypatch.setattr(strategy, "PartialState", lambda **options: asked.update(options) or joined)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert _processes(torch.device(device)) is joined
+    assert asked == {"cpu": device == "cpu", "timeout": timedelta(hours=strategy.TIMEOUT_HOURS)}
+
+
+def test_processes_that_do_not_see_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strategy, "PartialState", lambda **options: SimpleNamespace(num_processes=1))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"2 processes were launched but accelerate joins 1: .* use torchrun"):
+        _processes(torch.device("cuda"))
 
 
 def test_sharded_training_is_refused(
