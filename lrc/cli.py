@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from lrc.config import ConvertConfig, load_recipe
+from lrc.config import load_recipe
 from lrc.errors import LrcError
 from lrc.verbs.evaluate_flags import evaluate_verb
 from lrc.verbs.export import export_verb
@@ -109,34 +109,37 @@ def convert_verb(
     /,
     *,
     teacher: str | None = None,
-    dtype: str = ConvertConfig.dtype,
-    max_shard_bytes: int = ConvertConfig.max_shard_bytes,
+    dtype: str | None = None,
+    max_shard_bytes: int | None = None,
     trust_remote_code: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Merge a checkpoint into a plain Hugging Face folder and prove that it is the same model.
 
-    The proof takes the most memory: the whole teacher in float32, beside the trained tensors.
+    A flag that is left out is as the run's recipe says (convert.*). The proof takes the most memory: the teacher in
+    float32, of one above 1 GiB a layer at a time.
 
     Args:
         checkpoint: checkpoint-N folder or its model.safetensors.
         out: Folder of the student.
         teacher: Where the teacher lies now, if not where it was trained.
-        dtype: teacher (as stored), float32, bfloat16 or float16.
-        max_shard_bytes: Largest weights file.
+        dtype: teacher (as stored, the default), float32, bfloat16 or float16.
+        max_shard_bytes: Largest weights file (2000000000).
         trust_remote_code: Run code that comes with the teacher.
         overwrite: Replace the folder.
         dry_run: Check everything, write nothing.
     """
     from lrc.verbs.convert import convert
+    from lrc.verbs.run_recipe import convert_settings
 
+    settings = convert_settings(checkpoint)
     convert(
         checkpoint,
         out,
         teacher=teacher,
-        dtype=dtype,
-        max_shard_bytes=max_shard_bytes,
+        dtype=settings.dtype if dtype is None else dtype,
+        max_shard_bytes=settings.max_shard_bytes if max_shard_bytes is None else max_shard_bytes,
         trust_remote_code=trust_remote_code,
         overwrite=overwrite,
         dry_run=dry_run,

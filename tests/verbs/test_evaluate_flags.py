@@ -7,9 +7,11 @@ import pytest
 
 from lrc.config import EvaluateConfig
 from lrc.report import terminal
+from lrc.training.launch import write_recipe
 from lrc.verbs import evaluate as module
 from lrc.verbs.evaluate_flags import evaluate_verb
 from lrc.verbs.task_settings import NO_TASKS, TaskSettings
+from tests.tiny import tiny_recipe
 
 RESULTS = {"model": "m"}
 
@@ -63,3 +65,13 @@ def test_a_dry_run_prints_no_scorecard(calls: Calls) -> None:
     evaluate_verb("m", out=Path("o"), dry_run=True)
     assert calls.evaluated[0][1]["dry_run"] is True
     assert calls.printed == []
+
+
+def test_flags_win_over_the_runs_recipe(calls: Calls, tmp_path: Path) -> None:
+    student = tmp_path / "run" / "convert"
+    student.mkdir(parents=True)
+    (tmp_path / "run" / "train").mkdir()
+    write_recipe(tmp_path / "run" / "train" / "recipe.yaml", tiny_recipe(tmp_path, evaluate__tokens=99))
+    evaluate_verb(str(student), out=Path("o"), samples=1)
+    settings = calls.evaluated[0][1]["settings"]
+    assert (settings.tokens, settings.samples) == (99, 1)
