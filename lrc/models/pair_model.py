@@ -18,7 +18,7 @@ from lrc.models.merge_plan import merge_plan
 from lrc.models.pair import Cloning, Lockstep, PairEmbedding, PairLayer, PairNorm
 from lrc.models.pair_head import PairHead, with_one
 from lrc.models.part import Pieces, ProjectedPart, part_plan
-from lrc.models.student import empty_student, student_config
+from lrc.models.student import empty_student, move_buffers, student_config
 from lrc.models.terms import measured_terms
 from lrc.models.tiny_bert import ALIGNMENT, HIDDEN, MAP, attention_module, zero_alignment
 
@@ -103,12 +103,7 @@ class PairModel(nn.Module):
         """Put pairs in place of the stock student's embedding, layers and last norm; make the head's part."""
         architecture = self.architecture
         skeleton = empty_student(self.student_config)
-        device = next(teacher.parameters()).device
-
-        for module in skeleton.modules():
-            module._buffers.update(
-                {key: value.to(device) for key, value in module._buffers.items() if value is not None}
-            )
+        move_buffers(skeleton, next(teacher.parameters()).device)
 
         def pieces(name: str) -> Pieces:
             return Pieces(
@@ -143,6 +138,12 @@ class PairModel(nn.Module):
             if architecture.is_tied:
                 head_part.dense = source.dense
         return skeleton.get_submodule(architecture.base), head_part
+
+    def train(self, mode: bool = True) -> "PairModel":
+        """Switch the pair's mode; the stock model around the parts drops nothing at random (`embedding_dropout`)."""
+        super().train(mode)
+        self.base.eval()
+        return self
 
     @property
     def layers(self) -> list[PairLayer]:

@@ -94,6 +94,13 @@ def _nearest_good_sizes(teacher_config: Any, hidden_size: int, *, tied: bool) ->
     return sorted(found)
 
 
+def move_buffers(model: nn.Module, device: torch.device) -> None:
+    """Move a model's buffers, and leave its parameters where they are, on the meta device."""
+    for module in model.modules():
+        found = {key: value.to(device) for key, value in module._buffers.items() if value is not None}
+        module._buffers.update(found)
+
+
 def empty_student(config: Any) -> nn.Module:
     """Build the stock model without weights: parameters on the meta device, buffers real."""
     with accelerate.init_empty_weights(include_buffers=False):

@@ -37,6 +37,18 @@ def test_identity_projection_reproduces_the_teacher(family: str, variant: Varian
 
 
 @each_family
+def test_nothing_is_dropped_at_random_in_training(family: str) -> None:
+    pair = make_pair(random_model(FAMILY_CONFIGS[family]()), 16).train()
+    fill_random(pair)
+    ids, labels, valid = batch()
+    with torch.no_grad():
+        losses = [pair(ids, labels, valid, counts_of(labels, valid)) for _ in range(2)]
+        measured = pair.eval()(ids, labels, valid, counts_of(labels, valid))
+    assert float(losses[0].objective) == float(losses[1].objective)
+    assert float(losses[0].kl) == pytest.approx(float(measured.kl), rel=1e-6)
+
+
+@each_family
 @each_variant
 def test_merged_equals_factored(family: str, variant: Variant) -> None:
     teacher = random_model(FAMILY_CONFIGS[family]())
