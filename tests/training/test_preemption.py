@@ -153,6 +153,17 @@ def test_a_signal_during_the_checks_ends_the_process_too(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_that_is_told_to_stop_takes_leave_of_the_other_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(train_module, "end_training", lambda accelerator: ended.append(accelerator.num_processes))
+    on_batch(monkeypatch, lambda batch: os.kill(os.getpid(), signal.SIGTERM) if batch == 1 else None)
+    with pytest.raises(SystemExit):
+        train(tiny_recipe(tmp_path, **CHANGES))
+    assert ended == [1]
+
+
 def test_a_signal_during_a_held_out_measure_saves_that_step(tmp_path: Path) -> None:
     whole = train(tiny_recipe(tmp_path, run=str(tmp_path / "whole"), **CHANGES))
     recipe = tiny_recipe(tmp_path, **CHANGES)
