@@ -20,6 +20,7 @@ from lrc.models.dense import Dense, dense_of_facts
 from lrc.models.discovery import Architecture, discover
 from lrc.models.folder import ModelTensors, resolve_folder, weights_hash
 from lrc.models.merge_plan import MergePlan, check_free, check_trained, merge_plan, student_tensor
+from lrc.models.stock import check_plain_or_restored
 from lrc.models.stored_tensors import StoredTensors, is_piece_file, stored_files
 from lrc.models.student import empty_student, student_config
 from lrc.models.teacher import load_config
@@ -100,6 +101,7 @@ def read_source(
             f"those in {teacher_folder}. Name the teacher that it was trained with."
         )
     teacher_config = load_config(str(teacher_folder), trust_remote_code=trust_remote_code)
+    check_plain_or_restored(teacher_config, str(teacher_folder))
     architecture, variant = discover(teacher_config), variant_of(chosen)
     dense = dense_of_facts(facts or {})
     plan = merge_plan(architecture, variant, dense)

@@ -131,6 +131,11 @@ def check_gguf(student: Path, kind: str) -> Any:
 
 def _check_class(config: Any) -> None:
     values = config.to_dict()
+    if config.model_type in ("gemma", "gemma2") and not config.tie_word_embeddings:
+        raise ConfigError(
+            f"llama.cpp has no head of its own for {config.model_type}: it takes the embedding, but this student has "
+            "two. Train one with student.tie_embedding_projection=true."
+        )
     if config.model_type == "qwen2" and has_own_head_size(values):
         raise ConfigError(
             f"llama.cpp takes a Qwen2's head size to be hidden size / heads, but this one has "

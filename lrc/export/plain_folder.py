@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from lrc.errors import ConfigError
 from lrc.models.folder import WEIGHTS_INDEX
+from lrc.models.stock import has_own_code
 
 CONFIG = "config.json"
 COPIED = (
@@ -56,10 +57,10 @@ def write_config(config: Any, folder: Path) -> None:
     path = folder / CONFIG
     values = json.loads(path.read_text())
     stock_class = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(values["model_type"])
-    if (
-        isinstance(stock_class, str) and "auto_map" not in values
-    ):  # a text tower's config names the composite's class, or none
-        values["architectures"] = [stock_class]
+    if not has_own_code(config):  # a folder may bring code of its own for a class that transformers has too
+        values.pop("auto_map", None)
+    if isinstance(stock_class, str) and "auto_map" not in values:
+        values["architectures"] = [stock_class]  # a text tower's config names the composite's class, or none
     # a field that transformers 5 stores under a shared name (num_experts as num_local_experts) has its own name too
     own_names = {own: values[shared] for own, shared in config.attribute_map.items() if shared in values}
     path.write_text(json.dumps(own_names | values | older_keys(values), indent=2, sort_keys=True) + "\n")
@@ -125,8 +126,13 @@ def write_shards(
 
 
 def copy_companions(source: Path, folder: Path) -> None:
-    """Copy tokenizer, chat template, generation config and the texts of licences, whichever there are."""
-    for pattern in (*COPIED, *TERMS):
+    """Copy tokenizer, chat template, generation config and the texts of licences, whichever there are.
+
+    And the teacher's own code, if the config that was written needs it.
+    """
+    config = folder / CONFIG
+    needs_code = config.is_file() and "auto_map" in json.loads(config.read_text())
+    for pattern in (*COPIED, *TERMS, *(["*.py"] if needs_code else [])):
         for path in source.glob(pattern):
             if path.is_file():
                 shutil.copyfile(path, folder / path.name)

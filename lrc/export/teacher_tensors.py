@@ -1,7 +1,8 @@
 """The teacher's tensors under the names of the stock model, whatever its files call them.
 
 Most families store what their model holds, and are read from disk tensor by tensor. Where transformers renames on
-loading (one file tensor an expert, one stacked parameter in the model), the teacher is loaded whole instead.
+loading (one file tensor an expert, one stacked parameter in the model) or restores quantised weights, the teacher is
+loaded whole instead.
 """
 
 from pathlib import Path
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from lrc.models.folder import ModelTensors
 from lrc.models.teacher import load_model
+
+PLAIN = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
+"""As safetensors writes them, dtypes whose values are what they say; numbers of fewer bits have a scale elsewhere."""
 
 
 class TeacherTensors(Protocol):
@@ -58,9 +62,12 @@ class LoadedTensors:
 
 
 def is_renamed(folder: Path, names: list[str], embedding: str, head: str) -> bool:
-    """Tell whether a folder's files lack tensors of the stock model under their own names (a tied head may lack)."""
+    """Tell whether a folder's files lack tensors of the stock model as they are; a tied head may lack.
+
+    They lack one that has another name there, or is quantised.
+    """
     stored = ModelTensors(folder)
-    lacking = {name for name in names if name not in stored}
+    lacking = {name for name in names if name not in stored or stored.shape_and_dtype(name)[1] not in PLAIN}
     return bool(lacking - {head}) or (head in lacking and embedding not in stored)
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lrc.clone.sites import ProjectedTensor, Role, Stage
 from lrc.errors import ConfigError
 from lrc.models.scales import ScaleLaw, Scales, measure_scales, scale_law
+from lrc.models.stock import stock_model
 from lrc.models.student import is_tied_config, resized_config
 from lrc.models.tiny import LAYERS, random_model, tiny_config
 from lrc.models.trace import Trace, find_role, last_norm, run_trace, trace_stages
@@ -195,7 +196,7 @@ def _meta_model(config: Any, hidden_size: int) -> PreTrainedModel:
         # as a saved student is read: what a config derives from its hidden size (Mamba's inner width) is derived anew
         resized = type(config).from_dict(resized.to_dict())
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(resized)
+            model: PreTrainedModel = stock_model(resized)
     except Exception as error:  # a class may object in any way of its own; the text is shown to the user
         raise ConfigError(
             f"{config.model_type} can't be built at hidden size {hidden_size}: {type(error).__name__}: {error}"

@@ -50,7 +50,9 @@ def resolve_folder(source: str) -> Path:
             weights_and_words = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
             terms = ["README.md", "LICENSE*", "NOTICE*", "USE_POLICY*"]  # for the student's folder and model card
             code = ["*.py"]  # imported with trust_remote_code alone
-            folder = Path(snapshot_download(source, allow_patterns=[*weights_and_words, *terms, *code]))
+            others = ["*/*", "consolidated*"]  # the same weights once more, in another format
+            wanted = [*weights_and_words, *terms, *code]
+            folder = Path(snapshot_download(source, allow_patterns=wanted, ignore_patterns=others))
         except Exception as error:  # hub errors have no common base
             raise CheckpointError(f"{source} can't be fetched from the hub: {error}") from error
     if not has_weights(folder):

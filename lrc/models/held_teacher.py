@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers import AutoModelForCausalLM
 
 from lrc.clone.merge import merge, projection_gradient
 from lrc.errors import ConfigError
 from lrc.models.discovery import Architecture
 from lrc.models.layer_store import LayerStore
+from lrc.models.stock import stock_model
 from lrc.models.weight_formats import Packed, pack, packed_bytes, restore
 from lrc.teacher_config import TeacherWeightsConfig
 
@@ -143,7 +143,7 @@ def held_matrices(model: nn.Module, architecture: Architecture) -> list[list[str
 def held_matrices_of(config: Any, architecture: Architecture) -> list[list[str]]:
     """List what a held teacher of a config would hold, see `held_matrices`."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = stock_model(config)
     return held_matrices(model, architecture)
 
 

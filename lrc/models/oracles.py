@@ -23,6 +23,7 @@ from lrc.models.merge_plan import merge_plan, student_tensor
 from lrc.models.pair_model import PairModel, StepCounts
 from lrc.models.part import is_bias
 from lrc.models.start import fill_start
+from lrc.models.stock import stock_model
 from lrc.models.tiny import narrow_size, random_model, tiny_config
 from lrc.start_config import StartConfig
 
@@ -109,7 +110,9 @@ def _merged(narrow: int, teacher: Any) -> tuple[bool, str]:
     pair = _random_pair(teacher, narrow)
     with torch.no_grad():
         merged = merged_student(pair, teacher)(_ids(teacher), use_cache=False).logits
-        return _compare(merged, pair.logits(_ids(teacher))[0])
+        # the teacher's too: what layers hand on beside the stream must not be the student's there
+        own = teacher(_ids(teacher), use_cache=False).logits
+        return _compare(torch.stack((merged, own)), torch.stack(pair.logits(_ids(teacher))))
 
 
 def _gradients(narrow: int, teacher: Any) -> tuple[bool, str]:
@@ -202,7 +205,7 @@ def merged_student(pair: PairModel, teacher: Any) -> Any:
     plan = merge_plan(pair.architecture, pair.variant, pair.dense)
     stored = teacher.state_dict()
     trained = {name: parameter.detach() for name, parameter in pair.trained().items()}
-    student: Any = AutoModelForCausalLM.from_config(pair.student_config, dtype=torch.float32)
+    student: Any = stock_model(pair.student_config, dtype=torch.float32)
     weights = {name: student_tensor(plan, name, stored[name], trained) for name in plan.names}
     left = student.load_state_dict(weights, strict=False)
     lacking = set(left.missing_keys) - {pair.architecture.head}

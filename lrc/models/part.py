@@ -155,20 +155,14 @@ class ProjectedPart(nn.Module):
     def _teacher_tensors(self) -> dict[str, Tensor | HeldWeight]:
         """The teacher's weights by name, held ones first: their pieces may be parameters, of the format's dtypes.
 
-        None for a norm without a gain.
+        A norm without a gain has none.
         """
         return {**self._held, **dict(self.teacher.named_parameters())}
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The dtype of the part's forward: the teacher's, of what is projected the narrowest.
-
-        A family may keep some matrices in float32, but none in less than the others.
-        """
-        teacher = self._teacher_tensors()
-        projected = [teacher[name].dtype for name in self.plan.merges if name in teacher]
-        first = next((tensor.dtype for tensor in teacher.values()), torch.float32)
-        return min(projected, key=lambda dtype: dtype.itemsize, default=first)
+        """The dtype of the part's forward: the teacher's."""
+        return next((tensor.dtype for tensor in self._teacher_tensors().values()), torch.float32)
 
     def _device(self) -> torch.device | None:
         return next((tensor.device for tensor in self._teacher_tensors().values()), None)

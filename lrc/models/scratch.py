@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from lrc.errors import ConfigError
 from lrc.models.dense import FROM_SCRATCH
 from lrc.models.discovery import Architecture
 from lrc.models.pair_model import PairModel
+from lrc.models.stock import stock_model
 from lrc.models.student import empty_student, student_config
 from lrc.models.tiny_bert import ALIGNMENT, draw_alignment
 
@@ -38,7 +38,7 @@ def fill_scratch(pair: PairModel, *, seed: int) -> None:
     assert pair.dense == FROM_SCRATCH
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: nn.Module = AutoModelForCausalLM.from_config(pair.student_config, dtype=torch.float32)
+        model: nn.Module = stock_model(pair.student_config, dtype=torch.float32)
     stock = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in pair.trained().items():
         _, _, tensor = name.partition(".")

@@ -6,9 +6,9 @@ from typing import Any
 import accelerate
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from lrc.errors import ConfigError
+from lrc.models.stock import forget_quantisation, stock_model
 
 
 def head_size(config: Any) -> int | None:
@@ -35,6 +35,7 @@ def resized_config(config: Any, hidden_size: int, *, tied: bool) -> Any:
         tied: Whether the copy's embedding and head are one tensor.
     """
     resized = copy.deepcopy(config)
+    forget_quantisation(resized)
     if not config.to_dict().get("head_dim") and (size := head_size(config)) is not None:
         resized.head_dim = size
     resized.hidden_size = hidden_size
@@ -67,7 +68,7 @@ def _class_problem(config: Any) -> str | None:
     try:
         config.validate()
         with torch.device("meta"):
-            AutoModelForCausalLM.from_config(_short(config))
+            stock_model(_short(config))
     except Exception as error:  # noqa: BLE001  any class may object in its own way; the text is shown to the user
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return None
@@ -104,5 +105,5 @@ def move_buffers(model: nn.Module, device: torch.device) -> None:
 def empty_student(config: Any) -> nn.Module:
     """Build the stock model without weights: parameters on the meta device, buffers real."""
     with accelerate.init_empty_weights(include_buffers=False):
-        model: nn.Module = AutoModelForCausalLM.from_config(config)
+        model: nn.Module = stock_model(config)
     return model.eval()

@@ -10,6 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from lrc.errors import CheckpointError, ConfigError
 from lrc.models.folder import check_source
+from lrc.models.stock import forget_quantisation, restoring
 from lrc.models.text_tower import cut_tower, is_composite, tower_config
 
 
@@ -41,7 +42,7 @@ def load_model(
 ) -> PreTrainedModel:
     """Load a causal LM for inference: evaluation mode, no gradients, the class's own choice of attention.
 
-    Of a composite model the text tower is loaded.
+    Of a composite model the text tower is loaded. Weights in fp8 and mxfp4 become plain ones.
 
     Raises:
         ConfigError: The source is not a model, or its text tower can't be cloned.
@@ -57,6 +58,8 @@ def load_model(
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **restoring(config),
+            **exact_attention(config),
         )
     except Exception as error:  # damaged weights fail in many ways, none of them with a common base
         raise CheckpointError(
@@ -70,12 +73,23 @@ def load_model(
             f"The weights of {source} must hold every tensor of the model, but {len(missing)} are missing, for example "
             f"{missing[0]}. Fetch or convert the model again."
         )
+    if restoring(config):
+        forget_quantisation(model.config)
     model.eval()
     if is_composite(config):
         model = cut_tower(model, tower_config(config, Path(source)))
     model.to(device)  # type: ignore[arg-type]  # its decorator hides the signature
     model.requires_grad_(False)
     return model
+
+
+def exact_attention(config: Any) -> dict[str, str]:
+    """Return what `from_pretrained` has to be told for attention to be the class's: the kernel has no soft-caps.
+
+    transformers 5.6 takes the kernel for Gemma 2 nevertheless, and leaves them out; later ones don't.
+    """
+    softcap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    return {"attn_implementation": "eager"} if softcap else {}
 
 
 def load_tokenizer(folder: Path) -> Any:

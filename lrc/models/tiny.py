@@ -7,9 +7,10 @@ import copy
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lrc.errors import ConfigError
+from lrc.models.stock import stock_model
 from lrc.models.student import is_tied_config, resized_config, student_config
 
 HIDDEN = 32
@@ -56,7 +57,7 @@ def random_model(config: Any, *, seed: int = 0) -> PreTrainedModel:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model: PreTrainedModel = stock_model(config, dtype=torch.float32)
         with torch.no_grad():
             stored = set(model.state_dict())
             buffers = [buffer for name, buffer in model.named_buffers() if name in stored]
@@ -117,7 +118,7 @@ def _with_width(name: str) -> Any:
 def _can_be_built(config: Any) -> bool:
     try:
         with torch.device("meta"):
-            AutoModelForCausalLM.from_config(config)
+            stock_model(config)
     except Exception:  # noqa: BLE001  any class may object in any way; the size then stays the teacher's
         return False
     return True

@@ -2,7 +2,9 @@
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from lrc.errors import ConfigError, did_you_mean
 
@@ -43,6 +45,7 @@ CPU_RESERVE = 0.15
 """Share of the RAM left to the system and to Python with its libraries."""
 CPU_FLOPS_PER_CORE = 85e9
 """float32 products of one AVX-512 core, measured on a cloud machine; a plan runs none."""
+CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _MACHINE = re.compile(r"(?:(\d+)\s*x\s*)?(?:(\d+(?:\.\d+)?)\s*gb|([a-z][\w-]*))", re.IGNORECASE)
 
 
@@ -66,8 +69,8 @@ class Machine:
 
 def this_cpu() -> DeviceType:
     """Describe the CPU that runs this, with its RAM."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cores = os.cpu_count() or 1
+    memory = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _container_bytes())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return DeviceType(
         name="cpu",
         title=f"this CPU, {cores} cores, {memory / GIB:.0f} GiB",
@@ -75,6 +78,14 @@ def this_cpu() -> DeviceType:
         flops_per_second=cores * CPU_FLOPS_PER_CORE,
         is_cpu=True,
     )
+
+
+def _container_bytes() -> int:
+    """Return the memory that a container may use (cgroup v2, v1); more than any machine has if nothing says so."""
+    for path in CONTAINER_LIMITS:
+        with suppress(OSError, ValueError):
+            return int(path.read_text())  # `max` where there is no limit
+    return 2**63
 
 
 def parse_machine(text: str) -> Machine:

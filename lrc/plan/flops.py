@@ -151,7 +151,7 @@ def _attention(config: Any, layer: int, sequence: int) -> float:
     heads = getattr(config, "num_attention_heads", None)
     kinds = getattr(config, "layer_types", None)
     kind = kinds[layer] if isinstance(kinds, list | tuple) else "full_attention"
-    if not heads or "attention" not in kind or kind.startswith("linear"):
+    if not heads or not ("attention" in kind or kind == "hybrid") or kind.startswith("linear"):
         return 0.0
     size = head_size(config) or 0
     scores = getattr(config, "qk_head_dim", None) or size

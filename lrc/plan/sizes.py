@@ -9,13 +9,13 @@ from math import prod
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from lrc.clone.sites import Variant
 from lrc.config import OptimizerName
 from lrc.models.discovery import Architecture
 from lrc.models.merge_plan import MergePlan, merge_plan
 from lrc.models.moments import checkpoint_bytes, moment_bytes
+from lrc.models.stock import stock_model
 from lrc.models.student import student_config
 
 Shapes = dict[str, tuple[int, ...]]
@@ -121,5 +121,5 @@ def measure_sizes(config: Any, architecture: Architecture, variant: Variant, d_s
 
 def _shapes(config: Any) -> Shapes:
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = stock_model(config)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -23,6 +23,7 @@ from lrc.models.discovery import Architecture
 from lrc.models.held_teacher import fill_store
 from lrc.models.layer_store import LayerStore
 from lrc.models.pair_model import PairModel, StepCounts
+from lrc.models.stock import stock_model
 from lrc.plan.live_bytes import LiveBytes
 from lrc.plan.sizes import Sizes
 from lrc.teacher_config import NATIVE, TeacherWeightsConfig
@@ -147,12 +148,12 @@ def _short_teacher(sizes: Sizes, *, depth: int, dtype: torch.dtype, masked: bool
         if isinstance(value, list) and len(value) == sizes.architecture.num_layers:
             setattr(config, name, value[:depth])
     config.num_hidden_layers = depth
-    teacher = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    teacher = stock_model(config, dtype=dtype)
     if not masked and teacher.config._attn_implementation == "sdpa":
         AttentionInterface.register(UNMASKED, sdpa_attention_forward)
         AttentionMaskInterface.register(UNMASKED, _mask_where_needed)
         config._attn_implementation = UNMASKED
-        teacher = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        teacher = stock_model(config, dtype=dtype)
     frozen: nn.Module = teacher.eval().requires_grad_(False)
     return frozen
 

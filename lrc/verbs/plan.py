@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from lrc.export.size_advice import size_advice
 from lrc.models.discovery import Architecture, discover
 from lrc.models.oddities import oddities
 from lrc.models.oracles import require_family
+from lrc.models.stock import stock_model
 from lrc.models.student import student_config
 from lrc.models.teacher import load_config, read_config
 from lrc.models.text_tower import is_composite
@@ -74,5 +74,5 @@ def _by_layer(names: Iterable[str]) -> list[str]:
 def _parameters(config: Any) -> int:
     """Parameters of a config's model, a tied head counted once."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = stock_model(config)
     return sum(parameter.numel() for parameter in model.parameters())

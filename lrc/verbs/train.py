@@ -27,6 +27,7 @@ from lrc.models.oracles import require_family
 from lrc.models.pair_model import PairModel
 from lrc.models.scratch import check_scratch
 from lrc.models.start import StartReport
+from lrc.models.stock import check_plain_or_restored
 from lrc.models.student import student_config
 from lrc.models.teacher import load_config, load_tokenizer
 from lrc.models.terms import measured_terms
@@ -70,7 +71,7 @@ class _Inputs:
     also_measure: AlsoMeasure | None = None
     keep_start: Path | None = None
     hold: Callable[[], None] = lambda: None
-    """Called when there is something to write: keeps other runs out of the folder."""
+    """Called before the folder is written: keeps other runs out of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,7 @@ def train(
     with preemption_signals() as preemption:
         inputs = _check(recipe, resume=resume, overwrite=overwrite)
         if dry_run:
-            _place(recipe, inputs, None if resume is None else find_resume(inputs.folder, resume, say))
+            _place(recipe, inputs, None if resume is None else find_resume(inputs.folder, resume, say), say)
             size, blocks = recipe.student.hidden_size, len(inputs.blocks)
             say(f"dry run: {recipe.teacher} -> hidden size {size}, {blocks} blocks: good")
             return inputs.folder / f"checkpoint-{recipe.train.max_steps}"
@@ -129,7 +130,7 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, resume: s
     check_strategy(recipe, strategy)
     accelerator = make_accelerator(recipe.train, inputs.folder, choose_device(recipe.train.device), strategy=strategy)
     found = None if resume is None else agreed_resume(accelerator, inputs.folder, resume, say)
-    place = _place(recipe, inputs, found)
+    place = _place(recipe, inputs, found, say if accelerator.is_main_process else lambda line: None)
     plan = plan_batches(recipe.train, accelerator, place.resume, say)
     teacher, pair = _load_pair(recipe, inputs, accelerator, strategy)
     start = None
@@ -205,8 +206,8 @@ def _begin(
     start = None
     if not goes_on:
         start = kept_or_new(inputs.keep_start, pair, lambda: fill(pair, teacher, recipe, place.calibration))
-    prepare_folder(folder, recipe, goes_on=goes_on, overwrite=overwrite)
     inputs.hold()
+    prepare_folder(folder, recipe, goes_on=goes_on, overwrite=overwrite)
     if starts_later:
         start_trackers(accelerator, recipe.train)
     return start
@@ -242,12 +243,13 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
             f"{folder} already holds checkpoints. Go on with --resume auto, start anew with --overwrite, or name "
             "another run folder (run=...)."
         )
-    if resume in (None, "auto") and (overwrite or not checkpoints(folder)):
+    if overwrite or not checkpoints(folder):
         check_run_folder(folder, filter(None, (recipe.teacher, recipe.data.train, recipe.data.held_out)))
     device = choose_device(recipe.train.device)
     check_trackers(recipe.train)
     teacher_folder = resolve_folder(locate_teacher(recipe.teacher))
     config = load_config(str(teacher_folder), trust_remote_code=recipe.trust_remote_code)
+    check_plain_or_restored(config, recipe.teacher)
     architecture = discover(config)
     if recipe.student.hidden_size >= architecture.hidden_size:
         raise ConfigError(
@@ -281,13 +283,13 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
     )
 
 
-def _place(recipe: Recipe, inputs: _Inputs, found: Path | None) -> _Beginning:
+def _place(recipe: Recipe, inputs: _Inputs, found: Path | None, tell: Callable[[str], None]) -> _Beginning:
     """Check that a checkpoint, which `find_resume` found whole, fits the run; without one choose the start's text."""
     if found is None:
         calibration = calibration_batches(recipe, inputs.blocks)
         return _Beginning(calibration=calibration, phase=plan_phases(recipe).at(0, None), resume=None)
     folder = inputs.folder
-    phase = check_resume(found, recipe, inputs.teacher_hash, say)
+    phase = check_resume(found, recipe, inputs.teacher_hash, tell)
     if found.resolve().parent != folder.resolve() and checkpoints(folder):
         raise ConfigError(
             f"{folder} already holds checkpoints of its own, so it can't go on from {found}. Name another run folder."

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DiffLlamaConfig, DiffLlamaForCausalLM
+from transformers import AutoModelForCausalLM, DiffLlamaConfig, DiffLlamaForCausalLM, Gemma2Config, GemmaConfig
 
 from lrc.cli import main
 from lrc.errors import CheckpointError, ConfigError, NumericsError
@@ -318,3 +318,10 @@ def test_output_that_exists_is_untouched(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--overwrite"):
         export(bpe_student(tmp_path / "student"), tmp_path / "out", "f32", converter)
     assert (tmp_path / "out" / "kept").read_text() == "here"
+
+
+@pytest.mark.parametrize("kind", [GemmaConfig, Gemma2Config])
+def test_an_untied_gemma_is_refused_before_the_converter_drops_its_head(kind: Any) -> None:
+    gguf_export._check_class(kind(tie_word_embeddings=True))
+    with pytest.raises(ConfigError, match=r"no head of its own for gemma.*tie_embedding_projection=true"):
+        gguf_export._check_class(kind(tie_word_embeddings=False))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from lrc.export.plain_folder import copy_companions, older_keys, write_config, write_shards
 from tests.models.family_configs import FAMILY_CONFIGS, LLAMA3_ROPE
@@ -115,3 +115,20 @@ def test_companions_and_terms_are_copied_and_weights_are_not(tmp_path: Path) -> 
         (source / name).write_text(name)
     copy_companions(source, out)
     assert sorted(path.name for path in out.iterdir()) == [*terms, "chat_template.jinja", "tokenizer.json"]
+
+
+def test_a_stock_class_needs_no_code_and_another_one_gets_its_teachers(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    for folder in (source, out):
+        folder.mkdir()
+    (source / "modeling_own.py").write_text("own")
+    config = LlamaConfig(auto_map={"AutoConfig": "configuration_own.OwnConfig"})
+    write_config(config, out)
+    copy_companions(source, out)
+    values = json.loads((out / "config.json").read_text())
+    assert "auto_map" not in values
+    assert values["architectures"] == ["LlamaForCausalLM"]
+    assert not (out / "modeling_own.py").exists()
+    (out / "config.json").write_text(json.dumps(values | {"auto_map": config.auto_map}))
+    copy_companions(source, out)
+    assert (out / "modeling_own.py").read_text() == "own"

@@ -107,12 +107,6 @@ def test_each_tensor_is_merged_in_the_dtype_of_the_teachers(variant: Variant, mo
     assert all(layer.parameter(name).grad.dtype == torch.float32 for name in layer.plan.projections)
 
 
-def test_a_float32_tensor_in_front_does_not_make_the_compute_dtype() -> None:
-    layer = with_float32("self_attn.q_proj").layers[0]
-    assert next(layer.teacher.parameters()).dtype == torch.float32
-    assert layer.compute_dtype == torch.bfloat16
-
-
 @pytest.mark.parametrize("variant", VARIANTS, ids=["all", "io", "tied-projection"])
 def test_a_parameter_is_the_master_that_training_sees(variant: Variant) -> None:
     _, pair = filled("gemma3_text", variant)

@@ -1,10 +1,12 @@
 """Machines are read as people write them."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from lrc.errors import ConfigError
+from lrc.plan import devices
 from lrc.plan.devices import GIB, parse_machine, usual_machines
 
 
@@ -26,7 +28,7 @@ def test_a_size_of_memory_alone_has_no_speed() -> None:
 def test_the_cpu_has_this_machines_memory() -> None:
     machine = parse_machine("cpu")
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert machine.device.memory_bytes == total
+    assert 0 < machine.device.memory_bytes <= total  # a container's limit may be below it
     assert machine.usable_bytes < total
 
 
@@ -40,3 +42,17 @@ def test_usual_machines_go_from_this_cpu_to_eight_gpus() -> None:
     titles = [machine.title for machine in usual_machines()]
     assert titles[0].startswith("1 x this CPU")
     assert "8 x H100 80 GB" in titles
+
+
+@pytest.mark.parametrize(("written", "limited"), [("1073741824\n", True), ("max\n", False), (None, False)])
+def test_a_containers_limit_is_this_machines_memory(
+    tmp_path: Path, written: str | None, limited: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "memory.max"
+    if written is not None:
+        path.write_text(written)
+    monkeypatch.setattr(devices, "CONTAINER_LIMITS", (tmp_path / "absent", path))
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 3, 5})
+    found = devices.this_cpu()
+    assert (found.memory_gib == 1.0) == limited
+    assert "3 cores" in found.title
