@@ -16,7 +16,7 @@ from lrc.config import Recipe, load_recipe, recipe_to_dict
 from lrc.errors import ConfigError
 from lrc.models.checkpoint import versions
 from lrc.models.compute import choose_device, choose_dtype, dtype_name, products_flops_per_second
-from lrc.models.folder import resolve_folder
+from lrc.models.folder import resolve_folder, weights_hash
 from lrc.models.teacher import load_config, load_tokenizer
 from lrc.training.beside import write_beside
 from lrc.verbs.progress import say
@@ -93,7 +93,7 @@ def run_cell(arena: Arena, cell: Cell, *, overwrite: bool = False) -> dict[str, 
 
     Raises:
         ConfigError: The recipe does not know a key of the method; or a result or a begun run of that name was made
-            with another recipe or other texts.
+            with another recipe, other texts or another teacher.
     """
     run = arena.root / "runs" / cell.name
     with alone(run):
@@ -105,14 +105,17 @@ def _run_alone(arena: Arena, cell: Cell, run: Path, *, overwrite: bool) -> dict[
     teacher = arena.teacher(cell, texts)
     recipe = cell_recipe(cell, run=run, teacher=teacher, texts=texts.paths, rates=arena.rates())
     wanted = _identity(recipe_to_dict(recipe), _texts_facts(cell, texts))
+    teacher_folder = resolve_folder(locate_teacher(teacher))
+    teacher_hash = weights_hash(teacher_folder)
     path = arena.results / cell.file_name
     if path.is_file() and not overwrite:
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         before = _identity(kept["recipe"], kept["texts"])
-        _check_same(wanted, before, str(path))
+        before["teacher_hash"] = kept.get("teacher_hash", teacher_hash)
+        _check_same({**wanted, "teacher_hash": teacher_hash}, before, str(path))
         say(f"{cell.name}: kept")
         return kept
-    result = None if overwrite else _same_run(arena, cell, wanted)
+    result = None if overwrite else _same_run(arena, cell, wanted, teacher_hash)
     if result is not None:
         say(f"{cell.name}: the same run as {result['same_run_as']}, which is finished")
         write_beside(path, json.dumps(result, indent=1) + "\n")
@@ -126,7 +129,7 @@ def _run_alone(arena: Arena, cell: Cell, run: Path, *, overwrite: bool) -> dict[
     start = start_file(
         arena.root / "starts",
         recipe,
-        teacher=resolve_folder(locate_teacher(teacher)),
+        teacher=teacher_folder,
         train_sha256=texts.sha256["train"],
     )
     resume = None if overwrite else "auto"
@@ -140,15 +143,17 @@ def _run_alone(arena: Arena, cell: Cell, run: Path, *, overwrite: bool) -> dict[
     return result
 
 
-def _same_run(arena: Arena, cell: Cell, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the root's result of another cell with the same recipe and texts under this cell's name, or None.
+def _same_run(arena: Arena, cell: Cell, wanted: dict[str, Any], teacher_hash: str) -> dict[str, Any] | None:
+    """Return the root's result of another cell with the same recipe, texts and teacher under this cell's name, or None.
 
-    Sweeps have a variant that changes nothing, and the default is one of them.
+    Sweeps have a variant that changes nothing, and the default is one of them. A result without its teacher's hash is
+    of a teacher of that name.
     """
     if arena.tasks is not None:
         return None  # other cells may have been scored on other tasks
     for other in read_results([arena.results]):
-        if other["teacher"] == cell.teacher and _identity(other["recipe"], other["texts"]) == wanted:
+        is_teacher = other["teacher"] == cell.teacher and other.get("teacher_hash", teacher_hash) == teacher_hash
+        if is_teacher and _identity(other["recipe"], other["texts"]) == wanted:
             named = {"cell": cell.name, "method": cell.method, "tokens": cell.tokens, "command": _command(arena, cell)}
             return {**other, **named, "same_run_as": other.get("same_run_as", other["cell"])}
     return None
@@ -170,11 +175,13 @@ def _result(arena: Arena, cell: Cell, recipe: Recipe, texts: Texts) -> dict[str,
     start = json.loads((folder / "start.json").read_text(encoding="utf-8"))
     device = choose_device(recipe.train.device)
     dtype = choose_dtype(recipe.train.compute_dtype, device)
-    config = load_config(str(resolve_folder(locate_teacher(recipe.teacher))))
+    teacher = resolve_folder(locate_teacher(recipe.teacher))
+    config = load_config(str(teacher))
     return {
         "format": FORMAT,
         "cell": cell.name,
         "teacher": cell.teacher,
+        "teacher_hash": weights_hash(teacher),
         "width": cell.width,
         "method": cell.method,
         "tokens": cell.tokens,

@@ -92,6 +92,8 @@ class PackedText:
             text = row.get("text")
             if not isinstance(text, str):
                 raise DataError(f'{rows.where(index)}: "text" must be a string, as in the first row.')
+            if not _is_encodable(text):
+                raise DataError(f'{rows.where(index)}: "text" holds half a surrogate pair. Mend the row or drop it.')
             starts.append(len(ids))
             plain = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             marked = with_boundaries(plain, tokenizer.bos_token_id, tokenizer.eos_token_id)
@@ -127,6 +129,14 @@ class PackedText:
         first = int(np.searchsorted(self.starts, index * length, side="right")) - 1
         last = int(np.searchsorted(self.starts, (index + 1) * length)) - 1
         return self.rows.where(first) if first == last else f"{self.rows.where(first)} to {self.rows.where(last)}"
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON's \ud83d without its second half
+        return False
+    return True
 
 
 def _outside(ids: list[int], vocab_size: int) -> int | None:

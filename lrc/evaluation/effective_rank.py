@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lrc.clone.initialise import effective_rank
+from lrc.errors import NumericsError
 from lrc.models.pair_model import PairModel
 
 
@@ -20,6 +21,9 @@ def stream_ranks(layers: Iterable[nn.Module], *, largest: int | None = None) -> 
     Args:
         layers: The layers, in order.
         largest: Directions that count (`clone/initialise.py:effective_rank`); None: all.
+
+    Raises:
+        NumericsError: A layer's states were not finite.
     """
     sums: dict[int, Tensor] = {}
     handles = []
@@ -37,6 +41,12 @@ def stream_ranks(layers: Iterable[nn.Module], *, largest: int | None = None) -> 
     finally:
         for handle in handles:
             handle.remove()
+    broken = next((index for index in sorted(sums) if not bool(sums[index].isfinite().all())), None)
+    if broken is not None:
+        raise NumericsError(
+            f"States must be finite to have an effective rank, but those after layer {broken} (from 0) hold NaN or "
+            "infinity. The model's weights are damaged or overflow in its dtype."
+        )
     ranks.extend(float(effective_rank(sums[index], largest=largest)) for index in sorted(sums))
 
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lrc.evaluation.generation import write_tokens
+
 TOPICS = ("the sun", "a good breakfast", "learning to swim", "trees in winter", "a letter to a friend", "trains")
 
 
@@ -171,14 +173,10 @@ def probe_instructions(
             return_dict=True,
             return_tensors="pt",
         ).to(model.device)
-        output = model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+        output = write_tokens(
+            model,
+            {name: inputs[name] for name in ("input_ids", "attention_mask")},
             max_new_tokens=max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
             pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         )
         answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()

@@ -3,7 +3,8 @@
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lrc.clone.head import IGNORED_LABEL
+from lrc.clone.head import IGNORED_LABEL, chunk_positions
 from lrc.data.blocks import Batch
-from lrc.evaluation.agreement import Agreement
+from lrc.errors import NumericsError
+from lrc.evaluation.agreement import Agreement, float32_logits
 from lrc.evaluation.effective_rank import stream_ranks
+from lrc.evaluation.generation import write_tokens
+from lrc.models.compute import dtype_name
 from lrc.models.discovery import layer_list
 from lrc.models.folder import weight_files
 
@@ -37,7 +41,7 @@ def score_text(
     windows: list[tuple[Tensor, Tensor]],
     progress: Callable[[int, int], None],
 ) -> tuple[Agreement, dict[str, list[float] | None]]:
-    """Run both models over the held-out windows once.
+    """Run both models over the held-out windows once; logits in float32.
 
     Args:
         student: Stock causal LM.
@@ -47,15 +51,68 @@ def score_text(
 
     Returns:
         The agreement, and the effective rank of each model's stream after each layer.
+
+    Raises:
+        NumericsError: A model's logits are not finite.
     """
     agreement = Agreement()
     with stream_ranks(_layers(student)) as student_ranks, stream_ranks(_layers(teacher)) as teacher_ranks:
         for done, (ids, labels) in enumerate(windows):
-            student_logits = student(input_ids=ids, use_cache=False).logits[0]
-            teacher_logits = student_logits if teacher is None else teacher(input_ids=ids, use_cache=False).logits[0]
-            agreement.add(student_logits, teacher_logits, labels[0])
+            student_logits = _logits(student, ids, role="student")
+            teacher_logits = student_logits if teacher is None else _logits(teacher, ids, role="teacher")
+            chunk = chunk_positions(student_logits.shape[-1], positions=len(student_logits))
+            sides = (side.split(chunk) for side in (student_logits, teacher_logits, labels[0]))
+            for rows in zip(*sides, strict=True):
+                agreement.add(*rows)
             progress(done + 1, len(windows))
     return agreement, {"student": student_ranks, "teacher": teacher_ranks if teacher is not None else None}
+
+
+def _logits(model: PreTrainedModel, ids: Tensor, *, role: str) -> Tensor:
+    """Return a window's logits, `[seq, vocabulary]`.
+
+    Raises:
+        NumericsError: Some are not finite.
+    """
+    with float32_head(model):
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits[0]
+    finite = logits.isfinite().all(-1)
+    if not bool(finite.all()):
+        raise NumericsError(
+            f"The {role}'s logits must be finite, but NaN or infinity stands at {int((~finite).sum())} of "
+            f"{len(finite)} positions of a held-out window. Its weights are damaged or overflow in "
+            f"{dtype_name(model.dtype)}: take an earlier checkpoint, or set evaluate.compute_dtype to float32."
+        )
+    return logits
+
+
+@contextmanager
+def float32_head(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model's head give float32 logits while the block runs; cap and scale, which come behind it, follow in it.
+
+    Its own product, which would be rounded to its dtype, is left out. A quantised head is left as it is.
+    """
+    head: Any = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or type(head.weight) is not nn.Parameter:
+        yield
+        return
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
+        kept.append(args[0])
+        return args[0][..., :0, :]
+
+    def form(_: nn.Module, args: Any, output: Any) -> Tensor:
+        states = kept.pop()
+        logits: Tensor = float32_logits(states.flatten(0, -2), head.weight).unflatten(0, states.shape[:-1])
+        return logits if head.bias is None else logits + head.bias
+
+    handles = [head.register_forward_pre_hook(keep), head.register_forward_hook(form)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _layers(model: PreTrainedModel | None) -> list[nn.Module]:
@@ -128,7 +185,6 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-@torch.no_grad()
 def continuations(model: Any, tokenizer: Any, *, count: int, new_tokens: int) -> list[tuple[str, str]]:
     """Continue the first `count` prompts greedily; returns (prompt, continuation) pairs."""
     pairs = []
@@ -136,11 +192,10 @@ def continuations(model: Any, tokenizer: Any, *, count: int, new_tokens: int) ->
     for prompt in PROMPTS[:count]:
         inputs = tokenizer(prompt, return_tensors="pt")
         ids = inputs["input_ids"].to(device)
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
+        output = write_tokens(
+            model,
+            {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
             max_new_tokens=new_tokens,
-            do_sample=False,
             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0,
         )
         pairs.append((prompt, tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)))

@@ -42,9 +42,11 @@ def scores_blocks(data: RunData) -> list[str]:
         ]
         blocks.append(markdown_table(("Measure", "Teacher", "Student", "Student / teacher"), cells))
     if data.tasks is not None:
+        rows = "the hub's rows" if data.tasks.data == "hub" else f"rows of {code(short_name(data.tasks.data))}"
         limit = "" if data.tasks.limit is None else f", on the first {data.tasks.limit} items of each task"
         blocks.append(
-            f"Tasks of lm-evaluation-harness in percent ± standard error{limit}; differences are paired item by item."
+            f"Tasks of lm-evaluation-harness on {rows} in percent ± standard error{limit}; differences are paired item "
+            "by item."
         )
         blocks.append(markdown_table(TABLE_HEADER, task_rows(data.tasks)))
     return blocks

@@ -100,8 +100,11 @@ def front_matter_text(data: RunData, origin: Origin) -> str:
 
 
 def _eval_results(data: RunData) -> list[EvalResult]:
+    """Return the scores as the hub lists them; none of a part of a benchmark or of rows that are not the hub's."""
+    if data.tasks is None or data.tasks.limit is not None or data.tasks.data != "hub":
+        return []
     found = []
-    for row in data.tasks.scores if data.tasks else ():
+    for row in data.tasks.scores:
         if row.student is None or row.student.value is None:
             continue
         dataset, name = HUB_NAMES.get(row.task, (row.task, row.task))

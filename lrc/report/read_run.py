@@ -74,8 +74,13 @@ def read_run(run: Path) -> RunData:
 
 
 def _read_sources(run: Path, recipe: Recipe | None) -> tuple[DataSource, ...]:
-    """Read the manifest beside the training data, where it still is, else the one of this run."""
-    folders = [*([Path(recipe.data.train)] if recipe is not None else []), run / "prepare"]
+    """Read the manifest beside the training data, where it still is, else this run's own.
+
+    The run's own counts if no recipe names the data, or if it is what the run trained on before it was moved.
+    """
+    folders = [] if recipe is None else [Path(recipe.data.train)]
+    if recipe is None or folders[0].resolve() == (Path(recipe.run) / "prepare").resolve():
+        folders.append(run / "prepare")
     path = next((folder / MANIFEST for folder in folders if (folder / MANIFEST).is_file()), None)
     return () if path is None else read_sources(path)
 

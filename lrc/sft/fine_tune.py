@@ -12,7 +12,7 @@ import huggingface_hub.constants
 import torch
 from datasets import Dataset, disable_progress_bars
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.sft_config import SFTConfig as TrainerSettings
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -29,6 +29,8 @@ LOGGED = {
     "num_tokens": "tokens",
 }
 """Name in TRL's log -> name in `metrics.jsonl`."""
+TRAINER_STATE = "trainer_state.json"
+"""Of a checkpoint, which is written in place, the file that comes last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,8 @@ def fine_tune(run: FineTuning) -> tuple[Any, dict[str, Any]]:
     else:
         trainer = TeacherSFTTrainer(teacher=run.teacher, teacher_kl=run.settings.teacher_kl, **common)
     trainer.remove_callback(PrinterCallback)  # prints every log line to standard output
-    result = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(run.work)) if run.resume else None)
+    newest = newest_checkpoint(run.work) if run.resume else None
+    result = trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     model = trainer.model.merge_and_unload() if run.settings.lora_rank else trainer.model
     facts = {
         "steps": int(trainer.state.global_step),
@@ -86,6 +89,20 @@ def fine_tune(run: FineTuning) -> tuple[Any, dict[str, Any]]:
         "seconds": float(result.metrics["train_runtime"]),
     }
     return model, facts
+
+
+def newest_checkpoint(work: Path) -> Path | None:
+    """Return the newest checkpoint whose save came to its end, or None; a kill leaves half-written ones."""
+    whole = [path.parent for path in work.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE}") if _is_json(path)]
+    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
 
 
 def trainer_settings(settings: SftConfig, work: Path, *, device: torch.device, dtype: torch.dtype) -> TrainerSettings:

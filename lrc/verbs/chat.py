@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from jinja2 import TemplateError
 from torch import Tensor
 from transformers import TextStreamer
 
 from lrc.errors import ConfigError, DataError
+from lrc.evaluation.generation import write_tokens
 from lrc.models.checkpoint import LRC_CONFIG
 from lrc.models.compute import choose_device, choose_dtype
 from lrc.models.folder import resolve_folder
@@ -177,17 +177,15 @@ def _answer_all(states: list[_Chat], question: str) -> None:
 
 def _answer(state: _Chat, question: str, inputs: dict[str, Tensor], streamer: TextStreamer) -> None:
     """Stream the answer and add the turn to the history."""
-    sampling: dict[str, Any] = {"do_sample": True, "temperature": state.temperature}
-    greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     padding = state.tokenizer.pad_token_id
-    with torch.inference_mode():
-        output = state.model.generate(
-            **inputs,
-            max_new_tokens=state.max_new_tokens,
-            pad_token_id=state.tokenizer.eos_token_id if padding is None else padding,
-            streamer=streamer,
-            **(sampling if state.temperature > 0 else greedy),
-        )
+    output = write_tokens(
+        state.model,
+        inputs,
+        max_new_tokens=state.max_new_tokens,
+        pad_token_id=state.tokenizer.eos_token_id if padding is None else padding,
+        temperature=state.temperature,
+        streamer=streamer,
+    )
     state.turns.append((question, _decode_answer(state, inputs["input_ids"][0], output[0])))
 
 

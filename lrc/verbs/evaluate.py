@@ -11,11 +11,11 @@ from torch import Tensor
 
 from lrc.config import EvaluateConfig, range_problems
 from lrc.data.blocks import open_blocks, ordered_batches
-from lrc.errors import CheckpointError, ConfigError, DataError
+from lrc.errors import CheckpointError, ConfigError, DataError, NumericsError
 from lrc.evaluation.scorecard import card, continuations, score_text, text_bytes, text_windows
 from lrc.models.checkpoint import versions
 from lrc.models.compute import choose_device, choose_dtype, dtype_name, keep_freed_memory
-from lrc.models.folder import resolve_folder
+from lrc.models.folder import resolve_folder, weights_hash
 from lrc.models.teacher import load_config, load_model, load_tokenizer
 from lrc.training.beside import write_beside
 from lrc.verbs.evaluate_tasks import open_tasks, score_tasks
@@ -52,6 +52,7 @@ def evaluate(
 
     Raises:
         ConfigError, CheckpointError, DataError: Bad input, before anything is written.
+        NumericsError: A model's logits or a score are not finite; nothing is written.
     """
     results = out / "results.json"
     _check_output(results, overwrite=overwrite)
@@ -75,12 +76,9 @@ def evaluate(
             facts["held_out"] = {"source": held_out, **facts["held_out"], "sequence_length": settings.sequence_length}
         if open_suite is not None:
             facts["tasks"] = score_tasks(open_suite, models, compute_dtype=settings.compute_dtype)
-        facts = {"versions": versions(), "machine": _machine(), **facts}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_beside(results, json.dumps(facts, indent=2) + "\n")
-    except OSError as error:
-        raise CheckpointError(f"{results} can't be written: {error}. Earlier results are untouched.") from error
+        student_hash = weights_hash(models["student"][1])
+        facts = {"student_hash": student_hash, "versions": versions(), "machine": _machine(), **facts}
+    _write(results, facts)
     return results
 
 
@@ -89,6 +87,21 @@ def _check_output(results: Path, *, overwrite: bool) -> None:
         raise ConfigError(f"{results} exists. Use --overwrite to replace it, or name another --out.")
     if results.parent.exists() and not results.parent.is_dir():
         raise ConfigError(f"The output {results.parent} must be a folder, but it is a file. Name another one.")
+
+
+def _write(results: Path, facts: dict[str, Any]) -> None:
+    try:
+        text = json.dumps(facts, indent=2, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise NumericsError(
+            f"Every score in {results} must be finite, but one is NaN or infinite, so it is not written. Leave out the "
+            "task that gives it, or look for what is damaged in the model."
+        ) from error
+    try:
+        results.parent.mkdir(parents=True, exist_ok=True)
+        write_beside(results, text)
+    except OSError as error:
+        raise CheckpointError(f"{results} can't be written: {error}. Earlier results are untouched.") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,15 +33,27 @@ def progress_lines(label: str, unit: str, *, lines: int = 10) -> Iterator[Callab
 
 
 def _lines(label: str, unit: str, lines: int) -> Callable[[int, int], None]:
-    began = time.monotonic()
+    rate_of = _rate_meter()
 
     def show(done: int, total: int) -> None:
+        rate = rate_of(done)
         if done and (done == total or done % max(1, -(-total // lines)) == 0):
-            spent = max(1e-9, time.monotonic() - began)
-            left = format_seconds(spent / done * (total - done))
-            say(f"{label} {done}/{total} {unit}  {done / spent:.2f}/s  ETA {left}")
+            left = format_seconds((total - done) / max(1e-9, rate))
+            say(f"{label} {done}/{total} {unit}  {rate:.2f}/s  ETA {left}")
 
     return show
+
+
+def _rate_meter() -> Callable[[int], float]:
+    """Give a function that turns what is done into a rate per second; a resumed run starts above 0."""
+    began = time.monotonic()
+    first: list[int] = []
+
+    def rate_of(done: int) -> float:
+        first[:] = first or [max(0, done - 1)]
+        return (done - first[0]) / max(1e-9, time.monotonic() - began)
+
+    return rate_of
 
 
 @contextmanager
@@ -66,13 +78,10 @@ def bar_on_terminal(label: str, unit: str) -> Iterator[Callable[[int, int], None
 
 
 def _mover(bar: Progress, label: str) -> Callable[[int, int], None]:
-    began = time.monotonic()
+    rate_of = _rate_meter()
     task = bar.add_task(label, total=None, rate=0.0)
-    first: list[int] = []
 
     def move(done: int, total: int) -> None:
-        first[:] = first or [max(0, done - 1)]  # a resumed run starts above 0
-        rate = (done - first[0]) / max(1e-9, time.monotonic() - began)
-        bar.update(task, completed=done, total=total, rate=rate)
+        bar.update(task, completed=done, total=total, rate=rate_of(done))
 
     return move

@@ -79,11 +79,17 @@ def push(repo: str, uploads: dict[str, Path | bytes], *, private: bool) -> str:
     Weights in it that are not among the uploads go with the same commit; everything else stays.
 
     Raises:
+        ConfigError: `private` is asked for, but the repository is there and public.
         CheckpointError: The hub refused or was not reached.
     """
     api = HfApi()
     added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=what) for name, what in uploads.items()]
     try:
+        if private and api.repo_exists(repo) and not api.repo_info(repo).private:
+            raise ConfigError(
+                f"--private must name a new or a private repository, but {repo} is public. Make it private on the hub, "
+                "name another one, or leave --private out; nothing was uploaded."
+            )
         api.create_repo(repo, private=private or None, exist_ok=True)
         stale = [
             CommitOperationDelete(path_in_repo=name)
@@ -91,6 +97,8 @@ def push(repo: str, uploads: dict[str, Path | bytes], *, private: bool) -> str:
             if name not in uploads and "/" not in name and any(fnmatchcase(name, pattern) for pattern in WEIGHTS)
         ]
         commit = api.create_commit(repo, [*added, *stale], commit_message="Upload a Low-Rank Clone student")
+    except ConfigError:
+        raise
     except Exception as error:  # hub, HTTP and file errors have no common base
         raise CheckpointError(
             f"{repo} could not be written: {' '.join(str(error).split())} Log in (hf auth login) or check the name "

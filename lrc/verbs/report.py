@@ -1,7 +1,11 @@
 """The verb `lrc report`: from the JSON that the other verbs left in a run folder to a page, plots and a model card."""
 
+import fcntl
+import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from lrc.embedded.teacher import TEACHER_HUB_ID, TEACHER_LICENSE
 from lrc.errors import DataError
+from lrc.models.folder import has_weights, weights_hash
 from lrc.report.json_fields import read_json
 from lrc.report.licence import Licence, read_licence
 from lrc.report.model_card import Origin, model_card
@@ -40,7 +45,7 @@ def report(
         run: The run folder, with train/metrics.jsonl or evaluate/results.json at least.
         push_to_hub: OWNER/NAME of the hub repository that the student is uploaded to with its card; None: no upload.
         student: Folder that the card is of, to upload; None: RUN/sft, or RUN/convert if there is none.
-        private: Make a new repository private.
+        private: Make a new repository private; refuse one that is public.
         dry_run: List what would be written and uploaded; write nothing, connect to nothing.
 
     Returns:
@@ -48,8 +53,8 @@ def report(
 
     Raises:
         DataError: There is nothing to report yet, a file of the run is damaged, or the folder can't be written.
-        ConfigError: The run's recipe is not a valid one, or the repository's name.
-        CheckpointError: There is no student to upload, or the upload failed.
+        ConfigError: The run's recipe is not a valid one, or the repository's name, or it is public against `private`.
+        CheckpointError: There is no student to upload, its weights are damaged, or the upload failed.
     """
     folder = run / "report"
     if folder.exists() and not folder.is_dir():
@@ -88,9 +93,12 @@ def report(
 
 
 def _note_scores(run: Path, student: Path, scored: str) -> None:
+    whose = f"{scored}, not of {student}"
+    if _is_same_place(scored, student):
+        whose = f"other weights that were in {student}, not of those there now"
     say(
-        f"note: {run / RESULTS_FILE} has the scores of {scored}, not of {student}: the card says so and gives the hub "
-        f"none. Score it: lrc evaluate {student} --out {run / 'evaluate'} --overwrite"
+        f"note: {run / RESULTS_FILE} has the scores of {whose}: the card says so and gives the hub none. "
+        f"Score it: lrc evaluate {student} --out {run / 'evaluate'} --overwrite"
     )
 
 
@@ -119,7 +127,7 @@ def _origin(run: Path, data: RunData, repo: str | None, student: Path) -> Origin
         licence=licence,
         repo=repo,
         after_training="fine-tuned on chats with `lrc sft`" if tuned else None,
-        scored_other=_scored_other(data, student) if config else None,
+        scored_other=_scored_other(run, data, student) if config else None,
         model_type=config.get("model_type"),
         quantised_by=(config.get("quantization_config") or {}).get("quant_method"),
     )
@@ -131,10 +139,22 @@ def _student_config(student: Path) -> dict[str, Any]:
     return read_json(path).values if path.is_file() else {}
 
 
-def _scored_other(data: RunData, student: Path) -> str | None:
-    """Return the model that the scores are of, if it is not the student."""
+def _scored_other(run: Path, data: RunData, student: Path) -> str | None:
+    """Return the model that the scores are of, if it is not the student.
+
+    Weights are compared where the results name theirs, else folders.
+    """
     scored = data.results.student.name if data.results else data.tasks.student if data.tasks else None
-    return None if scored is None or Path(scored).resolve() == student.resolve() else scored
+    if scored is None:
+        return None
+    scored_hash = read_json(run / RESULTS_FILE).optional_text("student_hash")
+    if scored_hash is None or not has_weights(student):
+        return None if _is_same_place(scored, student) else scored
+    return None if weights_hash(student) == scored_hash else scored
+
+
+def _is_same_place(scored: str, student: Path) -> bool:
+    return Path(scored).resolve() == student.resolve()
 
 
 def _cached_folder(name: str) -> Path | None:
@@ -153,9 +173,22 @@ def _replace_folder(folder: Path, files: dict[str, bytes]) -> None:
         new.mkdir()
         for name, content in files.items():
             (new / name).write_bytes(content)
-        _swap(folder, new=new, old=old)
+        with _only_swap(folder.parent):
+            _swap(folder, new=new, old=old)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+@contextmanager
+def _only_swap(parent: Path) -> Iterator[None]:
+    """Wait until no other report swaps a folder in `parent`, and keep others out while the context is open."""
+    place = os.open(parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # on a file system without locks nothing is kept out
+            fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)
 
 
 def _swap(folder: Path, *, new: Path, old: Path) -> None:

@@ -204,7 +204,7 @@ def _facts(recipe: Recipe, inputs: SftInputs, counts: ChatCounts) -> dict[str, A
 def _write(recipe: Recipe, inputs: SftInputs, model: Any, facts: dict[str, Any], *, overwrite: bool) -> None:
     """Write the folder: new weights in the student's stored dtype, every other file as the student has it."""
     with written_folder(inputs.out, overwrite=overwrite) as draft:
-        model.to(ModelTensors(inputs.student).dtype())
+        _round_as_stored(model, ModelTensors(inputs.student))
         model.save_pretrained(draft, max_shard_size=recipe.convert.max_shard_bytes)
         copy_companions(inputs.student, draft)
         shutil.copyfile(inputs.student / CONFIG, draft / CONFIG)
@@ -214,6 +214,14 @@ def _write(recipe: Recipe, inputs: SftInputs, model: Any, facts: dict[str, Any],
         write_recipe(draft / "recipe.yaml", recipe)
         (draft / SFT_FACTS).write_text(json.dumps(facts, indent=2) + "\n")
     shutil.rmtree(inputs.work, ignore_errors=True)
+
+
+def _round_as_stored(model: torch.nn.Module, stored: ModelTensors) -> None:
+    """Give each tensor the dtype that the student's file has it in: some of a model may be float32 among others."""
+    usual = stored.dtype()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(stored.read(name).dtype if name in stored else usual)
 
 
 def _last_line(out: Path, facts: dict[str, Any]) -> str:

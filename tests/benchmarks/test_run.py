@@ -98,6 +98,24 @@ def test_a_cell_of_other_settings_is_not_taken_for_this_one(arena: Arena) -> Non
         (arena.root / "rates.json").unlink()
 
 
+@pytest.mark.usefixtures("no_training")
+def test_a_cell_of_another_teacher_is_not_taken_for_this_one(arena: Arena) -> None:
+    path = arena.results / CELL.file_name
+    text = path.read_text()
+    kept = json.loads(text)
+    other = replace(arena, tiny_teacher_steps=2)
+    with pytest.raises(ConfigError, match=r"teacher_hash \('\w{64}' there, '\w{64}' now\)"):
+        run_cell(other, CELL)
+    with pytest.raises(pytest.fail.Exception, match="run again"):
+        run_cell(other, replace(CELL, rate=kept["recipe"]["train"]["learning_rate"]))
+    del kept["teacher_hash"]
+    path.write_text(json.dumps(kept))
+    try:
+        assert run_cell(other, CELL) == kept, "as results that name no weights"
+    finally:
+        path.write_text(text)
+
+
 def test_cells_that_begin_alike_share_a_start(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
     (made,) = (arena.root / "starts").iterdir()
     asked: list[Path | None] = []

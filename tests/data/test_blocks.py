@@ -170,6 +170,13 @@ def test_a_row_without_text_among_text_is_refused_with_file_and_line(tmp_path: P
     assert str(caught.value).startswith(f"{path}:2:")
 
 
+def test_text_with_half_a_surrogate_pair_is_refused_with_file_and_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "abcdef"}', '{"text": "ab\\ud83d"}')
+    with pytest.raises(DataError, match="half a surrogate pair") as caught:
+        open_letters(path, tokenizer=Letters())
+    assert str(caught.value).startswith(f"{path}:2:")
+
+
 def test_text_needs_a_tokenizer(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"text": "abcdef"}')
     with pytest.raises(DataError, match="no tokenizer") as caught:

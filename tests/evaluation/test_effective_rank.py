@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lrc.errors import NumericsError
 from lrc.evaluation.effective_rank import stream_ranks
 
 
@@ -27,3 +28,18 @@ def test_equal_directions_count_fully_and_scale_does_not() -> None:
         for layer in layers:
             layer()
     assert ranks == [pytest.approx(4, rel=1e-4), pytest.approx(1, abs=1e-2)]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_states_that_are_not_finite_have_no_rank(value: float) -> None:
+    states = torch.eye(4)
+    states[2, 1] = value
+    layers = [Fixed(torch.eye(4)), Fixed(states)]
+
+    def watch() -> None:
+        with stream_ranks(layers):
+            for layer in layers:
+                layer()
+
+    with pytest.raises(NumericsError, match="after layer 1"):
+        watch()

@@ -12,10 +12,23 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from lrc.clone.head import softcapped
 from lrc.data.block import Block
 from lrc.data.blocks import collate
+from lrc.errors import NumericsError
 from lrc.evaluation import scorecard
-from lrc.evaluation.scorecard import PROMPTS, card, continuations, score_text, text_bytes, text_windows
+from lrc.evaluation.scorecard import (
+    PROMPTS,
+    card,
+    continuations,
+    float32_head,
+    score_text,
+    text_bytes,
+    text_windows,
+)
+from lrc.models.head_reader import HeadReader
+from lrc.models.tiny import random_model
+from tests.models.family_configs import FAMILY_CONFIGS
 from tests.models.stock_student import num_hooks, recorded
 from tests.tiny import tiny_teacher
 
@@ -174,6 +187,15 @@ def test_continuations_are_an_argmax_loop_s(ends_early: bool) -> None:
     assert (min(lengths) < 12) is ends_early
 
 
+def test_continuations_follow_no_generation_settings_of_the_folder() -> None:
+    tokenizer = byte_tokenizer()
+    model: Any = tiny_teacher("llama", vocab_size=VOCABULARY, max_position_embeddings=128)
+    plain = continuations(model, tokenizer, count=1, new_tokens=6)
+    written = greedy(model, tokenizer(PROMPTS[0]).input_ids, 6, 2)
+    model.generation_config.update(suppress_tokens=written[:1], repetition_penalty=3.0)
+    assert continuations(model, tokenizer, count=1, new_tokens=6) == plain
+
+
 def test_no_more_continuations_than_prompts_are_made() -> None:
     model = tiny_teacher("llama", vocab_size=VOCABULARY)
     assert continuations(model, byte_tokenizer(), count=0, new_tokens=1) == []
@@ -235,6 +257,51 @@ def test_without_a_teacher_a_model_is_its_own() -> None:
     assert agreement.cross_entropy == agreement.teacher_cross_entropy > 0
     assert ranks["teacher"] is None
     assert ranks["student"] == pytest.approx(plain_ranks(model.double()), rel=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi", "granite", "cohere"])
+def test_logits_of_a_bfloat16_model_are_formed_in_float32(family: str) -> None:
+    model: Any = random_model(FAMILY_CONFIGS[family]()).to(torch.bfloat16)
+    reader = HeadReader(model)
+    ids = torch.randint(3, 48, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), reader.captured() as states, float32_head(model):
+        found = model(input_ids=ids, use_cache=False).logits
+    exact = softcapped(reader.inputs(states[0].float()) @ reader.matrix().float().T, reader.softcap)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5 * float(exact.abs().max()))
+    assert num_hooks(model) == 0
+
+
+def test_a_bfloat16_model_is_scored_on_logits_that_are_not_rounded() -> None:
+    model: Any = tiny_teacher("llama").bfloat16()
+    model.lm_head.weight.mul_(16)
+    losses = []
+    for ids, labels in text():
+        with HeadReader(model).captured() as states:
+            model(ids, use_cache=False)
+        kept = labels[0] != -100
+        log_p = (states[0][0].double() @ model.lm_head.weight.double().T).log_softmax(-1)[kept]
+        losses.append(-log_p.gather(-1, labels[0][kept][:, None]))
+    agreement, _ = score_text(model, None, text(), lambda *_: None)
+    assert agreement.cross_entropy == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
+    assert agreement.top1_agreement == 1
+
+
+def test_windows_are_compared_a_chunk_of_positions_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher = tiny_teacher("llama", seed=1), tiny_teacher("llama")
+    whole, _ = score_text(student, teacher, text(), lambda *_: None)
+    monkeypatch.setattr(scorecard, "chunk_positions", lambda vocabulary, *, positions: 5)
+    chunked, _ = score_text(student, teacher, text(), lambda *_: None)
+    assert chunked.summary() == pytest.approx(whole.summary(), rel=1e-5)
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_logits_that_are_not_finite_are_refused_and_name_the_model(role: str) -> None:
+    models: dict[str, Any] = {"student": tiny_teacher("llama", seed=1), "teacher": tiny_teacher("llama")}
+    models[role].model.norm.weight[0] = math.nan
+    with pytest.raises(NumericsError, match=rf"The {role}'s logits must be finite.* at 16 of 16 positions"):
+        score_text(models["student"], models["teacher"], text(), lambda *_: None)
+    assert num_hooks(models["student"]) == num_hooks(models["teacher"]) == 0
 
 
 def test_scoring_leaves_no_hooks() -> None:

@@ -239,7 +239,7 @@ def task_values(*, with_teacher: bool = True) -> dict[str, Any]:
 
     return {
         "models": {"student": "runs/demo/convert"} | ({"teacher": "owner/teacher"} if with_teacher else {}),
-        "data": "embedded:benchmarks",
+        "data": "hub",
         "limit": None,
         "batch_size": 1,
         "dtype": {"student": "float32"},

@@ -55,7 +55,14 @@ def test_scores_of_text_and_of_tasks(data: RunData) -> None:
 def test_a_limit_is_said(data: RunData) -> None:
     assert data.tasks is not None
     text = "".join(scores_blocks(replace(data, tasks=replace(data.tasks, limit=50))))
-    assert "on the first 50 items of each task" in text
+    assert "on the hub's rows in percent ± standard error, on the first 50 items of each task" in text
+
+
+def test_rows_that_are_not_the_hubs_are_named_without_their_place(data: RunData) -> None:
+    assert data.tasks is not None
+    for place, name in (("embedded:benchmarks", "benchmarks"), ("/home/someone/rows", "rows")):
+        text = "".join(scores_blocks(replace(data, tasks=replace(data.tasks, data=place))))
+        assert f"on rows of `{name}` in percent" in text
 
 
 def test_facts_of_a_run_in_training(data: RunData) -> None:

@@ -6,7 +6,10 @@ import pytest
 
 from lrc.report.licence import Licence, front_matter, read_licence
 
-APACHE = "\n                                 Apache License\n                           Version 2.0, January 2004\n"
+APACHE = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
+APACHE_TERMS = APACHE.partition("   APPENDIX")[0]
+FILLED = APACHE.replace("[yyyy] [name of copyright owner]", "2024 The Authors, Inc.").replace("http:", "https:")
+OTHER = Licence(id="other", name="LICENSE", found_in="LICENSE")
 MIT_BODY = """
 Permission is hereby granted, free of charge, to any person obtaining a copy
 of this software and associated documentation files (the "Software"), to deal
@@ -44,6 +47,12 @@ def test_another_licence_keeps_its_name_and_link(tmp_path: Path) -> None:
     ("name", "text", "wanted"),
     [
         ("LICENSE", APACHE, Licence(id="apache-2.0", found_in="LICENSE")),
+        ("LICENSE", APACHE_TERMS, Licence(id="apache-2.0", found_in="LICENSE")),
+        ("LICENSE", FILLED, Licence(id="apache-2.0", found_in="LICENSE")),
+        ("LICENSE", f"{APACHE}\nUnless you have 100 users.", OTHER),
+        ("LICENSE", f"{APACHE_TERMS}\nUnless you have 100 users.", OTHER),
+        ("LICENSE", APACHE.replace("royalty-free, ", ""), OTHER),
+        ("LICENSE", APACHE[:2000], OTHER),
         ("LICENSE.txt", MIT, Licence(id="mit", found_in="LICENSE.txt")),
         ("LICENSE", f"The {MIT}", Licence(id="mit", found_in="LICENSE")),
         ("LICENSE", f"{MIT}\nUnless you have 100 users.", Licence(id="other", name="LICENSE", found_in="LICENSE")),
@@ -52,10 +61,22 @@ def test_another_licence_keeps_its_name_and_link(tmp_path: Path) -> None:
         ("LICENSE", f"My terms; parts are under:\n{APACHE}", Licence(id="other", name="LICENSE", found_in="LICENSE")),
         ("LICENSE", "All mine.", Licence(id="other", name="LICENSE", found_in="LICENSE")),
     ],
+    ids=lambda value: str(value).strip()[:20],
 )
 def test_else_the_text_of_the_licence_tells(tmp_path: Path, name: str, text: str, wanted: Licence) -> None:
     (tmp_path / name).write_text(text)
     assert read_licence(tmp_path) == wanted
+
+
+def test_several_licences_count_if_they_agree(tmp_path: Path) -> None:
+    (tmp_path / "LICENSES").mkdir()
+    (tmp_path / "LICENSE-CODE").write_text(MIT)
+    (tmp_path / "LICENSE-MODEL").write_text(MIT)
+    names = "LICENSE-CODE, LICENSE-MODEL"
+    assert read_licence(tmp_path) == Licence(id="mit", found_in=names)
+    for other in ("All mine.", APACHE):
+        (tmp_path / "LICENSE-MODEL").write_text(other)
+        assert read_licence(tmp_path) == Licence(id="other", name=names, found_in=names)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
 from lrc.report.licence import Licence
+from lrc.report.manifest_records import read_sources
 from lrc.report.model_card import Origin, model_card
 from lrc.report.read_run import read_run
 from lrc.report.records import RunData
@@ -20,7 +22,7 @@ ORIGIN = Origin(teacher_id="owner/teacher", licence=APACHE, repo="me/small-teach
 def data(tmp_path_factory: pytest.TempPathFactory) -> RunData:
     run = write_run(tmp_path_factory.mktemp("card") / "demo", num_steps=4, num_layers=2)
     write_json(run / "prepare/manifest.json", manifest_values())
-    return read_run(run)
+    return replace(read_run(run), sources=read_sources(run / "prepare/manifest.json"))
 
 
 def card_of(tmp_path: Path, text: str) -> ModelCard:
@@ -40,6 +42,16 @@ def test_the_front_matter_is_what_the_hub_reads(data: RunData, tmp_path: Path) -
     assert (arc.dataset_type, arc.metric_type, arc.metric_name) == ("allenai/ai2_arc", "accuracy", "acc")
     assert arc.metric_value == 0.5125
     assert arc.dataset_args == {"num_few_shot": 0}
+
+
+@pytest.mark.parametrize("scored", [{"limit": 50}, {"data": "embedded:benchmarks"}, {"data": "/home/someone/rows"}])
+def test_scores_of_a_part_or_of_other_rows_stay_in_the_table(
+    data: RunData, tmp_path: Path, scored: dict[str, Any]
+) -> None:
+    assert data.tasks is not None
+    card = card_of(tmp_path, model_card(replace(data, tasks=replace(data.tasks, **scored)), {}, ORIGIN))
+    assert (card.data.eval_results, card.data.model_name) == (None, None)
+    assert "| arc_easy | acc |" in card.text
 
 
 def test_the_sentences_follow_the_run(data: RunData) -> None:

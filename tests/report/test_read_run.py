@@ -130,16 +130,32 @@ def test_results_of_tasks_alone_are_read(run: Path) -> None:
     assert [row.task for row in data.tasks.scores] == ["arc_easy", "logiqa"]
 
 
+def train_on(run: Path, data: Path) -> None:
+    """Let the recipe name this training data."""
+    recipe = (run / RECIPE_FILE).read_text("utf-8")
+    (run / RECIPE_FILE).write_text(recipe.replace("train: train.jsonl", f"train: {data}"), "utf-8")
+
+
 def test_sources_are_those_of_the_training_data_where_it_still_is(run: Path, tmp_path: Path) -> None:
-    assert read_run(run).sources == ()
     write_json(run / "prepare/manifest.json", manifest_values())
-    assert [source.kept for source in read_run(run).sources] == [640, 49]
-    recipe = (run / "train/recipe.yaml").read_text("utf-8")
-    (run / "train/recipe.yaml").write_text(recipe.replace("train: train.jsonl", f"train: {tmp_path / 'data'}"), "utf-8")
     values = manifest_values()
     values["sources"].pop()
     write_json(tmp_path / "data/manifest.json", values)
+    train_on(run, tmp_path / "data")
     assert [source.kept for source in read_run(run).sources] == [640]
+
+
+def test_a_runs_own_manifest_tells_of_its_own_data_alone(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_run(run).sources == ()
+    write_json(run / "prepare/manifest.json", manifest_values())
+    assert read_run(run).sources == (), "the recipe names other data"
+    train_on(run, Path("runs/demo/prepare"))
+    assert [source.kept for source in read_run(run).sources] == [640, 49], "the run was moved"
+    (run / RECIPE_FILE).unlink()
+    assert [source.kept for source in read_run(run).sources] == [640, 49], "no recipe names the data"
 
 
 def test_fine_tuning_is_read_with_as_much_as_was_measured(run: Path) -> None:

@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from transformers import TrainerControl
 
 from lrc.errors import NumericsError
-from lrc.sft.fine_tune import _Log, lora_config, trainer_settings
+from lrc.sft.fine_tune import TRAINER_STATE, _Log, lora_config, newest_checkpoint, trainer_settings
 from lrc.sft_config import SftConfig
 
 CPU = torch.device("cpu")
@@ -57,6 +57,18 @@ def test_lora_is_off_by_default_and_leaves_the_head_out() -> None:
     assert lora_config(SftConfig()) is None
     made = lora_config(SftConfig(lora_rank=4, lora_alpha=8, lora_dropout=0.1))
     assert (made.r, made.lora_alpha, made.lora_dropout, made.target_modules) == (4, 8, 0.1, "all-linear")
+
+
+def test_a_run_goes_on_from_the_newest_checkpoint_that_was_saved_to_its_end(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path) is None
+    states = {8: '{"global_step": 8}', 10: '{"global_step": 10}', 12: '{"global_st', 14: "", 16: None}
+    for step, state in states.items():
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"weights")
+        if state is not None:
+            (folder / TRAINER_STATE).write_text(state)
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
 
 
 def log_line(log: _Log, step: int, loss: float) -> None:

@@ -1,6 +1,7 @@
 """`lrc chat` answers once or holds a conversation, and ends cleanly."""
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,19 @@ def test_prompt_is_answered_once_as_plain_transformers_would(
     greedy = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False, pad_token_id=2)
     answer = tokenizer.decode(greedy[0, 3:], skip_special_tokens=True)
     assert printed == f"{answer}\n"
+
+
+def test_generation_settings_of_the_folder_leave_the_answer_as_it_is(
+    plain_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat(plain_model, prompt="what is", max_new_tokens=6)
+    answer = capsys.readouterr().out
+    folder = write_model(tmp_path, template=None)
+    suppressed = [0, 1, 2, *sorted({WORDS.index(word) for word in answer.split()})]
+    settings = {"bos_token_id": 1, "eos_token_id": 2, "suppress_tokens": suppressed, "repetition_penalty": 5.0}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    chat(folder, prompt="what is", max_new_tokens=6)
+    assert capsys.readouterr().out == answer
 
 
 def test_model_may_be_named_by_a_string(plain_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,11 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lrc.config import EvaluateConfig
-from lrc.errors import CheckpointError, ConfigError, DataError
+from lrc.errors import CheckpointError, ConfigError, DataError, NumericsError
 from lrc.models.checkpoint import versions
+from lrc.models.folder import weights_hash
 from lrc.verbs import evaluate as module
 from lrc.verbs.evaluate import evaluate
-from tests.tiny import WORDS, teacher_folder, tiny_teacher, write_rows
+from tests.tiny import WORDS, save_tokenizer, teacher_folder, tiny_teacher, write_rows
 
 SETTINGS = EvaluateConfig(tokens=60, sequence_length=12, samples=2, sample_tokens=5)
 SPECIAL_ROW = [1, 7, 8, 2, 1, 9, 3, 10, 2]
@@ -56,7 +57,7 @@ def scored_rows(root: Path) -> list[list[int]]:
     return [json.loads(line)["input_ids"][:12] for line in lines[:NUM_WINDOWS]]
 
 
-def test_the_file_has_the_documented_keys(results: dict[str, Any]) -> None:
+def test_the_file_has_the_documented_keys(root: Path, results: dict[str, Any]) -> None:
     card = {"name", "cross_entropy", "perplexity", "bits_per_byte", "parameters", "file_size_bytes"}
     card |= {"prefill_tokens_per_second", "decode_tokens_per_second"}
     assert {key: set(value) if isinstance(value, dict) else len(value) for key, value in results.items()} == {
@@ -66,9 +67,11 @@ def test_the_file_has_the_documented_keys(results: dict[str, Any]) -> None:
         "effective_rank": {"teacher", "student"},
         "hidden_size": {"teacher", "student"},
         "samples": 2,
+        "student_hash": 64,
         "versions": set(versions()),
         "machine": {"device", "threads", "dtype"},
     }
+    assert results["student_hash"] == weights_hash(root / "student")
     assert results["versions"] == versions()
     assert results["machine"] == {"device": "cpu", "threads": torch.get_num_threads(), "dtype": "float32"}
     assert results["hidden_size"] == {"teacher": 32, "student": 16}
@@ -212,6 +215,24 @@ def test_results_that_cannot_be_written_leave_the_earlier_ones(
     monkeypatch.setattr(module, "_score", lambda *args: {"held_out": {"positions": 1, "bytes": 2}})
     monkeypatch.setattr(module, "write_beside", full)
     with pytest.raises(CheckpointError, match=r"results\.json can't be written.*No space left.*untouched"):
+        check(root / "student", tmp_path, root / "rows.jsonl", overwrite=True)
+    assert (tmp_path / "results.json").read_text() == "old"
+
+
+def test_a_student_whose_logits_are_not_finite_has_no_results(root: Path, tmp_path: Path) -> None:
+    model: Any = tiny_teacher("llama", hidden_size=16)
+    model.model.embed_tokens.weight[:, 0] = math.nan
+    model.save_pretrained(tmp_path / "broken")
+    save_tokenizer(tmp_path / "broken")
+    with pytest.raises(NumericsError, match=r"The student's logits must be finite.* at 9 of 9 positions"):
+        check(tmp_path / "broken", tmp_path / "out", root / "rows.jsonl")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_score_that_is_not_finite_is_not_written(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "results.json").write_text("old")
+    monkeypatch.setattr(module, "_score", lambda *args: {"held_out": {"positions": 1, "bytes": 2}, "kl": math.nan})
+    with pytest.raises(NumericsError, match=r"Every score in .*results\.json must be finite"):
         check(root / "student", tmp_path, root / "rows.jsonl", overwrite=True)
     assert (tmp_path / "results.json").read_text() == "old"
 

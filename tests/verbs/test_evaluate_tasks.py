@@ -87,7 +87,7 @@ def test_a_row_a_task_in_the_papers_order_and_their_average(results: dict[str, A
         assert (low + high) / 2 == pytest.approx(difference["value"], abs=1e-12)
         assert high - low == pytest.approx(2 * 1.96 * difference["standard_error"], rel=1e-4)
     assert "held_out" not in results
-    assert set(results) == {"tasks", "versions", "machine"}
+    assert set(results) == {"tasks", "student_hash", "versions", "machine"}
 
 
 def test_a_model_beside_itself_differs_by_nothing(root: Path, tmp_path: Path) -> None:

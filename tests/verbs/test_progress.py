@@ -95,6 +95,7 @@ def test_nothing_done_yet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_line_has_the_rate_and_the_time_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with progress_lines("merge", "tensors", lines=4) as show:
+        show(0, 8)
         clock.now += 8
         show(2, 8)
         clock.now += 192
@@ -108,6 +109,16 @@ def test_a_line_has_the_rate_and_the_time_left(clock: Clock, capsys: pytest.Capt
         "merge 6/8 tensors  0.00/s  ETA 44:27",
         "merge 8/8 tensors  0.00/s  ETA 0:00",
     ]
+
+
+def test_off_a_terminal_a_resumed_run_counts_its_own_steps_too(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress_lines("sft", "steps", lines=100) as show:
+        for done in range(901, 911):
+            clock.now += 4
+            show(done, 1000)
+    assert capsys.readouterr().err.splitlines() == ["sft 910/1000 steps  0.25/s  ETA 6:00"]
 
 
 def test_no_time_at_all_is_no_division_by_zero(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """What would go to the hub is listed exactly, offline; the upload is one commit of just that."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from huggingface_hub import CommitOperationDelete, ModelCard
 
 from lrc.errors import CheckpointError, ConfigError
+from lrc.models.folder import weights_hash
 from lrc.verbs import push as module
 from lrc.verbs.push import check_repo, list_uploads, push
 from lrc.verbs.report import report
@@ -44,6 +46,14 @@ class FakeApi:
         self.calls: list[tuple[str, Any, dict[str, Any]]] = []
         self.error: Exception | None = None
         self.files: list[str] = []
+        self.is_private: bool | None = None
+        """None: the repository is not there yet."""
+
+    def repo_exists(self, repo: str) -> bool:
+        return self.is_private is not None
+
+    def repo_info(self, repo: str) -> Any:
+        return type("Info", (), {"private": self.is_private})()
 
     def create_repo(self, repo: str, **options: Any) -> None:
         if self.error:
@@ -149,6 +159,21 @@ def test_scores_of_another_folder_are_named_and_kept_from_the_hub(
     assert f"lrc evaluate {run / 'sft'} --out {run / 'evaluate'} --overwrite" in said
 
 
+def test_scores_belong_to_the_weights_that_the_results_name(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "evaluate/results.json"
+    results = json.loads(path.read_text("utf-8"))
+    write_json(path, {**results, "student_hash": weights_hash(run / "convert")})
+    report(run, student=Path(shutil.copytree(run / "convert", tmp_path / "copy")))
+    assert len(card_of(run).data.eval_results) == 2
+    teacher_folder(run / "convert", seed=1)
+    capsys.readouterr()
+    report(run)
+    assert card_of(run).data.eval_results is None
+    assert f"scores of other weights that were in {run / 'convert'}, not of those there now" in capsys.readouterr().err
+
+
 def test_an_export_is_named_by_its_own_class_and_fine_tuning(run: Path, tmp_path: Path) -> None:
     teacher_folder(run / "sft", "qwen2")
     report(run)
@@ -203,6 +228,17 @@ def test_a_refusal_of_the_hub_is_explained(api: FakeApi) -> None:
 def test_an_existing_repository_keeps_its_visibility_without_the_flag(api: FakeApi) -> None:
     push("me/small", {"README.md": b"x"}, private=False)
     assert api.calls[0][2]["private"] is None
+
+
+def test_private_is_refused_for_a_public_repository_before_anything_is_uploaded(api: FakeApi) -> None:
+    api.is_private = False
+    with pytest.raises(ConfigError, match=r"--private must name .* but me/small is public\..* nothing was uploaded"):
+        push("me/small", {"README.md": b"x"}, private=True)
+    assert api.calls == []
+    push("me/small", {"README.md": b"x"}, private=False)
+    api.is_private = True
+    push("me/small", {"README.md": b"x"}, private=True)
+    assert [name for name, *_ in api.calls] == ["create_repo", "create_commit"] * 2
 
 
 def test_weights_of_an_earlier_push_go_with_the_same_commit(api: FakeApi) -> None:

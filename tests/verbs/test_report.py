@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -97,6 +98,26 @@ def test_failed_swap_brings_the_older_report_back(tmp_path: Path, monkeypatch: p
         report(run)
     assert (run / "report/report.html").read_bytes() == before
     assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
+
+
+def test_two_reports_at_once_leave_one_of_them_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "report"
+    module._replace_folder(folder, {"report.html": b"old"})
+    second = Thread(target=module._replace_folder, args=(folder, {"report.html": b"second", "losses.png": b"2"}))
+    rename = Path.rename
+
+    def rename_beside(path: Path, target: Path) -> Path:
+        moved = rename(path, target)
+        if path == folder and second.ident is None:
+            second.start()
+            second.join(0.3)
+        return moved
+
+    monkeypatch.setattr(Path, "rename", rename_beside)
+    module._replace_folder(folder, {"report.html": b"first"})
+    second.join(10)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"report.html": b"second", "losses.png": b"2"}
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_linked_report_folder_is_replaced_behind_its_link(tmp_path: Path) -> None:

@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lrc.cli import main
 from lrc.config import load_recipe
 from lrc.errors import ConfigError
+from lrc.models.folder import ModelTensors
 from lrc.sft import fine_tune
 from lrc.training import strategy
-from lrc.verbs.sft import _processes, sft
+from lrc.verbs.sft import _processes, _round_as_stored, sft
 from tests.sft.tiny_chats import CHATML, sft_root, snapshot, turns
 
 KEPT_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -200,7 +202,7 @@ def test_processes_wait_for_the_first_one_s_chats_as_long_as_training_does(
     monkeypatch.setattr(strategy, "PartialState", lambda **options: asked.update(options) or joined)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert _processes(torch.device(device)) is joined
-    assert asked == {"cpu": device == "cpu", "timeout": timedelta(hours=strategy.TIMEOUT_HOURS)}
+    assert asked == {"cpu": device == "cpu", "timeout": timedelta(hours=strategy.USUAL_HOURS)}
 
 
 def test_processes_that_do_not_see_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,3 +219,19 @@ def test_sharded_training_is_refused(
     assert main(["sft", str(root / "recipe.yaml")]) == 2
     assert "--write-llama-factory" in capsys.readouterr().err
     assert not (root / "run").exists()
+
+
+def test_a_fine_tuned_student_keeps_each_tensors_dtype(tmp_path: Path) -> None:
+    model = nn.Module()
+    model.wide, model.narrow, model.new = (nn.Parameter(torch.rand(3)) for _ in range(3))
+    model.register_buffer("bias", torch.rand(3))
+    stored = {"wide": torch.zeros(3), "narrow": torch.zeros(3, dtype=torch.bfloat16), "bias": torch.zeros(3)}
+    save_file({"a": torch.zeros(1, dtype=torch.bfloat16), **stored}, tmp_path / "model.safetensors")
+    _round_as_stored(model, ModelTensors(tmp_path))
+    found = {name: value.dtype for name, value in (*model.named_parameters(), *model.named_buffers())}
+    assert found == {
+        "wide": torch.float32,
+        "narrow": torch.bfloat16,
+        "new": torch.bfloat16,
+        "bias": torch.float32,
+    }

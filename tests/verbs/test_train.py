@@ -22,6 +22,7 @@ from lrc.training.checkpoint_list import find_resume
 from lrc.training.run_folder import only_run
 from lrc.verbs.convert import convert
 from lrc.verbs.train import train
+from lrc.verbs.train_start import fill
 from tests.tiny import tiny_recipe, write_rows
 
 MEASURES = {"kl", "cross_entropy", "teacher_cross_entropy", "top1_agreement", "top5_agreement", "positions"}
@@ -346,7 +347,7 @@ def test_what_changes_the_order_of_the_data_is_said_on_resuming(
     train(tiny_recipe(tmp_path, train__max_steps=2, **changes), resume="auto")
     assert "another order" not in capsys.readouterr().err
     train(tiny_recipe(tmp_path, train__max_steps=3, train__seed=7, **changes), resume="auto")
-    assert "note: train.seed was 0 and is 7: from here on the data come in another order" in capsys.readouterr().err
+    assert "note: train.seed was 0 and is 7: from here on the data may come in another order" in capsys.readouterr().err
 
 
 def test_the_compute_dtype_is_the_first_processs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,3 +362,17 @@ def test_the_compute_dtype_is_the_first_processs(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("lrc.models.compute._product_seconds", lambda dtype: float(dtype != torch.bfloat16))
     train(recipe)
     assert agreed == [torch.bfloat16]
+
+
+def test_a_run_that_was_overtaken_deletes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(tmp_path, start__method="random", train__max_steps=1)
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr("lrc.verbs.train.fill", fill)
+        train(recipe)
+        return fill(*arguments)
+
+    monkeypatch.setattr("lrc.verbs.train.fill", overtaken)
+    with pytest.raises(CheckpointError, match="Another run has written checkpoints"):
+        train(recipe)
+    assert find_resume(tmp_path / "run" / "train", "auto", print) == tmp_path / "run" / "train" / "checkpoint-1"
