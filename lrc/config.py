@@ -67,11 +67,11 @@ class TrainConfig:
     decay_ratio: float = 0.2
     """Share of the steps at the end that `wsd` decays over."""
     beta1: float = 0.9
-    """AdamW's first-moment decay (published: 0.9)."""
+    """AdamW's first-moment decay (published: 0.9), Muon's momentum."""
     beta2: float = 0.999
-    """AdamW's second-moment decay (published: 0.999)."""
+    """AdamW's second-moment decay (published: 0.999), also of what Muon leaves to Adam."""
     weight_decay: float = 0.0
-    """AdamW's weight decay (published: 0)."""
+    """Decoupled weight decay of either optimiser (published: 0)."""
     max_grad_norm: float = 1.0
     """Gradient norm that larger ones are scaled down to (published: 1)."""
     log_steps: int = 10

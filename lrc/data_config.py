@@ -113,6 +113,8 @@ def prepare_problems(settings: PrepareConfig) -> list[str]:
         problems.append(f"prepare.workers must be at least 1, found {settings.workers}")
     if not 0 <= settings.held_out_share < 1:
         problems.append(f"prepare.held_out_share must lie in 0..1, 1 left out, found {settings.held_out_share}")
+    if settings.held_out_share > 0 and not any(source.kind == "text" for source in settings.sources):
+        problems.append("prepare.held_out_share puts documents of text sources aside, but no source is of kind text")
     if not 0 <= settings.max_bad_share <= 1:
         problems.append(f"prepare.max_bad_share must lie in 0..1, found {settings.max_bad_share}")
     for name in ("max_document_bytes", "decontaminate_words"):

@@ -26,6 +26,7 @@ def test_sources_load_as_typed_entries_and_survive_a_round_trip() -> None:
         ({"workers": 0}, r"prepare\.workers must be at least 1"),
         ({"max_bad_share": 2.0}, r"prepare\.max_bad_share must lie in 0\.\.1"),
         ({"held_out_share": 1.0}, r"prepare\.held_out_share must lie in 0\.\.1, 1 left out, found 1\.0"),
+        ({"sources": [{"path": "a", "kind": "chat"}], "held_out_share": 0.1}, "no source is of kind text"),
         ({"max_document_bytes": 0}, r"prepare\.max_document_bytes must be at least 1"),
         ({"decontaminate_words": 0}, r"prepare\.decontaminate_words must be at least 1"),
         ({"executor": "slurm"}, r"prepare\.cluster\.partition must be set"),

@@ -44,6 +44,10 @@ UNTOUCHED = {
 """Operations that touch no memory, beside those that torch calls views."""
 CHOOSING = {aten.embedding, aten.index, aten.index_select, aten.gather}
 """Operations that read of their first operand no more than they return."""
+ONLY_WRITTEN = {aten.copy_, aten.zero_, aten.fill_}
+"""Operations that read nothing of their first operand, which they write."""
+ONLY_ASKED = {aten.zeros_like, aten.ones_like, aten.full_like, aten.new_zeros, aten.new_ones, aten.new_full}
+"""Operations that ask a tensor for its size and dtype alone."""
 SMALLEST = 12
 """Passes of less than `2 ** SMALLEST` bytes cost what one of that size does: a call."""
 
@@ -80,17 +84,22 @@ class Passes(TorchDispatchMode):
         return result
 
     def _add(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        arguments = func._schema.arguments
+        arguments, packet = func._schema.arguments, func.overloadpacket
         given = [*args, *(kwargs.get(argument.name) for argument in arguments[len(args) :])]
         read, written = [], list(_tensors(result))
         for value, argument in zip(given, arguments, strict=True):
             if not argument.is_out:
                 read += _tensors(value)
-            if argument.is_write:
+            # the fused optimiser's gradients would be written if it scaled them
+            if argument.is_write and not (packet == aten._fused_adamw_ and argument.name == "grads"):
                 written += _tensors(value)
         read, written = _distinct(read), _distinct(written)
-        if func.overloadpacket in CHOOSING:
+        if packet in CHOOSING:
             read = [*written, *read[1:]]
+        elif packet in ONLY_WRITTEN:
+            read = _distinct(_tensors(given[1:]))
+        elif packet in ONLY_ASKED:
+            read = []
         total = sum(map(_extent, (*read, *written)))
         if total:
             widest = max((*read, *written), key=_extent)

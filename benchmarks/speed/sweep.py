@@ -46,6 +46,12 @@ class _Point:
         self.products.measure()
         self.seconds.append(timed(self.step, self.device))
 
+    def seconds_of_a_call(self, rates: PassRates) -> float:
+        """What is left of the step's time beside products and passes, for each of its calls."""
+        priced = predict(self.sizes, self.shape, self.bench.objective, self.products).total_seconds
+        left = statistics.median(self.seconds) - priced - rates.seconds_of(self.passes)
+        return max(0.0, left) / self.passes.calls
+
     def facts(self, rates: PassRates, call_seconds: float) -> dict[str, Any]:
         """Collect what goes into the JSON."""
         products = predict(self.sizes, self.shape, self.bench.objective, self.products)
@@ -73,13 +79,13 @@ def measure_sweep(
     factors = [2**number for number in range(num_points)]
     points = [_Point(shape.grown(axis, factor), settings) for factor in factors]
     calls = _Point(SHAPES["tiny"], settings)
-    rates = PassRates(set[Any]().union(*(point.passes.bytes for point in points)), device=settings.device)
+    rates = PassRates(set[Any]().union(*(point.passes.bytes for point in (calls, *points))), device=settings.device)
     for number in range(settings.rounds):
         rates.measure()
         for point in (calls, *points):
             point.measure()
         report(f"{shape.name}: {axis}, round {number + 1} of {settings.rounds}")
-    call_seconds = statistics.median(calls.seconds) / calls.passes.calls
+    call_seconds = calls.seconds_of_a_call(rates)
     attribute = {"tokens": "tokens", "width": "hidden"}.get(axis, axis)
     found = [
         {"factor": factor, "value": getattr(point.shape, attribute), **point.facts(rates, call_seconds)}

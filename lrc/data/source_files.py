@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lrc.data.line_index import SUFFIX
 from lrc.errors import ConfigError, DataError
 
 LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zstd")
@@ -109,7 +110,8 @@ def _list_local(source: str) -> list[SourceFile]:
         found = sorted(entry for entry in path.rglob("*") if entry.name.endswith(SUFFIXES))
         found = _without_descriptions(found)
     else:
-        found = sorted(Path(name) for name in glob.glob(source, recursive=True) if Path(name).is_file())
+        found = sorted(map(Path, glob.glob(source, recursive=True)))
+        found = [path for path in found if path.is_file() and path.suffix != SUFFIX]
     return [SourceFile(str(file), file.stat().st_size, str(file.stat().st_mtime_ns)) for file in found]
 
 

@@ -90,7 +90,7 @@ def check_resume(checkpoint: Path, recipe: Recipe, teacher_hash: str, note: Call
     for section, key in ORDERING:
         before, value = facts["recipe"].get(section, {}).get(key), now[section][key]
         if before not in (None, value):
-            note(f"note: {section}.{key} was {before} and is {value}: from here on the data come in another order")
+            note(f"note: {section}.{key} was {before} and is {value}: from here on the data may come in another order")
     phase = dense_of_facts(facts)
     check_phase(phase, plan_phases(recipe), facts["step"], origin=str(checkpoint))
     return phase

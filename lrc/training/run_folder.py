@@ -1,12 +1,13 @@
 """A run's folder `RUN/train`: who may write to it, and what is deleted before a run begins anew."""
 
+import fcntl
+import glob
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import TextIO
 
 from lrc.config import Recipe
 from lrc.errors import CheckpointError, ConfigError
@@ -29,23 +30,33 @@ def check_run_folder(folder: Path, inputs: Iterable[str]) -> None:
 
     Raises:
         ConfigError: An input lies in the folder, or files that no run has written.
+        CheckpointError: The folder can't be read.
     """
-    place = folder.resolve()
     for name in inputs:
-        path = Path(name).resolve()
-        if place in (path, *path.parents):
+        found = glob.glob(name, recursive=True) if glob.has_magic(name) else []
+        if any(_lies_in(Path(path), folder) for path in (name, *found)):
             raise ConfigError(
                 f"{folder} is where the run is written, and emptied first, but {name} lies in it. Name another run "
                 "folder (run=...)."
             )
     if not folder.is_dir() or (folder / RECIPE).is_file():
         return
-    strangers = [entry.name for entry in folder.iterdir() if not entry.name.lstrip(".").startswith("checkpoint-")]
+    try:
+        entries = [entry.name for entry in folder.iterdir()]
+    except OSError as error:
+        raise CheckpointError(f"The run folder {folder} can't be read: {error}.") from error
+    strangers = [name for name in entries if not name.lstrip(".").startswith(("checkpoint-", RECIPE))]
     if strangers:
         raise ConfigError(
             f"{folder} holds {min(strangers)} but no {RECIPE}, so it is no run's folder, and a run would empty it. "
             "Name another run folder (run=...)."
         )
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Tell whether a path is the folder or below it: by its name, or where its links lead."""
+    names = (path.absolute(), folder.absolute()), (path.resolve(), folder.resolve())
+    return any(place in (one, *one.parents) for one, place in names)
 
 
 def prepare_folder(folder: Path, recipe: Recipe, *, goes_on: bool, overwrite: bool) -> None:
@@ -58,11 +69,12 @@ def prepare_folder(folder: Path, recipe: Recipe, *, goes_on: bool, overwrite: bo
         overwrite: Checkpoints may be deleted.
 
     Raises:
-        CheckpointError: The folder can't be written.
+        CheckpointError: The folder can't be written, or has checkpoints by now that must not be deleted.
     """
+    if not goes_on and not overwrite and checkpoints(folder):
+        raise CheckpointError(f"Another run has written checkpoints to {folder} meanwhile. Name another one (run=...).")
     try:
         if not goes_on and folder.exists():
-            assert overwrite or not checkpoints(folder)
             _empty(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_recipe(folder / RECIPE, recipe)
@@ -81,32 +93,42 @@ def _empty(folder: Path) -> None:
 
 @contextmanager
 def only_run(folder: Path) -> Iterator[Callable[[], None]]:
-    """Let no second run write to a folder while the context is open; where files can't be locked, nothing is done.
+    """Let no second run write to a folder while the context is open.
 
-    The first of a run's processes holds the lock for all. It makes the lock's file when it is told to, by what the
-    context gives, once there is something to write; a file that is there is locked at once.
+    The first of a run's processes locks a file for all; the system lets go of it when the process ends, however it
+    ends. It makes the file when it is told to, by what the context gives, once there is something to write; a file that
+    is there is locked at once. On a file system without locks nothing is kept out.
 
     Raises:
         CheckpointError: Another run writes to the folder; from what the context gives, too.
     """
-    path = folder.parent / LOCK
-    lock = FileLock(path)
+    path, files = folder.parent / LOCK, list[TextIO]()
 
     def hold() -> None:
-        if lock.is_locked or launched_rank(os.environ) > 0:
+        if files or launched_rank(os.environ) > 0:
             return
         try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise CheckpointError(
-                f"Another run writes to {folder}. Wait until it has ended, or name another run folder (run=...)."
-            ) from error
-        except (OSError, NotImplementedError):  # what is wrong with the folder is said when it is written
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a")
+        except OSError:  # said when the folder is written
             return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise CheckpointError(
+                f"Another run writes to {folder} (it has locked {path}). Wait until it has ended, or name another run "
+                "folder (run=...)."
+            ) from error
+        except OSError:
+            file.close()
+        else:
+            files.append(file)
 
-    if path.exists():
-        hold()
     try:
+        if path.exists():
+            hold()
         yield hold
     finally:
-        lock.release()
+        for file in files:
+            file.close()

@@ -24,8 +24,11 @@ from lrc.training.launch_environment import is_true, num_launched
 ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 SHARING = ("fsdp2", "zero3")
 """Strategies that share the weights out, the teacher's too."""
-TIMEOUT_HOURS = 12
-"""How long ranks wait for each other: the first one calibrates and measures alone, for a 70 B teacher on the CPU."""
+TIMEOUT_HOURS = {"fsdp2": 12}
+"""How long ranks wait for each other, where it isn't `USUAL_HOURS`: under FSDP2 the first one may have to compute the
+start of a large teacher on the CPU."""
+USUAL_HOURS = 2
+"""The first rank calibrates and measures alone; what hangs in training should end sooner than that."""
 
 
 def launched_strategy(environment: Mapping[str, str]) -> str | None:
@@ -97,7 +100,8 @@ def join_processes(device: torch.device, strategy: str) -> PartialState:
     """
     launched = num_launched(os.environ)
     on_cpu = device.type == "cpu"
-    options: dict[str, Any] = {} if launched == 1 else {"timeout": timedelta(hours=TIMEOUT_HOURS)}
+    timeout = timedelta(hours=TIMEOUT_HOURS.get(strategy, USUAL_HOURS))
+    options: dict[str, Any] = {} if launched == 1 else {"timeout": timeout}
     if strategy in ZERO_STAGES:
         _prepare_deepspeed(on_cpu)
         state = PartialState(cpu=False, **options, **({"backend": "gloo"} if on_cpu else {}))

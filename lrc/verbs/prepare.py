@@ -205,7 +205,9 @@ def _shown(stage: Stage, draft: Path) -> Iterator[None]:
 
 def _say_what_went_in(manifest: dict[str, Any]) -> None:
     if "held_out" in manifest:
-        say(f"{manifest['held_out']['documents']} documents put aside in {HELD_OUT_ROWS}, for data.held_out")
+        number = manifest["held_out"]["documents"]
+        note = "" if number else ": prepare.held_out_share is too small"
+        say(f"{number} documents put aside in {HELD_OUT_ROWS}, for data.held_out{note}")
     for source in manifest["sources"]:
         rejected = "".join(f", {count} {reason}" for reason, count in source["rejected"].items())
         say(

@@ -100,8 +100,8 @@ def test_documents_that_are_put_aside_are_in_no_shard_and_chats_are_none_of_them
     assert (tmp_path / "out" / "held_out.jsonl").read_bytes() == aside
 
 
-def test_a_share_that_puts_nothing_aside_is_refused(tmp_path: Path) -> None:
+def test_a_share_that_puts_nothing_aside_costs_no_shard(tmp_path: Path) -> None:
     write_source(tmp_path / "a.jsonl", texts(5))
-    task = task_of(tmp_path, SourceConfig(path=str(tmp_path / "a.jsonl")), held_out_share=1e-9)
-    with pytest.raises(DataError, match=r"held_out_share = 1e-09 must put at least one document .* Raise it"):
-        finish(task)
+    manifest = finish(task_of(tmp_path, SourceConfig(path=str(tmp_path / "a.jsonl")), held_out_share=1e-9))
+    assert (manifest["held_out"], manifest["sources"][0]["kept"]) == ({"documents": 0}, 5)
+    assert (tmp_path / "out" / "held_out.jsonl").read_bytes() == b""

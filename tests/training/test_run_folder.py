@@ -1,5 +1,6 @@
 """What a run deletes before it begins, and that two runs never write to one folder."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -33,8 +34,22 @@ def test_an_input_inside_the_runs_folder_is_refused(folder: Path, name: str, mon
     check_run_folder(folder, ["train.jsonl", "trainer/a.jsonl", "../train/b.jsonl", "owner/model"])
 
 
+def test_a_glob_or_a_link_that_leads_into_the_folder_is_refused(folder: Path) -> None:
+    (folder / RECIPE).write_text("an earlier run")
+    (folder / "part.jsonl").write_text("{}")
+    other = folder.parent / "other.jsonl"
+    other.write_text("{}")
+    (folder.parent / "outside.jsonl").symlink_to(folder / "part.jsonl")
+    (folder / "inside.jsonl").symlink_to(other)
+    for name in ("*/part.jsonl", "outside.jsonl", "train/inside.jsonl", "**/*.jsonl"):
+        with pytest.raises(ConfigError, match="lies in it"):
+            check_run_folder(folder, [str(folder.parent / name)])
+    check_run_folder(folder, [str(folder.parent / "oth*.jsonl")])
+
+
 def test_a_folder_that_no_run_has_made_is_refused(folder: Path) -> None:
     (folder / ".checkpoint-8.partial").mkdir()  # what a kill leaves
+    (folder / f".{RECIPE}.partial").write_text("")
     check_run_folder(folder, [])
     (folder / "part-0.jsonl").write_text("{}")
     with pytest.raises(ConfigError, match=r"holds part-0\.jsonl but no recipe\.yaml, so it is no run's folder"):
@@ -93,7 +108,7 @@ def test_a_second_run_is_refused_until_the_first_has_ended(folder: Path) -> None
         hold()
         hold()
         with (
-            pytest.raises(CheckpointError, match=r"Another run writes to .*train\. Wait until it has ended"),
+            pytest.raises(CheckpointError, match=r"Another run writes to .*train \(it has locked .*\)\. Wait until"),
             only_run(folder),
         ):
             pass
@@ -114,6 +129,16 @@ def test_only_the_first_process_holds_the_lock(folder: Path, monkeypatch: pytest
         monkeypatch.setenv("RANK", "1")
         with only_run(folder) as other:
             other()
+
+
+def test_a_file_system_without_locks_keeps_nothing_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("lrc.training.run_folder.fcntl.flock", refuse)
+    with only_run(folder) as one, only_run(folder) as other:
+        one()
+        other()
 
 
 def test_where_nothing_can_be_locked_a_run_goes_on(folder: Path) -> None:
