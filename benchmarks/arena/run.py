@@ -104,15 +104,13 @@ def _run_alone(arena: Arena, cell: Cell, run: Path, *, overwrite: bool) -> dict[
     texts = arena.texts(cell)
     teacher = arena.teacher(cell, texts)
     recipe = cell_recipe(cell, run=run, teacher=teacher, texts=texts.paths, rates=arena.rates())
-    wanted = _identity(recipe_to_dict(recipe), _texts_facts(cell, texts))
     teacher_folder = resolve_folder(locate_teacher(teacher))
     teacher_hash = weights_hash(teacher_folder)
+    wanted = _identity(recipe_to_dict(recipe), _texts_facts(cell, texts), teacher_hash)
     path = arena.results / cell.file_name
     if path.is_file() and not overwrite:
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        before = _identity(kept["recipe"], kept["texts"])
-        before["teacher_hash"] = kept.get("teacher_hash", teacher_hash)
-        _check_same({**wanted, "teacher_hash": teacher_hash}, before, str(path))
+        _check_same(wanted, _identity_of(kept, teacher_hash), str(path))
         say(f"{cell.name}: kept")
         return kept
     result = None if overwrite else _same_run(arena, cell, wanted, teacher_hash)
@@ -122,7 +120,7 @@ def _run_alone(arena: Arena, cell: Cell, run: Path, *, overwrite: bool) -> dict[
         return result
     begun = run / "train" / "recipe.yaml"
     if begun.is_file() and not overwrite:
-        before = _identity(recipe_to_dict(load_recipe(begun)), {})
+        before = _identity(recipe_to_dict(load_recipe(begun)), {}, teacher_hash)
         _check_same(wanted, before, str(begun))
     say(f"{cell.name}: {cell.num_steps} steps, learning rate {recipe.train.learning_rate:g}")
     measure = _point_measure(arena, cell, texts, teacher)
@@ -134,7 +132,7 @@ def _run_alone(arena: Arena, cell: Cell, run: Path, *, overwrite: bool) -> dict[
     )
     resume = None if overwrite else "auto"
     train(recipe, resume=resume, overwrite=overwrite, also_measure=measure, keep_start=start)
-    result = _result(arena, cell, recipe, texts)
+    result = _result(arena, cell, recipe, texts, teacher_hash)
     arena.results.mkdir(parents=True, exist_ok=True)
     write_beside(path, json.dumps(result, indent=1) + "\n")
     if not arena.keep:
@@ -146,14 +144,12 @@ def _run_alone(arena: Arena, cell: Cell, run: Path, *, overwrite: bool) -> dict[
 def _same_run(arena: Arena, cell: Cell, wanted: dict[str, Any], teacher_hash: str) -> dict[str, Any] | None:
     """Return the root's result of another cell with the same recipe, texts and teacher under this cell's name, or None.
 
-    Sweeps have a variant that changes nothing, and the default is one of them. A result without its teacher's hash is
-    of a teacher of that name.
+    Sweeps have a variant that changes nothing, and the default is one of them.
     """
     if arena.tasks is not None:
         return None  # other cells may have been scored on other tasks
     for other in read_results([arena.results]):
-        is_teacher = other["teacher"] == cell.teacher and other.get("teacher_hash", teacher_hash) == teacher_hash
-        if is_teacher and _identity(other["recipe"], other["texts"]) == wanted:
+        if other["teacher"] == cell.teacher and _identity_of(other, teacher_hash) == wanted:
             named = {"cell": cell.name, "method": cell.method, "tokens": cell.tokens, "command": _command(arena, cell)}
             return {**other, **named, "same_run_as": other.get("same_run_as", other["cell"])}
     return None
@@ -169,19 +165,18 @@ def _point_measure(arena: Arena, cell: Cell, texts: Texts, teacher: str) -> Poin
     return PointMeasure(read, steps=steps, tokenizer=load_tokenizer(folder), tasks=arena.tasks, task_steps=task_steps)
 
 
-def _result(arena: Arena, cell: Cell, recipe: Recipe, texts: Texts) -> dict[str, Any]:
+def _result(arena: Arena, cell: Cell, recipe: Recipe, texts: Texts, teacher_hash: str) -> dict[str, Any]:
     folder = Path(recipe.run) / "train"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     start = json.loads((folder / "start.json").read_text(encoding="utf-8"))
     device = choose_device(recipe.train.device)
     dtype = choose_dtype(recipe.train.compute_dtype, device)
-    teacher = resolve_folder(locate_teacher(recipe.teacher))
-    config = load_config(str(teacher))
+    config = load_config(str(resolve_folder(locate_teacher(recipe.teacher))))
     return {
         "format": FORMAT,
         "cell": cell.name,
         "teacher": cell.teacher,
-        "teacher_hash": weights_hash(teacher),
+        "teacher_hash": teacher_hash,
         "width": cell.width,
         "method": cell.method,
         "tokens": cell.tokens,
@@ -235,13 +230,19 @@ def _texts_facts(cell: Cell, texts: Texts) -> dict[str, Any]:
     return {"origin": texts.origin, "sha256": texts.sha256, "windows": windows}
 
 
-def _identity(recipe: dict[str, Any], texts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what makes two runs the same: the recipe without places, and the texts."""
+def _identity_of(result: Mapping[str, Any], teacher_hash: str) -> dict[str, Any]:
+    """Return what a result is the same as; one without its teacher's hash is of the teacher that has its name now."""
+    return _identity(result["recipe"], result["texts"], result.get("teacher_hash", teacher_hash))
+
+
+def _identity(recipe: dict[str, Any], texts: Mapping[str, Any], teacher_hash: str) -> dict[str, Any]:
+    """Return what makes two runs the same: the recipe without places, the texts, and the teacher's weights."""
     values = {key: value for key, value in recipe.items() if key not in PLACES}
     data = {key: value for key, value in values["data"].items() if key not in ("train", "held_out")}
     train = {key: value for key, value in values["train"].items() if key not in GUARDS}
     read = {key: value for key, value in texts.items() if key != "origin"}
-    plain: dict[str, Any] = json.loads(json.dumps({**values, "data": data, "train": train, "texts": read}))  # lists
+    whole = {**values, "data": data, "train": train, "texts": read, "teacher_hash": teacher_hash}
+    plain: dict[str, Any] = json.loads(json.dumps(whole))  # lists
     return _flat(plain)
 
 

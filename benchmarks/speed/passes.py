@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 import lrc.models.short_attention  # noqa: F401  # registers an operation that is listed below
-from benchmarks.speed.rates import gpu_seconds, timed
+from benchmarks.speed.rates import gpu_seconds, repeat, timed
 
 aten = torch.ops.aten
 PRODUCTS = {
@@ -143,20 +143,16 @@ class PassRates:
         for size, times in self.seconds.items():
             values = 2**size.power // (3 * size.dtype.itemsize)
             left, right = (torch.full((values,), 0.5, dtype=size.dtype, device=self.device) for _ in range(2))
+            a_pass = partial(mul, left, right)
             if self.device.type == "cuda":
-                times.append(gpu_seconds(partial(mul, left, right), self.device))
+                times.append(gpu_seconds(a_pass, self.device))
             else:
                 repeats = max(1, min(200, 2**24 // 2**size.power))
-                left * right  # warm
-                times.append(timed(partial(_multiply, left, right, repeats), self.device) / repeats)
+                a_pass()  # warm
+                times.append(timed(partial(repeat, a_pass, repeats), self.device) / repeats)
 
     def seconds_of(self, passes: Passes) -> float:
         """Price a step's passes, each byte at the rate of its size."""
         return sum(
             moved / 2**size.power * statistics.median(self.seconds[size]) for size, moved in passes.bytes.items()
         )
-
-
-def _multiply(left: Tensor, right: Tensor, count: int) -> None:
-    for _ in range(count):
-        left * right

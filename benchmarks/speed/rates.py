@@ -151,10 +151,11 @@ def gpu_seconds(work: Callable[[], object], device: torch.device) -> float:
     """Time one call on a GPU: a warm one, of as many in a row as take about `GPU_SECONDS`."""
     work()
     repeats = math.ceil(GPU_SECONDS / timed(work, device))
-    return timed(partial(_repeat, work, repeats), device) / repeats
+    return timed(partial(repeat, work, repeats), device) / repeats
 
 
-def _repeat(work: Callable[[], object], count: int) -> None:
+def repeat(work: Callable[[], object], count: int) -> None:
+    """Do a work so many times, and keep nothing of it."""
     for _ in range(count):
         work()
 

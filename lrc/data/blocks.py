@@ -14,6 +14,7 @@ from lrc.data.block import Block, positions_of
 from lrc.data.encoder import with_boundaries
 from lrc.data.line_index import INDEXED_BYTES
 from lrc.data.order import shuffled
+from lrc.data.row_text import BadRow, num_bytes
 from lrc.data.rows import JsonLines
 from lrc.data.shards import MANIFEST, ShardBlocks
 from lrc.data.tokenizer_hash import tokenizer_sha256
@@ -92,8 +93,10 @@ class PackedText:
             text = row.get("text")
             if not isinstance(text, str):
                 raise DataError(f'{rows.where(index)}: "text" must be a string, as in the first row.')
-            if not _is_encodable(text):
-                raise DataError(f'{rows.where(index)}: "text" holds half a surrogate pair. Mend the row or drop it.')
+            try:
+                num_bytes(text)
+            except BadRow as reason:
+                raise DataError(f'{rows.where(index)}: "text" holds {reason}. Mend the row or drop it.') from None
             starts.append(len(ids))
             plain = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             marked = with_boundaries(plain, tokenizer.bos_token_id, tokenizer.eos_token_id)
@@ -129,14 +132,6 @@ class PackedText:
         first = int(np.searchsorted(self.starts, index * length, side="right")) - 1
         last = int(np.searchsorted(self.starts, (index + 1) * length)) - 1
         return self.rows.where(first) if first == last else f"{self.rows.where(first)} to {self.rows.where(last)}"
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # JSON's \ud83d without its second half
-        return False
-    return True
 
 
 def _outside(ids: list[int], vocab_size: int) -> int | None:

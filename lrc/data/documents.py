@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import TextIO
 
 from lrc.data.order import WORD, mix
-from lrc.data.row_text import BadRow, meets, text_of
+from lrc.data.row_text import BadRow, meets, num_bytes, text_of
 from lrc.data.source_rows import SourceRow
 from lrc.data_config import PrepareConfig, SourceConfig
 
@@ -79,6 +79,13 @@ def put_aside(texts: Iterator[str], aside: TextIO, *, share: float, seed: int, t
     """Write a share of the documents to `aside`, a JSON line each, and yield the others.
 
     A document is chosen by its text, so all its exact copies are, in whatever file they lie.
+
+    Args:
+        texts: The documents of a file.
+        aside: Takes those that are chosen.
+        share: Of all documents, in 0..1.
+        seed: Chooses others.
+        tally: Counts those that are put aside.
     """
     key = mix(seed).to_bytes(8, "big")
     for text in texts:
@@ -104,9 +111,5 @@ def _text(row: SourceRow, source: SourceConfig, chat_text: Callable[[list[dict[s
 
 
 def _check_text(text: str, limit: int) -> None:
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        raise BadRow("half a surrogate pair") from None
-    if size > limit:
+    if num_bytes(text) > limit:
         raise BadRow(f"longer than prepare.max_document_bytes = {limit}")

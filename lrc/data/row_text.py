@@ -24,6 +24,18 @@ class BadRow(Exception):
     """A row that can't be used; its text is the reason."""
 
 
+def num_bytes(text: str) -> int:
+    """Return the size of a text in UTF-8.
+
+    Raises:
+        BadRow: It has none, for it holds half a surrogate pair, which JSON can write.
+    """
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        raise BadRow("half a surrogate pair") from None
+
+
 def meets(row: dict[str, Any], text: str) -> bool:
     """Tell whether a row meets a filter such as `int_score >= 4`.
 

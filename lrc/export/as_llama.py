@@ -25,6 +25,7 @@ from lrc.export.plain_folder import copy_companions, write_config, write_shards
 from lrc.export.same_tokenizer import keep_tokenizer
 from lrc.export.serving import EXPRESSIBLE, active_window, is_indivisible_llama, read_config_file
 from lrc.models.folder import ModelTensors, resolve_folder
+from lrc.models.stock import quantised_by
 from lrc.models.student import empty_student, head_size, is_tied_config
 from lrc.models.teacher import read_config
 
@@ -110,7 +111,7 @@ def _check_expressible(config: Any, folder: Path) -> None:
         own = _own_tensors(folder)
         means = f" (it has {', '.join(own)}, which Llama has no place for)" if own else ""
         reasons.append(f"{config.model_type} computes something else than Llama{means}")
-    if getattr(config, "quantization_config", None):
+    if quantised_by(config) is not None:
         reasons.append("its weights are quantised; export the student first and quantise what comes out")
     if (window := active_window(config.to_dict())) is not None:
         reasons.append(

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from lrc.config import ObjectiveConfig
 from lrc.errors import NumericsError
@@ -16,6 +15,7 @@ from lrc.models.checkpoint import variant_of
 from lrc.models.compute import dtype_name
 from lrc.models.folder import ModelTensors
 from lrc.models.pair_model import PairModel
+from lrc.models.stock import stock_model
 from lrc.models.teacher import load_model
 
 POSITIONS = 64
@@ -112,9 +112,7 @@ def _factored_logits(source: Source, ids: Tensor) -> Tensor:
 def _merged_logits(source: Source, ids: Tensor, exported: torch.dtype) -> tuple[Tensor, Tensor]:
     """Float32 logits of a stock model merged in memory, never stored: in float32, and with weights as exported."""
     tensors = source.open_teacher()
-    model = AutoModelForCausalLM.from_config(
-        source.config, dtype=torch.float32, trust_remote_code=source.trust_remote_code
-    ).eval()
+    model = stock_model(source.config, dtype=torch.float32).eval()
     missing = set(dict(model.named_parameters())) - set(source.plan.names)
     assert not missing, missing
     weights = model.state_dict()

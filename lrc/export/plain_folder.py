@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from lrc.errors import ConfigError
 from lrc.models.folder import WEIGHTS_INDEX
-from lrc.models.stock import has_own_code
+from lrc.models.stock import has_own_code, quantised_by
 
 CONFIG = "config.json"
 COPIED = (
@@ -40,7 +40,7 @@ def check_plain_weights(config: Any, student: Path) -> None:
     Raises:
         ConfigError: They are.
     """
-    if getattr(config, "quantization_config", None):
+    if quantised_by(config) is not None:
         raise ConfigError(f"The student must hold plain weights, but {student} is quantised. Export what it came from.")
 
 

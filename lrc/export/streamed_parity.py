@@ -15,7 +15,6 @@ import accelerate
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
-from transformers import AutoModelForCausalLM
 
 from lrc.clone.head import softcapped
 from lrc.config import ObjectiveConfig
@@ -25,6 +24,7 @@ from lrc.models.checkpoint import variant_of
 from lrc.models.folder import ModelTensors
 from lrc.models.pair_model import PairModel
 from lrc.models.part import ProjectedPart, part_plan
+from lrc.models.stock import stock_model
 from lrc.models.teacher import load_config
 
 Rows = tuple[int, int] | Tensor
@@ -76,7 +76,7 @@ def streamed_factored_logits(source: Source, ids: Tensor) -> Tensor:
 def _hollow_pair(source: Source) -> PairModel:
     """Build the checkpoint's pair of stand-ins."""
     config = load_config(str(source.teacher_folder), trust_remote_code=source.trust_remote_code)
-    teacher = hollow_model(config, trust_remote_code=source.trust_remote_code)
+    teacher = hollow_model(config)
     size, architecture = source.student.hidden_size, source.architecture
     with accelerate.init_empty_weights(include_buffers=False):
         pair = PairModel(
@@ -111,7 +111,7 @@ def streamed_student_logits(
     Returns:
         `[batch, seq, vocabulary]` float32 each.
     """
-    model = hollow_model(source.config, trust_remote_code=source.trust_remote_code)
+    model = hollow_model(source.config)
     teacher, stored, architecture = source.open_teacher(), ModelTensors(draft), source.architecture
     read_merged = _merged_reader(source, teacher)
     missing = set(dict(model.named_parameters())) - {*source.plan.names, architecture.head}
@@ -215,12 +215,10 @@ def _table(found: Tensor, rows: Tensor, size: int) -> Tensor:
     return table
 
 
-def hollow_model(config: Any, *, trust_remote_code: bool) -> nn.Module:
+def hollow_model(config: Any) -> nn.Module:
     """Build a stock model in float32 whose weights are stand-ins; its buffers are real."""
     with accelerate.init_empty_weights(include_buffers=False):
-        model: nn.Module = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, trust_remote_code=trust_remote_code
-        )
+        model: nn.Module = stock_model(config, dtype=torch.float32)
     hollow_out(model)
     return model.eval()
 

@@ -18,7 +18,7 @@ from lrc.models.merge_plan import merge_plan
 from lrc.models.pair import Cloning, Lockstep, PairEmbedding, PairLayer, PairNorm
 from lrc.models.pair_head import PairHead, with_one
 from lrc.models.part import Pieces, ProjectedPart, part_plan
-from lrc.models.student import empty_student, move_buffers, student_config
+from lrc.models.student import change_buffers, empty_student, student_config
 from lrc.models.terms import measured_terms
 from lrc.models.tiny_bert import ALIGNMENT, HIDDEN, MAP, attention_module, zero_alignment
 
@@ -88,8 +88,7 @@ class PairModel(nn.Module):
         self.softcap = logit_softcap(config)
         self.has_liger_head = False
         """Whether Liger computes the KL where it is trained (`liger_head.takes_liger`)."""
-        names = measured_terms(self.architecture, variant, objective, method)
-        self.term_names = tuple(name for name in names if name != HIDDEN or objective.clone_weight > 0)
+        self.term_names = measured_terms(self.architecture, variant, objective, method)
         self.lockstep = Lockstep()
         self.alignment: nn.Parameter | None = None
         if method == "tiny_bert":
@@ -103,7 +102,8 @@ class PairModel(nn.Module):
         """Put pairs in place of the stock student's embedding, layers and last norm; make the head's part."""
         architecture = self.architecture
         skeleton = empty_student(self.student_config)
-        move_buffers(skeleton, next(teacher.parameters()).device)
+        device = next(teacher.parameters()).device
+        change_buffers(skeleton, lambda value: value.to(device))
 
         def pieces(name: str) -> Pieces:
             return Pieces(

@@ -11,6 +11,7 @@ from lrc.clone.sites import Stage, Variant, projection_of, site_of
 from lrc.models.dense import Dense, dense_names
 from lrc.models.discovery import Architecture
 from lrc.models.held_teacher import HeldWeight, held_weights, merge_held
+from lrc.models.student import change_buffers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +88,7 @@ class ProjectedPart(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ProjectedPart":
         """Move the twin's made buffers (rotary) along, which are nobody's either."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
-        for module in self.twin.modules():
-            module._buffers.update({key: fn(value) for key, value in module._buffers.items() if value is not None})
+        change_buffers(self.twin, fn)
         return self
 
     @property

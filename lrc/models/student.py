@@ -1,11 +1,12 @@
 """The student: a stock transformers model of the teacher's class, made from the teacher's config with another width."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import accelerate
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lrc.errors import ConfigError
 from lrc.models.stock import forget_quantisation, stock_model
@@ -95,11 +96,10 @@ def _nearest_good_sizes(teacher_config: Any, hidden_size: int, *, tied: bool) ->
     return sorted(found)
 
 
-def move_buffers(model: nn.Module, device: torch.device) -> None:
-    """Move a model's buffers, and leave its parameters where they are, on the meta device."""
+def change_buffers(model: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+    """Put something made of each buffer in its place (moved, cast); parameters stay, on the meta device."""
     for module in model.modules():
-        found = {key: value.to(device) for key, value in module._buffers.items() if value is not None}
-        module._buffers.update(found)
+        module._buffers.update({key: change(value) for key, value in module._buffers.items() if value is not None})
 
 
 def empty_student(config: Any) -> nn.Module:

@@ -5,7 +5,7 @@ from lrc.config import ObjectiveConfig
 from lrc.errors import ConfigError
 from lrc.method_config import Method
 from lrc.models.discovery import Architecture
-from lrc.models.tiny_bert import TERMS
+from lrc.models.tiny_bert import HIDDEN, TERMS
 
 
 def measured_terms(
@@ -25,4 +25,7 @@ def measured_terms(
             f"objective.without names clone terms that this student lacks: {', '.join(sorted(unknown))}. "
             f"It has {', '.join(names)}."
         )
-    return () if "all" in objective.without else tuple(name for name in names if name not in objective.without)
+    left_out = set(names) if "all" in objective.without else set(objective.without)
+    if objective.clone_weight == 0:  # a term through an alignment that nothing trains
+        left_out.add(HIDDEN)
+    return tuple(name for name in names if name not in left_out)

@@ -69,6 +69,7 @@ def read_run(run: Path) -> RunData:
         if scores is not None and (tasks is None or "held_out" in scores.values)
         else None,
         tasks=None if tasks is None else read_task_results(tasks),
+        student_hash=None if scores is None else scores.optional_text("student_hash"),
         sources=_read_sources(run, recipe),
     )
 

@@ -240,5 +240,7 @@ class RunData:
     """From evaluate/results.json; None if only tasks were scored."""
     tasks: TaskResults | None
     """From evaluate/results.json."""
+    student_hash: str | None
+    """Of the weights that both are of, `models/folder.py:weights_hash`; None: the results do not say."""
     sources: tuple[DataSource, ...]
     """From the manifest of the training data, if `lrc prepare` made it."""

@@ -127,7 +127,7 @@ def _origin(run: Path, data: RunData, repo: str | None, student: Path) -> Origin
         licence=licence,
         repo=repo,
         after_training="fine-tuned on chats with `lrc sft`" if tuned else None,
-        scored_other=_scored_other(run, data, student) if config else None,
+        scored_other=_scored_other(data, student) if config else None,
         model_type=config.get("model_type"),
         quantised_by=(config.get("quantization_config") or {}).get("quant_method"),
     )
@@ -139,7 +139,7 @@ def _student_config(student: Path) -> dict[str, Any]:
     return read_json(path).values if path.is_file() else {}
 
 
-def _scored_other(run: Path, data: RunData, student: Path) -> str | None:
+def _scored_other(data: RunData, student: Path) -> str | None:
     """Return the model that the scores are of, if it is not the student.
 
     Weights are compared where the results name theirs, else folders.
@@ -147,10 +147,9 @@ def _scored_other(run: Path, data: RunData, student: Path) -> str | None:
     scored = data.results.student.name if data.results else data.tasks.student if data.tasks else None
     if scored is None:
         return None
-    scored_hash = read_json(run / RESULTS_FILE).optional_text("student_hash")
-    if scored_hash is None or not has_weights(student):
+    if data.student_hash is None or not has_weights(student):
         return None if _is_same_place(scored, student) else scored
-    return None if weights_hash(student) == scored_hash else scored
+    return None if weights_hash(student) == data.student_hash else scored
 
 
 def _is_same_place(scored: str, student: Path) -> bool:

@@ -130,7 +130,7 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, resume: s
     check_strategy(recipe, strategy)
     accelerator = make_accelerator(recipe.train, inputs.folder, choose_device(recipe.train.device), strategy=strategy)
     found = None if resume is None else agreed_resume(accelerator, inputs.folder, resume, say)
-    place = _place(recipe, inputs, found, say if accelerator.is_main_process else lambda line: None)
+    place = _place(recipe, inputs, found, _first_says(accelerator))
     plan = plan_batches(recipe.train, accelerator, place.resume, say)
     teacher, pair = _load_pair(recipe, inputs, accelerator, strategy)
     start = None
@@ -214,7 +214,7 @@ def _begin(
 
 
 def _load_pair(recipe: Recipe, inputs: _Inputs, accelerator: Accelerator, strategy: str) -> tuple[nn.Module, PairModel]:
-    tell = say if accelerator.is_main_process else lambda line: None
+    tell = _first_says(accelerator)
     dtype = by_first(accelerator, lambda: choose_dtype(recipe.train.compute_dtype, accelerator.device))
     teacher = load_teacher(recipe, inputs.teacher_folder, accelerator.device, tell, dtype=dtype, strategy=strategy)
     pair = PairModel(
@@ -233,17 +233,23 @@ def _load_pair(recipe: Recipe, inputs: _Inputs, accelerator: Accelerator, strate
     return teacher, pair
 
 
+def _first_says(accelerator: Accelerator) -> Callable[[str], None]:
+    """Return what says a line on the first process and nothing on the others."""
+    return say if accelerator.is_main_process else lambda line: None
+
+
 def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
     """Everything that can be wrong with the inputs, cheapest first."""
     folder = Path(recipe.run) / "train"
     if resume is not None and overwrite:
         raise ConfigError("--resume goes on with a run and --overwrite deletes it. Give one of the two.")
-    if resume is None and checkpoints(folder) and not overwrite:
+    begins = overwrite or not checkpoints(folder)
+    if resume is None and not begins:
         raise ConfigError(
             f"{folder} already holds checkpoints. Go on with --resume auto, start anew with --overwrite, or name "
             "another run folder (run=...)."
         )
-    if overwrite or not checkpoints(folder):
+    if begins:
         check_run_folder(folder, filter(None, (recipe.teacher, recipe.data.train, recipe.data.held_out)))
     device = choose_device(recipe.train.device)
     check_trackers(recipe.train)

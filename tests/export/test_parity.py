@@ -203,8 +203,7 @@ def test_each_model_is_freed_before_the_next_is_built_and_no_weight_is_held_twic
     monkeypatch.setattr(PairModel, "logits", logits)
     for name in ("load_model", "PairModel", "merged_tensor"):
         monkeypatch.setattr(parity, name, watched(name, getattr(parity, name)))
-    stock = SimpleNamespace(from_config=watched("merged", AutoModelForCausalLM.from_config))
-    monkeypatch.setattr(parity, "AutoModelForCausalLM", stock)
+    monkeypatch.setattr(parity, "stock_model", watched("merged", parity.stock_model))
     facts = check_parity(source, out)
     expected = [("load_model", 0), ("PairModel", 1), ("merged", 0)]  # the pair is made of the teacher
     expected += [("merged_tensor", 1)] * len(source.plan.names)  # the merged model, and no tensor before this one
