@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 StartMethod = Literal["random", "channel", "pca", "calibrated"]
+ChannelScore = Literal["magnitude", "normalised"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +15,9 @@ class StartConfig:
     """`random`: N(0, 0.02), published. `channel`: RED. `pca`: top principal directions. `calibrated`: closed form."""
     tokens: int = 65_536
     """Calibration tokens, taken from the front of the training data (`random` needs none)."""
+    channel_score: ChannelScore = "magnitude"
+    """What `channel` keeps the largest of: `magnitude` of the stream over 15 rows (RED), or `normalised`, the outputs
+    of the norms over all `tokens` (Minitron)."""
     outlier_channels: int = 0
     """Channels of the teacher's stream kept as identity columns of the basis, those with the largest mean square."""
     rotation: bool = True

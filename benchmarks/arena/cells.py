@@ -140,6 +140,12 @@ def cell_rate(cell: Cell, rates: Rates) -> float:
     return next((rate for rate in (own, from_base) if rate is not None), method.rate)
 
 
+def is_picked(cell: Cell, rates: Rates) -> bool:
+    """Say whether a cell's learning rate is in its name or was picked, for it or its base."""
+    picked = rates.get(cell.teacher, {})
+    return cell.rate is not None or cell.method in picked or find_method(cell.method).base in picked
+
+
 def cell_recipe(cell: Cell, *, run: Path, teacher: str, texts: Mapping[str, Path], rates: Rates) -> Recipe:
     """Return the recipe of a cell: the demo's, the arena's sizes, then what the method changes.
 

@@ -3,9 +3,10 @@
 import json
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .methods import methods
+from .identity import differing, settings_of
+from .methods import FORMS, methods
 from .results import Result, curve, groups, row, tokens_to_reach
 from .teachers import teachers
 
@@ -14,6 +15,8 @@ OWN = ("default", "dense")
 LARGE = "1m"
 START_TOKENS = 128_000
 """Calibration tokens at most of the start that is held against training."""
+FLOOR = 0.8
+"""Nats that a student of half the width is to come to with `LARGE` tokens."""
 COLUMNS = ("claim", "cells", "target", "found", "verdict")
 Groups = dict[str, list[Result]]
 
@@ -48,7 +51,21 @@ class Claim:
         if self.ratio is None:
             return "fails, not reached"
         holds = self.ratio < self.limit if self.is_strict else self.ratio <= self.limit
-        return f"{'holds' if holds else 'fails'}{f', {self.not_run} not run' if self.not_run else ''}"
+        remarks = [f"{self.not_run} not run"] if self.not_run else []
+        return ", ".join(["holds" if holds else "fails", *remarks, *_remarks([known[name] for name in self.cells])])
+
+
+def _remarks(sides: Sequence[Sequence[Result]]) -> list[str]:
+    """Say what makes a ratio less sure than it looks: seeds of unlike recipes, sides in unlike dtypes."""
+    found = []
+    for seeds in sides:
+        first, *others = ({**settings_of(one["recipe"]), "train.seed": None} for one in seeds)
+        if any(differing(first, other) for other in others):
+            found.append(f"seeds of {seeds[0]['cell'].rpartition('/')[0]} differ in more")
+    dtypes = [sorted({one.get("machine", {}).get("dtype", "") for one in seeds}) for seeds in sides]
+    if any(dtype != dtypes[0] for dtype in dtypes):
+        found.append(" / ".join(" and ".join(dtype) for dtype in dtypes))
+    return found
 
 
 def claims_table(results: Sequence[Result], *, on: str, tokens: str) -> str:
@@ -67,6 +84,7 @@ def claims_table(results: Sequence[Result], *, on: str, tokens: str) -> str:
         if side == on or teacher != "tiny":
             claims.append(_against_all(known, side, tokens if side == on else teachers()[teacher].headline))
     claims.append(_final_ratio(known, f"{on}/dense/{tokens}", f"{on}/default/{tokens}", 0.9))
+    claims.append(_floor(known, f"{on}/default/{LARGE}"))
     lines = [row(COLUMNS), row(["---"] * len(COLUMNS)), *(claim.shown(known) for claim in claims)]
     return "\n".join(lines)
 
@@ -74,6 +92,7 @@ def claims_table(results: Sequence[Result], *, on: str, tokens: str) -> str:
 def _against_published(known: Groups, on: str, tokens: str) -> Iterable[Claim]:
     for budget, limit in ((tokens, 0.35), (LARGE, 0.5)):
         yield _final_ratio(known, f"{on}/default/{budget}", f"{on}/published/{budget}", limit)
+        yield from _against_forms(known, on, "published", budget, limit)
     starts = (f"{on}/default/{LARGE}", f"{on}/default/{tokens}", f"{on}/calibration-{START_TOKENS}/{tokens}")
     own, other = next((name for name in starts if _starts_small(known, name)), starts[-1]), f"{on}/published/{LARGE}"
     ratio = None
@@ -87,6 +106,26 @@ def _against_published(known: Groups, on: str, tokens: str) -> Iterable[Claim]:
     yield Claim(what=what, cells=(other, own), limit=1, is_strict=True, ratio=ratio)
 
 
+def _against_forms(known: Groups, on: str, method: str, budget: str, limit: float) -> Iterable[Claim]:
+    """The default against the best other form of a method, if one was run: its source can be read more than one way."""
+    forms = [f"{on}/{form}/{budget}" for form in FORMS[method]]
+    best = _best(known, forms)
+    if best:
+        claim = _final_ratio(known, f"{on}/default/{budget}", best[0], limit)
+        yield replace(claim, not_run=len(forms) - len(best))
+
+
+def _best(known: Groups, names: Iterable[str]) -> list[str]:
+    """Return the cells that were run, the lowest final KL first."""
+    return sorted((name for name in names if name in known), key=lambda name: mean_curve(known[name])[-1][1])
+
+
+def _floor(known: Groups, own: str) -> Claim:
+    """The KL of the default itself."""
+    kl = mean_curve(known[own])[-1][1] if own in known else None
+    return Claim(what="KL in nats, default", cells=(own,), limit=FLOOR, ratio=kl)
+
+
 def _starts_small(known: Groups, name: str) -> bool:
     """Say whether a cell was run, and from no more calibration tokens than a start may have."""
     return name in known and all(result["calibration_tokens"] <= START_TOKENS for result in known[name])
@@ -98,23 +137,32 @@ def _agreement(seeds: Sequence[Result], point: int) -> float:
 
 
 def _against_red(known: Groups, on: str, budgets: Sequence[str]) -> Iterable[Claim]:
-    pairs = [(f"{on}/default/{budget}", f"{on}/red/{budget}") for budget in budgets]
-    for own, red in pairs:
-        yield _final_ratio(known, own, red, 0.75)
-    for own, red in pairs:
-        ratio = None
+    for budget in budgets:
+        yield _final_ratio(known, f"{on}/default/{budget}", f"{on}/red/{budget}", 0.75)
+        yield from _against_forms(known, on, "red", budget, 0.75)
+    for budget in budgets:
+        own = f"{on}/default/{budget}"
+        red = next(
+            iter(_best(known, [f"{on}/{name}/{budget}" for name in ("red", *FORMS["red"])])), f"{on}/red/{budget}"
+        )
+        name, needed, looked_at, tokens = red.split("/")[2], None, 0, 1.0
         if own in known and red in known:
             tokens, level = mean_curve(known[red])[-1]
             needed = tokens_to_reach(mean_curve(known[own]), level)
-            ratio = None if needed is None else needed / tokens
-        yield Claim(what="tokens to red's final KL, default / red", cells=(own, red), limit=1 / 3, ratio=ratio)
+            looked_at = max(result["calibration_tokens"] for result in known[own])
+        for what, more in (
+            (f"tokens to {name}'s final KL, default / {name}", 0),
+            ("the same, calibration counted", looked_at),
+        ):
+            ratio = None if needed is None else (needed + more) / tokens
+            yield Claim(what=what, cells=(own, red), limit=1 / 3, ratio=ratio)
 
 
 def _against_all(known: Groups, side: str, tokens: str) -> Claim:
     """The default against the best baseline."""
     own = f"{side}/default/{tokens}"
     baselines = [f"{side}/{method}/{tokens}" for method in methods() if method not in OWN]
-    run = sorted((name for name in baselines if name in known), key=lambda name: mean_curve(known[name])[-1][1])
+    run = _best(known, baselines)
     best = run[0] if run else f"{side}/published/{tokens}"
     claim = _final_ratio(known, own, best, 1)
     return Claim(

@@ -8,15 +8,15 @@ from pathlib import Path
 from lrc.errors import ConfigError, LrcError, nearest_name
 from lrc.verbs.progress import say
 
-from .cells import Cell, parse_cell, quick_cells, rate_cells, table_cells
+from .cells import Cell, parse_cell, quick_cells, table_cells
 from .claims import claims_table
 from .committed import COMMITTED, publish, publish_rates
 from .measures import Tasks
 from .methods import find_method, methods, sweeps
-from .picked_rates import RATES, record_rate
 from .plot import draw_plots
 from .results import Result, fresh_table, reach_table, read_results, sweep_table, table, teacher_lines
-from .run import TINY_TEACHER_STEPS, Arena, run_cell
+from .run import TINY_TEACHER_STEPS, Arena
+from .several import pick_rate, run_cells
 from .teachers import teachers
 
 
@@ -86,8 +86,10 @@ def _run(options: argparse.Namespace) -> None:
         raise ConfigError(
             "Name a cell, `sweep NAME`, `rates METHOD`, or use --list, --table, --plot, --claims, --publish or --quick."
         )
-    done = [run_cell(arena, cell, overwrite=options.overwrite) for cell in cells]
-    shown = {cell.name for cell in cells}
+    done, failed = run_cells(arena, cells, overwrite=options.overwrite)
+    if failed is not None and not done:
+        raise failed
+    shown = {result["cell"] for result in done}
     if options.publish:
         _publish(arena, options, shown)
     has_table = options.table or options.plot or bool(done)
@@ -98,6 +100,8 @@ def _run(options: argparse.Namespace) -> None:
             print()  # a table of its own
         tokens = options.tokens or teachers()[_teacher_of(options)].headline
         print(claims_table(_finished(arena, options), on=options.on, tokens=tokens))
+    if failed is not None:
+        raise failed
 
 
 def _arena(options: argparse.Namespace) -> Arena:
@@ -143,33 +147,14 @@ def _teacher_of(options: argparse.Namespace) -> str:
 
 
 def _pick_rates(arena: Arena, options: argparse.Namespace, names: list[str]) -> set[str]:
-    """Run each method's short cells and write the rate with the lowest development KL into `rates.json`.
-
-    Returns:
-        The cells' names.
-    """
-    teacher, cells = _teacher_of(options), set()
+    """Pick each method's learning rate and print what was tried; returns the cells' names."""
+    _teacher_of(options)
+    cells: set[str] = set()
     lines = ["| method | learning rate | development KL |", "| --- | --- | --- |"]
     for name in names or list(methods()):
         find_method(name)
-        results = [
-            run_cell(arena, cell, overwrite=options.overwrite)
-            for cell in rate_cells(teacher, options.on.partition("/")[2], name, options.tokens)
-        ]
-        cells |= {result["cell"] for result in results}
-        grid = {
-            result["recipe"]["train"]["learning_rate"]: result["points"][-1]["development"]["kl"] for result in results
-        }
-        best = min(grid, key=lambda rate: grid[rate])
-        if best in (min(grid), max(grid)):
-            say(f"{name}: the best learning rate, {best:g}, lies at the end of its grid")
-        entry = {
-            "rate": best,
-            "on": options.on,
-            "tokens": results[0]["tokens"],
-            "development_kl": {f"{rate:g}": kl for rate, kl in grid.items()},
-        }
-        record_rate(arena.root / RATES, teacher, name, entry)
+        grid, best, made = pick_rate(arena, name, on=options.on, tokens=options.tokens, overwrite=options.overwrite)
+        cells |= made
         lines += [f"| {name}{' (picked)' if rate == best else ''} | {rate:g} | {kl:.3f} |" for rate, kl in grid.items()]
     print("\n".join(lines))
     return cells
@@ -199,7 +184,7 @@ def _finished(arena: Arena, options: argparse.Namespace) -> list[Result]:
 
 def _sweep(arena: Arena, options: argparse.Namespace, names: list[str]) -> set[str]:
     """Run the cells of sweeps, or with --table none, and print the table; returns the names of those finished."""
-    cells = _sweep_cells(options, names)
+    cells, failed = _sweep_cells(options, names), None
     if options.table:
         finished = {result["cell"]: result for result in _finished(arena, options)}
         for cell in cells:
@@ -207,8 +192,10 @@ def _sweep(arena: Arena, options: argparse.Namespace, names: list[str]) -> set[s
                 say(f"{cell.name}: not run")
         done = [finished[cell.name] for cell in cells if cell.name in finished]
     else:
-        done = [run_cell(arena, cell, overwrite=options.overwrite) for cell in cells]
+        done, failed = run_cells(arena, cells, overwrite=options.overwrite)
     print(sweep_table(done))
+    if failed is not None:
+        raise failed
     return {result["cell"] for result in done}
 
 

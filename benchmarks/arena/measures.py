@@ -111,7 +111,6 @@ class PointMeasure:
         """
         self.texts, self.steps, self.tokenizer = texts, steps, tokenizer
         self.tasks, self.task_steps = tasks, task_steps
-        self._best_ranks: list[float] = []
 
     def __call__(self, pair: PairModel, step: int) -> dict[str, Any]:
         if step not in self.steps:

@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 from lrc.errors import ConfigError, nearest_name
 
 ADAMW_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-PUBLISHED_RATES = (1e-4, 3e-4, 1e-3)
-RED_RATES = (3e-5, 1e-4, 3e-4)
-"""Both have summed raw clone errors; of RED's start they are the larger ones."""
+RED_RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+"""Raw clone errors are larger at RED's start than at a random one."""
 MUON_RATES = (5e-4, 1.5e-3, 4e-3)
 DEFAULT_BATCH = 2
 """Windows a step of the default: of 250 k tokens it makes more in twice as many steps (docs/quality.md)."""
 CALIBRATION_TOKENS = (4_096, 16_384, 65_536, 128_000, 256_000)
 """Of the sweep; the last is the default's."""
+
+FORMS = {"published": ("published-long", "published-batch-2"), "red": ("red-token-mean",)}
+"""Other readings of what a paper and its code say; the default is held against the best that was run, too."""
 
 ADAMW = ("train.optimizer=adamw", "train.schedule=linear", "train.warmup_ratio=0.05")
 UNGUARDED = "train.divergence_factor=null"
@@ -69,16 +71,22 @@ def methods() -> dict[str, Method]:
             about="the paper and its code: random start, T 40, raw clone errors summed, AdamW",
             changes=PUBLISHED,
             rate=1e-3,
-            rates=PUBLISHED_RATES,
+            rates=ADAMW_RATES,
         ),
         "published-long": Method(
             about="published, its KL term weighted as it is at sequences of 2,048",
             changes=(*PUBLISHED, "objective.kl_reduction=token_mean", f"objective.kl_weight={KL_AT_2048}"),
             rate=1e-3,
-            rates=PUBLISHED_RATES,
+            rates=ADAMW_RATES,
         ),
-        "red": _adamw(
-            "RED: one channel selection for all projections, T 1, otherwise as published",
+        "red": Method(
+            about="RED: one channel selection for all projections, T 1, otherwise as published",
+            changes=(*PUBLISHED, "start.method=channel", "objective.temperature=1"),
+            rate=1e-4,
+            rates=RED_RATES,
+        ),
+        "red-token-mean": _adamw(
+            "RED's start and T 1 with the KL a mean over tokens, 1 / 255 of its weight in published",
             "start.method=channel",
             "objective.temperature=1",
             "objective.lm_weight=1",
@@ -96,14 +104,24 @@ def methods() -> dict[str, Method]:
         "dense": Method(
             about="default, then merged MLP weights for the second half",
             changes=("phases.dense_share=0.5", "phases.dense_tensors=mlp"),
+            base="default",
             batch_size=DEFAULT_BATCH,
         ),
         "origin": _adamw("no teacher: the same shape from scratch on text", "method=origin"),
         "only-kd": _adamw("plain distillation of the same shape from scratch", "method=only_kd", *LOGITS_ALONE),
-        "tiny-bert": _adamw("TinyBERT-style: hidden states and attention maps through alignment", "method=tiny_bert"),
+        "tiny-bert": _adamw(
+            "TinyBERT-style: hidden states and attention maps through a learned alignment, raw errors summed",
+            "method=tiny_bert",
+            "objective.lm_weight=1",
+            "objective.clone_weight=1",
+            "objective.clone_error=raw",
+            "objective.clone_reduction=sum",
+            UNGUARDED,
+        ),
         "minitron": _adamw(
-            "Minitron-style: width pruned by activation, then all weights by distillation",
+            "Minitron-style: width pruned by the norms' outputs, then all weights by distillation",
             "start.method=channel",
+            "start.channel_score=normalised",
             *LOGITS_ALONE,
             *DENSE_FROM_THE_FIRST_STEP,
             rate=3e-4,
@@ -139,6 +157,7 @@ def default_sweeps() -> dict[str, dict[str, tuple[str, ...]]]:
                 "objective.clone_error=raw",
                 "objective.clone_reduction=sum",
                 "objective.attention_output_space=teacher",
+                UNGUARDED,
             ),
         },
         "clone-terms": _per_value("without", "objective.without", ("[]", *(f"[{term}]" for term in TERMS), "[all]")),
@@ -176,10 +195,36 @@ def published_sweeps() -> dict[str, dict[str, tuple[str, ...]]]:
     }
 
 
+def baseline_forms() -> dict[str, Method]:
+    """Return other forms of the baselines, each another reading of its source or with the default's optimiser."""
+    known = methods()
+    muon = ("train.optimizer=muon", "train.warmup_ratio=0.1")
+    found = {
+        f"{name}-muon": replace(
+            known[name],
+            about=f"{name} with Muon",
+            changes=(*known[name].changes, *muon),
+            rate=1.5e-3,
+            rates=MUON_RATES,
+        )
+        for name in ("red-relative", "only-kd", "minitron", "slicegpt")
+    }
+    for name, changes in {
+        "only-kd-lm": ("objective.lm_weight=1",),
+        "tiny-bert-relative": ("objective.clone_error=relative", "objective.clone_reduction=mean"),
+        "minitron-magnitude": ("start.channel_score=magnitude",),
+    }.items():
+        base = max((method for method in known if name.startswith(method)), key=len)
+        found[name] = replace(
+            known[base], about=f"{base} with {', '.join(changes)}", changes=(*known[base].changes, *changes), base=base
+        )
+    return found
+
+
 def sweeps() -> dict[str, dict[str, Method]]:
     """Return every sweep: name -> its variants, ready to run; a variant takes its base's picked learning rate."""
     known = methods()
-    found = {}
+    found = {"baseline-forms": baseline_forms()}
     for base, questions in (("default", default_sweeps()), ("published", published_sweeps())):
         for name, variants in questions.items():
             found[name] = {

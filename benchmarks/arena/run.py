@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from lrc.config import Recipe, load_recipe, recipe_to_dict
-from lrc.errors import ConfigError
 from lrc.models.checkpoint import versions
 from lrc.models.compute import choose_device, choose_dtype, dtype_name, products_flops_per_second
 from lrc.models.folder import resolve_folder, weights_hash
@@ -24,9 +23,10 @@ from lrc.verbs.sources import locate_teacher
 from lrc.verbs.train import train
 
 from .alone import alone
-from .cells import Cell, Rates, cell_recipe
+from .cells import Cell, Rates, cell_recipe, is_picked
 from .committed import COMMITTED
 from .gemma import gemma_teacher
+from .identity import check_same, identity, identity_of
 from .measures import PointMeasure, Tasks, measured_texts
 from .picked_rates import RATES, read_rates
 from .results import FORMAT, read_results
@@ -35,10 +35,8 @@ from .teachers import make_tiny_teacher
 from .texts import Texts, prepare_texts
 
 TINY_TEACHER_STEPS = 400
-PLACES = ("run", "teacher")
-"""Parts of a recipe that say where, not what."""
-GUARDS = ("divergence_factor",)
-"""Settings of `train` that can end a run and change nothing of one that ended by itself."""
+BEGUN_TEXTS = "arena_texts.json"
+"""What a cell reads, in its run folder: a run that was killed goes on with the same texts only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,23 +104,21 @@ def _run_alone(arena: Arena, cell: Cell, run: Path, *, overwrite: bool) -> dict[
     recipe = cell_recipe(cell, run=run, teacher=teacher, texts=texts.paths, rates=arena.rates())
     teacher_folder = resolve_folder(locate_teacher(teacher))
     teacher_hash = weights_hash(teacher_folder)
-    wanted = _identity(recipe_to_dict(recipe), _texts_facts(cell, texts), teacher_hash)
+    wanted = identity(recipe_to_dict(recipe), _texts_facts(cell, texts), teacher_hash)
     path = arena.results / cell.file_name
     if path.is_file() and not overwrite:
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        _check_same(wanted, _identity_of(kept, teacher_hash), str(path))
-        say(f"{cell.name}: kept")
+        check_same(wanted, identity_of(kept, teacher_hash), str(path))
+        say(f"{cell.name}: kept{_unscored(arena, kept)}")
         return kept
     result = None if overwrite else _same_run(arena, cell, wanted, teacher_hash)
     if result is not None:
         say(f"{cell.name}: the same run as {result['same_run_as']}, which is finished")
         write_beside(path, json.dumps(result, indent=1) + "\n")
         return result
-    begun = run / "train" / "recipe.yaml"
-    if begun.is_file() and not overwrite:
-        before = _identity(recipe_to_dict(load_recipe(begun)), {}, teacher_hash)
-        _check_same(wanted, before, str(begun))
-    say(f"{cell.name}: {cell.num_steps} steps, learning rate {recipe.train.learning_rate:g}")
+    _check_begun(run, wanted, teacher_hash, overwrite=overwrite)
+    picked = "" if is_picked(cell, arena.rates()) else ", the method's own: none was picked"
+    say(f"{cell.name}: {cell.num_steps} steps, learning rate {recipe.train.learning_rate:g}{picked}")
     measure = _point_measure(arena, cell, texts, teacher)
     start = start_file(
         arena.root / "starts",
@@ -130,6 +126,8 @@ def _run_alone(arena: Arena, cell: Cell, run: Path, *, overwrite: bool) -> dict[
         teacher=teacher_folder,
         train_sha256=texts.sha256["train"],
     )
+    run.mkdir(parents=True, exist_ok=True)
+    write_beside(run / BEGUN_TEXTS, json.dumps(_texts_facts(cell, texts)) + "\n")
     resume = None if overwrite else "auto"
     train(recipe, resume=resume, overwrite=overwrite, also_measure=measure, keep_start=start)
     result = _result(arena, cell, recipe, texts, teacher_hash)
@@ -141,6 +139,26 @@ def _run_alone(arena: Arena, cell: Cell, run: Path, *, overwrite: bool) -> dict[
     return result
 
 
+def _check_begun(run: Path, wanted: dict[str, Any], teacher_hash: str, *, overwrite: bool) -> None:
+    """Check that a run that was killed read the same texts by the same recipe.
+
+    Raises:
+        ConfigError: It did not.
+    """
+    recipe, texts = run / "train" / "recipe.yaml", run / BEGUN_TEXTS
+    if overwrite or not recipe.is_file():
+        return
+    read = json.loads(texts.read_text(encoding="utf-8")) if texts.is_file() else {}
+    check_same(wanted, identity(recipe_to_dict(load_recipe(recipe)), read, teacher_hash), str(recipe))
+
+
+def _unscored(arena: Arena, kept: dict[str, Any]) -> str:
+    """Say so if tasks are asked for that a kept cell was not scored on."""
+    if arena.tasks is None or "cloze" in kept["points"][-1]:
+        return ""
+    return "; it was not scored on tasks, and its checkpoint may be gone: --overwrite makes it anew"
+
+
 def _same_run(arena: Arena, cell: Cell, wanted: dict[str, Any], teacher_hash: str) -> dict[str, Any] | None:
     """Return the root's result of another cell with the same recipe, texts and teacher under this cell's name, or None.
 
@@ -149,7 +167,7 @@ def _same_run(arena: Arena, cell: Cell, wanted: dict[str, Any], teacher_hash: st
     if arena.tasks is not None:
         return None  # other cells may have been scored on other tasks
     for other in read_results([arena.results]):
-        if other["teacher"] == cell.teacher and _identity_of(other, teacher_hash) == wanted:
+        if other["teacher"] == cell.teacher and identity_of(other, teacher_hash) == wanted:
             named = {"cell": cell.name, "method": cell.method, "tokens": cell.tokens, "command": _command(arena, cell)}
             return {**other, **named, "same_run_as": other.get("same_run_as", other["cell"])}
     return None
@@ -198,7 +216,12 @@ def _result(arena: Arena, cell: Cell, recipe: Recipe, texts: Texts, teacher_hash
 
 
 def _command(arena: Arena, cell: Cell) -> str:
-    return f"python benchmarks/quality.py {cell.name}{' --data DIR' if arena.data else ''}"
+    told = " --data DIR" if arena.data else ""
+    if arena.tasks is not None:
+        told += " --evaluation-data DIR"
+        told += "" if arena.tasks.limit is None else f" --evaluation-items {arena.tasks.limit}"
+        told += " --evaluation-points all" if arena.all_points else ""
+    return f"python benchmarks/quality.py {cell.name}{told}"
 
 
 def points(lines: list[dict[str, Any]], *, start_seconds: float) -> list[dict[str, Any]]:
@@ -228,36 +251,3 @@ def _texts_facts(cell: Cell, texts: Texts) -> dict[str, Any]:
     entry = cell.entry
     windows = f"{entry.measured_windows} of {entry.sequence_length} tokens, spread evenly"
     return {"origin": texts.origin, "sha256": texts.sha256, "windows": windows}
-
-
-def _identity_of(result: Mapping[str, Any], teacher_hash: str) -> dict[str, Any]:
-    """Return what a result is the same as; one without its teacher's hash is of the teacher that has its name now."""
-    return _identity(result["recipe"], result["texts"], result.get("teacher_hash", teacher_hash))
-
-
-def _identity(recipe: dict[str, Any], texts: Mapping[str, Any], teacher_hash: str) -> dict[str, Any]:
-    """Return what makes two runs the same: the recipe without places, the texts, and the teacher's weights."""
-    values = {key: value for key, value in recipe.items() if key not in PLACES}
-    data = {key: value for key, value in values["data"].items() if key not in ("train", "held_out")}
-    train = {key: value for key, value in values["train"].items() if key not in GUARDS}
-    read = {key: value for key, value in texts.items() if key != "origin"}
-    whole = {**values, "data": data, "train": train, "texts": read, "teacher_hash": teacher_hash}
-    plain: dict[str, Any] = json.loads(json.dumps(whole))  # lists
-    return _flat(plain)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
-
-
-def _check_same(wanted: dict[str, Any], found: dict[str, Any], where: str) -> None:
-    differ = sorted(key for key in wanted.keys() & found.keys() if wanted[key] != found[key])
-    if differ:
-        shown = ", ".join(f"{key} ({found[key]!r} there, {wanted[key]!r} now)" for key in differ[:4])
-        raise ConfigError(
-            f"{where} was made with other settings: {shown}. Keep it by asking for the same ones, or make the cell "
-            "anew with --overwrite."
-        )

@@ -43,6 +43,55 @@ def stream_readers(pair: PairModel, teacher: nn.Module, use: Callable[[Tensor], 
             handle.remove()
 
 
+def norm_magnitudes(
+    pair: PairModel, teacher: nn.Module, batches: list[Tensor], progress: Callable[[str, int, int], None]
+) -> Tensor:
+    """Run the teacher's base over the batches and rank its channels by what its norms hand on.
+
+    The importance of an embedding channel by Minitron (Muralidharan et al. 2024, arXiv 2407.14679), with a plain mean
+    over tokens and norms.
+
+    Args:
+        pair: Tells which norms read the stream.
+        teacher: The stock teacher.
+        batches: Ids, `[batch, seq]` each.
+        progress: Called with ("channels", batches done, batches), first with none done.
+
+    Returns:
+        `E|n|` a channel over all tokens and all norms, `n` the norm's output with its gain, `[d_T]` float64.
+    """
+    device = next(teacher.parameters()).device
+    total = torch.zeros(pair.architecture.hidden_size, dtype=torch.float64, device=device)
+    rows = 0
+
+    def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        nonlocal rows
+        flat = output.flatten(0, -2)
+        total.add_(flat.float().abs().sum(0))
+        rows += flat.shape[0]
+
+    layers = pair.architecture.layers
+    norms = {
+        f"{layers}.{index}.{stage.norm}"
+        for index, stages in enumerate(pair.architecture.stages)
+        for stage in stages
+        if stage.norm is not None
+    }
+    handles = [
+        teacher.get_submodule(name).register_forward_hook(hook) for name in sorted({*norms, pair.architecture.norm})
+    ]
+    base = teacher.get_submodule(pair.architecture.base)
+    progress("channels", 0, len(batches))
+    try:
+        for done, batch in enumerate(batches):
+            base(input_ids=batch.to(device), use_cache=False)
+            progress("channels", done + 1, len(batches))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total / rows
+
+
 def stream_moments(
     pair: PairModel, teacher: nn.Module, batches: list[Tensor], progress: Callable[[str, int, int], None]
 ) -> StreamMoments:

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.arena.cells import Rates, cell_rate, cell_recipe, parse_cell, quick_cells, rate_cells, table_cells
+from benchmarks.arena.cells import (
+    Rates,
+    cell_rate,
+    cell_recipe,
+    is_picked,
+    parse_cell,
+    quick_cells,
+    rate_cells,
+    table_cells,
+)
 from benchmarks.arena.claims import START_TOKENS
 from benchmarks.arena.methods import CALIBRATION_TOKENS, default_sweeps, find_method, methods, sweeps
 from lrc.config import Recipe, TrainConfig
@@ -93,6 +102,23 @@ def test_methods_are_what_their_names_say() -> None:
     )
 
 
+def test_red_is_published_with_another_start_and_temperature() -> None:
+    published, red = (recipe_of(f"smollm2/half/{name}@0.001/250k/seed0") for name in ("published", "red"))
+    assert red.objective == replace(published.objective, temperature=1.0)
+    assert red.start == replace(published.start, method="channel")
+    assert (red.train, red.data, red.student) == (published.train, published.data, published.student)
+
+
+def test_other_forms_of_baselines_change_what_they_say() -> None:
+    form, base = (recipe_of(f"smollm2/half/{name}/250k/seed0") for name in ("minitron-muon", "minitron"))
+    assert (base.start.channel_score, base.train.optimizer, form.train.optimizer) == ("normalised", "adamw", "muon")
+    assert (form.objective, form.start, form.phases) == (base.objective, base.start, base.phases)
+    relative, raw = (recipe_of(f"smollm2/half/{name}/250k/seed0") for name in ("tiny-bert-relative", "tiny-bert"))
+    assert (raw.objective.clone_error, raw.objective.clone_reduction) == ("raw", "sum")
+    assert relative.objective == replace(raw.objective, clone_error="relative", clone_reduction="mean")
+    assert relative.train == raw.train
+
+
 def test_a_cell_takes_its_own_rate_then_the_picked_one_then_the_methods() -> None:
     rates = {"smollm2": {"default": 3e-3}, "gemma3": {"default": 9e-3}}
     for name, rate in {
@@ -108,6 +134,8 @@ def test_a_cell_takes_its_own_rate_then_the_picked_one_then_the_methods() -> Non
         if name != "muon-0.0005":
             assert cell_rate(cell, rates) == rate
     assert cell_rate(parse_cell("smollm2/half/default/60k/seed0"), {}) == find_method("default").rate
+    for name, found in {"default": True, "temperature-4": True, "published": False, "published@0.1": True}.items():
+        assert is_picked(parse_cell(f"smollm2/half/{name}/60k/seed0"), rates) == found
 
 
 def test_rates_are_picked_from_short_cells_of_one_seed() -> None:
@@ -134,8 +162,8 @@ def test_a_variant_changes_what_its_sweep_asks_about_and_nothing_else() -> None:
         for variant in list(sweeps()[name])[-1:]:
             recipe = recipe_of(f"smollm2/half/{variant}/60k/seed0")
             if name != "optimizer":
-                kept = replace(recipe.train, schedule=default.train.schedule, beta1=default.train.beta1)
-                assert kept == default.train, variant
+                own = {key: getattr(default.train, key) for key in ("schedule", "beta1", "divergence_factor")}
+                assert replace(recipe.train, **own) == default.train, variant
             assert recipe.data == default.data
         assert len(variants) == len(sweeps()[name])
 

@@ -32,7 +32,7 @@ def test_every_claim_is_the_ratio_of_means_over_seeds() -> None:
     results += [falling(f"{ON}/red/1m/seed0", 0.25), falling(f"{ON}/red@0.1/250k/seed0", 0.01)]
     results[-3]["points"][-1]["held_out"]["top1_agreement"] = 0.2  # published at 1 M; the default's start has 0.5
     rows = claims_of(results)
-    assert [row[2:] for row in rows[:8]] == [
+    assert [row[2:] for row in rows[:10]] == [
         ["≤ 0.35", "0.250", "holds"],  # 0.5 / 2.0
         ["≤ 0.5", "0.600", "fails"],  # 0.3 / 0.5
         ["< 1", "3.000", "fails"],  # 1.5 / 0.5
@@ -40,19 +40,45 @@ def test_every_claim_is_the_ratio_of_means_over_seeds() -> None:
         ["≤ 0.75", "0.500", "holds"],  # 0.5 / 1.0
         ["≤ 0.75", "1.200", "fails"],  # 0.3 / 0.25
         ["≤ 0.333", "0.250", "holds"],  # 1.0 at 2,000 of 8,000
+        ["≤ 0.333", "8.442", "fails"],  # and 65,536 looked at
+        ["≤ 0.333", "–", "fails, not reached"],
         ["≤ 0.333", "–", "fails, not reached"],
     ]
     assert rows[0][:2] == ["KL, default / published", f"{ON}/default/250k (3 seeds), {ON}/published/250k (2 seeds)"]
     assert rows[2][1] == f"{ON}/default/1m (1 seed), {ON}/published/1m (1 seed)"
-    assert rows[8] == [
+    assert rows[10] == [
         "KL, default / best baseline",
         f"{ON}/default/250k (3 seeds), {ON}/red/250k (1 seed)",
         "< 1",
         "0.500",
         f"holds, {len(methods()) - 4} not run",
     ]
-    assert rows[-1][0] == "KL, dense / default"
-    assert rows[-1][2:] == ["≤ 0.9", "0.900", "holds"]
+    assert rows[-2][0] == "KL, dense / default"
+    assert rows[-2][2:] == ["≤ 0.9", "0.900", "holds"]
+    assert rows[-1] == ["KL in nats, default", f"{ON}/default/1m (1 seed)", "≤ 0.8", "0.300", "holds"]
+
+
+def test_the_default_is_held_against_the_best_form_of_a_method_too() -> None:
+    results = [falling(f"{ON}/default/250k/seed0", 0.5), falling(f"{ON}/published/250k/seed0", 1.5)]
+    results += [falling(f"{ON}/published-batch-2/250k/seed0", 1.25), falling(f"{ON}/red/250k/seed0", 1.0)]
+    results += [falling(f"{ON}/red-token-mean/250k/seed0", 0.625)]
+    rows = {row[0]: row[3:] for row in reversed(claims_of(results))}
+    assert rows["KL, default / published"] == ["0.333", "holds"]
+    assert rows["KL, default / published-batch-2"] == ["0.400", "fails, 1 not run"]
+    assert rows["KL, default / red-token-mean"] == ["0.800", "fails"]
+    assert rows["tokens to red-token-mean's final KL, default / red-token-mean"][0] == "0.479"  # the lower of the two
+
+
+def test_a_verdict_tells_of_unlike_seeds_and_dtypes() -> None:
+    results = [falling(f"{ON}/default/250k/seed{seed}", 0.1) for seed in range(2)]
+    results += [falling(f"{ON}/published/250k/seed0", 1.0)]
+    for result, dtype in zip(results, ("float32", "float32", "bfloat16"), strict=True):
+        result["machine"] = {"dtype": dtype}
+    for seed, result in enumerate(results):
+        result["recipe"] = {"run": f"there{seed}", "train": {"seed": seed, "batch_size": 4}}
+    assert claims_of(results)[0][-1] == "holds, float32 / bfloat16"
+    results[1]["recipe"]["train"]["batch_size"] = 2
+    assert claims_of(results)[0][-1] == f"holds, seeds of {ON}/default/250k differ in more, float32 / bfloat16"
 
 
 def test_the_start_that_counts_is_one_of_few_tokens() -> None:

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-import benchmarks.arena.command as command
 import benchmarks.arena.run as module
+import benchmarks.arena.several as several
 from benchmarks.arena.cells import Cell, parse_cell
 from benchmarks.arena.command import run_command
-from benchmarks.arena.measures import merged_student
+from benchmarks.arena.measures import Tasks, merged_student
 from benchmarks.arena.methods import methods
 from benchmarks.arena.run import Arena, points, run_cell
 from lrc.config import load_recipe
-from lrc.errors import ConfigError
+from lrc.errors import ConfigError, NumericsError
 from lrc.models.pair_model import PairModel
 from tests.benchmarks.cell_results import made_up_result
 
@@ -71,6 +71,12 @@ def test_a_finished_cell_is_kept(arena: Arena) -> None:
 
 
 @pytest.mark.usefixtures("no_training")
+def test_a_kept_cell_says_that_it_was_not_scored(arena: Arena, capsys: pytest.CaptureFixture[str]) -> None:
+    run_cell(replace(arena, tasks=Tasks(data="embedded:benchmarks", limit=None)), CELL)
+    assert f"{CELL.name}: kept; it was not scored on tasks" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_training")
 def test_a_cell_that_is_another_finished_one_takes_its_numbers_and_says_so(arena: Arena) -> None:
     kept = json.loads((arena.results / CELL.file_name).read_text())
     same = replace(CELL, rate=kept["recipe"]["train"]["learning_rate"])
@@ -92,7 +98,7 @@ def test_a_cell_that_is_another_finished_one_takes_its_numbers_and_says_so(arena
 def test_a_cell_of_other_settings_is_not_taken_for_this_one(arena: Arena) -> None:
     (arena.root / "rates.json").write_text(json.dumps({"tiny": {"red": {"rate": 0.5}}}))
     try:
-        with pytest.raises(ConfigError, match=r"train\.learning_rate \(0\.001 there, 0\.5 now\).*--overwrite"):
+        with pytest.raises(ConfigError, match=r"train\.learning_rate \(0\.0001 there, 0\.5 now\).*--overwrite"):
             run_cell(arena, CELL)
     finally:
         (arena.root / "rates.json").unlink()
@@ -183,6 +189,19 @@ def test_a_begun_cell_of_other_settings_is_refused(arena: Arena, tmp_path: Path)
         run_cell(other, CELL)
 
 
+@pytest.mark.usefixtures("no_training")
+def test_a_begun_cell_of_other_texts_is_refused(arena: Arena, tmp_path: Path) -> None:
+    other = replace(arena, root=tmp_path)
+    run, made = tmp_path / "runs" / CELL.name, arena.root / "runs" / CELL.name
+    (run / "train").mkdir(parents=True)
+    (run / "train" / "recipe.yaml").write_text((made / "train" / "recipe.yaml").read_text())
+    facts = json.loads((made / module.BEGUN_TEXTS).read_text())
+    facts["sha256"]["train"] = "another"
+    (run / module.BEGUN_TEXTS).write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match=r"texts\.sha256\.train \('another' there"):
+        run_cell(other, CELL)
+
+
 def test_a_named_teacher_is_taken_instead_of_the_arenas(arena: Arena) -> None:
     named = replace(arena, teachers={"gemma3": "somewhere"})
     assert named.teacher(parse_cell("gemma3/half/red/60k/seed0"), named.texts(CELL)) == "somewhere"
@@ -226,7 +245,7 @@ def test_the_quick_version_runs_every_method(tmp_path: Path) -> None:
 def test_rates_are_picked_on_the_development_text_of_the_asked_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kls = {3e-5: 2.0, 1e-4: 1.0, 3e-4: 1.4}
+    kls = {3e-5: 2.0, 1e-4: 1.0, 3e-4: 1.4, 1e-3: 1.6}
 
     def made_up(_: Arena, cell: Cell, **__: Any) -> dict[str, Any]:
         assert cell.tokens == "4k"
@@ -235,7 +254,7 @@ def test_rates_are_picked_on_the_development_text_of_the_asked_budget(
         result = made_up_result(cell.name, [kl] * 5)
         return {**result, "recipe": {"train": {"learning_rate": cell.rate}}}
 
-    monkeypatch.setattr(command, "run_cell", made_up)
+    monkeypatch.setattr(several, "run_cell", made_up)
     arguments = ["rates", "red", "--on", "tiny/half", "--tokens", "4k", "--root", str(tmp_path)]
     assert run_command(arguments, help_text="") == 0
     shown = capsys.readouterr()
@@ -244,6 +263,46 @@ def test_rates_are_picked_on_the_development_text_of_the_asked_budget(
     entry = json.loads((tmp_path / "rates.json").read_text())["tiny"]["red"]
     assert (entry["rate"], entry["on"], entry["tokens"]) == (1e-4, "tiny/half", "4k")
     assert Arena(root=tmp_path, committed=tmp_path / "none").rates() == {"tiny": {"red": 1e-4}}
+
+
+def test_a_best_rate_at_the_end_of_the_grid_asks_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kls = {3e-5: 2.0, 1e-4: 1.8, 3e-4: 1.6, 1e-3: 1.4, 3e-3: 1.2}
+
+    def made_up(_: Arena, cell: Cell, **__: Any) -> dict[str, Any]:
+        assert cell.rate is not None
+        if cell.rate not in kls:
+            raise NumericsError("the loss is not finite")
+        result = made_up_result(cell.name, [kls[cell.rate]] * 5)
+        return {**result, "recipe": {"train": {"learning_rate": cell.rate}}}
+
+    monkeypatch.setattr(several, "run_cell", made_up)
+    grid, best, cells = several.pick_rate(Arena(root=tmp_path), "red", on="tiny/half")
+    assert best == 3e-3
+    assert list(grid) == list(kls)
+    assert len(cells) == 5
+    assert "tiny/half/red@0.009/8k/seed0: the loss is not finite" in capsys.readouterr().err
+    assert several.next_rate([1e-4, 3e-4, 1e-3], 1e-4) == 3e-5
+    assert several.next_rate([1e-4, 3e-4, 1e-3], 3e-4) is None
+
+
+def test_a_cell_without_numbers_ends_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def made_up(_: Arena, cell: Cell, **__: Any) -> dict[str, Any]:
+        if cell.method == "kl-reverse":
+            raise NumericsError("the loss is not finite")
+        return made_up_result(cell.name, [3.0, 2.0, 1.0, 0.8, 0.5])
+
+    monkeypatch.setattr(several, "run_cell", made_up)
+    folders = ["--root", str(tmp_path), "--committed", str(tmp_path / "none")]
+    assert run_command(["sweep", "kl-direction", "--on", "tiny/half", *folders], help_text="") == 1
+    shown = capsys.readouterr()
+    assert [row.split(" | ")[0] for row in shown.out.splitlines()[2:]] == [
+        f"| tiny/half/kl-{name}/8k/seed0" for name in ("forward", "skewed")
+    ]
+    assert "error: the loss is not finite" in shown.err
 
 
 def test_what_there_is_not_ends_with_a_hint_and_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

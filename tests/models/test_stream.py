@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrc.models.stream import stream_moments, stream_readers
+from lrc.models.stream import norm_magnitudes, stream_moments, stream_readers
 from tests.models.stock_student import num_hooks, recorded
 from tests.models.test_pair import make_pair
 from tests.models.tiny_configs import FAMILIES
@@ -47,6 +47,25 @@ def test_moments_are_means_over_all_tokens_and_points(family: str) -> None:
     assert found.second_moment.dtype == found.mean_magnitude.dtype == torch.float64
     torch.testing.assert_close(found.second_moment, normed.T @ normed / len(rows), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.mean_magnitude, rows.abs().mean(0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_norm_magnitudes_are_means_of_the_gained_directions(family: str) -> None:
+    teacher = tiny_teacher(family)
+    found = norm_magnitudes(make_pair(teacher, 16), teacher, id_batches(), silent)
+    exact = tiny_teacher(family).double()
+    is_gemma = teacher.config.model_type == "gemma3_text"
+    after = "pre_feedforward_layernorm" if is_gemma else "post_attention_layernorm"
+    norms = [f"model.layers.{layer}.{name}" for layer in range(2) for name in ("input_layernorm", after)]
+    gains = [exact.get_submodule(name).weight.detach() + is_gemma for name in [*norms, "model.norm"]]
+    total, rows = torch.zeros(32, dtype=torch.float64), 0
+    for ids in id_batches():
+        for point, gain in zip(points(exact, ids), gains, strict=True):
+            flat = point.flatten(0, 1)
+            total += (flat / (flat.square().mean(1, keepdim=True) + 1e-6).sqrt() * gain).abs().sum(0)
+            rows += len(flat)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, total / rows, rtol=1e-4, atol=1e-5)
 
 
 def test_the_second_moment_has_the_stream_s_width_as_its_trace() -> None:
