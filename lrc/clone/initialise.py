@@ -123,14 +123,18 @@ def principal_basis(second_moment: Tensor, size: int, outlier_channels: int = 0)
     return basis
 
 
-def channel_selection(mean_magnitude: Tensor, size: int) -> Tensor:
-    """Select the `size` channels with the largest mean |activation|, in channel order (RED, arXiv 2605.29327).
+def channel_selection(scores: Tensor, size: int) -> Tensor:
+    """Select the `size` channels with the largest scores, in channel order.
+
+    Args:
+        scores: A number a channel, `[d_T]`; the mean |activation| in RED (arXiv 2605.29327).
+        size: Channels to keep.
 
     Returns:
         `[d_T, size]` float64 with one 1 in each column.
     """
-    chosen = mean_magnitude.argsort(descending=True)[:size].sort().values
-    return torch.eye(mean_magnitude.shape[0], dtype=torch.float64, device=chosen.device)[:, chosen]
+    chosen = scores.argsort(descending=True)[:size].sort().values
+    return torch.eye(scores.shape[0], dtype=torch.float64, device=chosen.device)[:, chosen]
 
 
 def effective_rank(second_moment: Tensor, *, largest: int | None = None) -> Tensor:
@@ -166,7 +170,12 @@ def tied_head_gain(basis: Tensor, head: Tensor, normed: Moments) -> Tensor:
     Returns:
         `[d_S]` float64.
     """
-    gram = (head.float().T @ head.float()).double()
+    exact = torch.promote_types(head.dtype, torch.float32)
+    products = ProductSum(head.shape[1], head.shape[1], head.device)
+    for some in head.split(FLOAT32_ROWS):
+        rows = some.to(exact)
+        products.add(rows, rows)
+    gram = products.total()
     metric = basis.T @ gram @ basis * normed.input_input
     answer = (basis.T @ gram @ normed.input_target.T).diagonal()
     ridge = 1e-6 * metric.diagonal().mean() * torch.eye(metric.shape[0], dtype=metric.dtype, device=metric.device)

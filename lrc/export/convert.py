@@ -108,8 +108,7 @@ def read_source(
     trained, stand_ins, notes = _read_trained(weights, variant)
     notes += _held_teacher_note(facts)
     check_trained(plan, stand_ins, architecture.hidden_size, chosen.hidden_size)
-    tied = architecture.is_tied and variant.tie_embedding_projection
-    config = student_config(teacher_config, chosen.hidden_size, tied=tied)
+    config = student_config(teacher_config, chosen.hidden_size, tied=architecture.is_student_tied(variant))
     if plan.free:
         check_free(plan, stand_ins, empty_student(config))
     return Source(
@@ -269,13 +268,19 @@ def stored_name(source: Source, tensors: TeacherTensors, name: str) -> str:
 def exported_dtype(source: Source, teacher: TeacherTensors, name: str, dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of one tensor of a student that is exported in `dtype`.
 
-    An inherited one keeps its own where `dtype` is the teacher's, whose files may hold some in float32 among others in
-    bfloat16 (the correction of DeepSeek-V3's router), and everywhere if it holds no floats.
+    A teacher's files may hold some tensors in float32 among others in bfloat16. Where `dtype` is the teacher's, an
+    inherited one keeps its own (the correction of DeepSeek-V3's router), and what is merged or trained has that of the
+    teacher's tensor if it is wider (ERNIE 4.5's router), save embedding and head, which a folder's dtype is read off.
+    An inherited one that holds no floats keeps its own everywhere.
     """
-    if name not in source.plan.inherited:
+    is_inherited, is_teachers = name in source.plan.inherited, dtype == teacher.dtype()
+    is_outer = name in (source.architecture.embedding, source.architecture.head)
+    if not is_inherited and (is_outer or not is_teachers):
         return dtype
     own = teacher.read(stored_name(source, teacher, name)).dtype  # a file's values are mapped, not read
-    return own if dtype == teacher.dtype() or not own.is_floating_point else dtype
+    if is_inherited:
+        return own if is_teachers or not own.is_floating_point else dtype
+    return own if own.itemsize > dtype.itemsize else dtype
 
 
 def row_chunks(rows: int, width: int) -> Iterator[tuple[int, int]]:

@@ -29,6 +29,8 @@ PARITY_NAME = "gguf_parity.json"
 GGUF_TYPES = {"f32": 1, "f16": 1, "q8_0": 32, "q5_0": 32, "q4_k_m": 256}
 """Each kind of file and the block of weights that shares a scale: every matrix must have whole blocks in a row."""
 BY_CONVERTER = ("f32", "f16", "q8_0")
+GEMMA_27B_LAYERS = {"gemma2": 46, "gemma3_text": 62}
+"""Depth by which llama.cpp takes a Gemma for the 27B, whose attention it scales by another rule."""
 UNVERIFIED = (
     "NOT verified: llama.cpp is not installed here, so nobody has loaded this file yet. Install it (pip install "
     "xllamacpp, a wheel of 34 MB) and export again with --overwrite."
@@ -142,6 +144,26 @@ def _check_class(config: Any) -> None:
             f"{config.num_attention_heads} heads of {stored_head_size(values)} at hidden size {config.hidden_size}. "
             f"First re-express it exactly as a Llama: lrc export STUDENT LLAMA --as llama, then export LLAMA."
         )
+    if config.model_type in GEMMA_27B_LAYERS:
+        _check_attention_scale(config)
+
+
+def _check_attention_scale(config: Any) -> None:
+    """Refuse a Gemma whose attention llama.cpp, which does not read query_pre_attn_scalar, scales otherwise.
+
+    Its loader takes one over the root of n_embd / n_head, a whole number, for the 27B, of the head size for all others.
+    """
+    kind, layers = config.model_type, config.num_hidden_layers
+    is_27b = layers == GEMMA_27B_LAYERS[kind]
+    taken = config.hidden_size // config.num_attention_heads if is_27b else config.head_dim
+    if taken == config.query_pre_attn_scalar:
+        return
+    rule = f"hidden size / heads, {config.hidden_size} / {config.num_attention_heads}" if is_27b else "the head size"
+    raise ConfigError(
+        f"llama.cpp scales the attention of a {kind} of {layers} layers by one over the root of {taken} ({rule}), but "
+        f"this student's is one over the root of its query_pre_attn_scalar, {config.query_pre_attn_scalar}. A GGUF "
+        "file of it would compute something else. Serve it with transformers or vLLM."
+    )
 
 
 def _row_lengths(tensors: ModelTensors) -> dict[int, str]:

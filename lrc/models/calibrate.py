@@ -115,3 +115,6 @@ def _fit_head(pair: PairModel, teacher: list[Tensor], student: list[Tensor]) -> 
     elif "weight" in norm.plan.gains:
         gain = tied_head_gain(projection.double(), pair.head.teacher.get_parameter("weight"), moments)
         norm.parameter("weight").copy_(gain - 1.0 + pair.architecture.scales.unit_gain)
+        if "bias" in norm.plan.gains:  # what was fitted multiplies the norm's whole output, its bias included
+            bias = norm.parameter("bias")
+            bias.copy_(bias * gain)

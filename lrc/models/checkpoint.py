@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lrc.clone.sites import Variant
@@ -111,6 +112,9 @@ def from_original(tensors: dict[str, Tensor], variant: Variant) -> tuple[dict[st
 
     Returns:
         Our tensors, and the names of training-only tensors that were ignored (`zoom_out`).
+
+    Raises:
+        CheckpointError: The variant shares one projection between embedding and head, but they have two.
     """
     translated: dict[str, Tensor] = {}
     ignored = []
@@ -122,10 +126,21 @@ def from_original(tensors: dict[str, Tensor], variant: Variant) -> tuple[dict[st
         found = _translate_name(name, variant)
         if found is not None:
             ours, transposed = found
-            if variant.tie_embedding_projection and ours == "projections.lm_head":
-                continue
             translated[ours] = tensor.T.contiguous() if transposed else tensor
+    if variant.tie_embedding_projection:
+        _drop_copy_for_head(translated)
     return translated, ignored
+
+
+def _drop_copy_for_head(translated: dict[str, Tensor]) -> None:
+    """Leave out a head's projection that is the embedding's once more, as a checkpoint with shared tensors has it."""
+    head, embedding = translated.pop("projections.lm_head", None), translated.get("projections.model.embed_tokens")
+    if head is not None and embedding is not None and not torch.equal(head.float(), embedding.float()):
+        raise CheckpointError(
+            "Embedding and head must share one projection with --tie-word-emb-proj 1 "
+            "(student.tie_embedding_projection), but this checkpoint has two: zoom_down.weight is not "
+            "model.zoom.weight. Convert it with --tie-word-emb-proj 0."
+        )
 
 
 def _translate_name(name: str, variant: Variant) -> tuple[str, bool] | None:

@@ -1,8 +1,10 @@
 """Discovery: which tensors of an architecture are projected, found by building its config at two hidden sizes.
 
-A matrix whose input axis moved is a reader, one whose output axis moved a writer, a vector that moved a norm gain (or
-a writer's bias), and what did not move is inherited. One forward of a tiny random model (`models/trace.py`) then tells
-which readers share an input, which norm makes it and which writer answers. No family has a list of module names.
+A matrix that moved reads the residual stream or writes to it, a vector that moved is a norm gain (or a writer's bias),
+and what did not move is inherited. Of a linear layer the axis tells which: the input axis a reader's, the output axis a
+writer's. Experts stacked in one tensor may be stored either way, so one forward of a tiny random model
+(`models/trace.py`) tells it of them, and which readers share an input, which norm makes it and which writer answers. No
+family has a list of module names.
 """
 
 import re
@@ -14,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lrc.clone.sites import ProjectedTensor, Role, Stage
+from lrc.clone.sites import ProjectedTensor, Role, Stage, Variant
 from lrc.errors import ConfigError
-from lrc.models.scales import ScaleLaw, Scales, measure_scales, scale_law
+from lrc.models.scales import ScaleLaw, Scales, check_layer_constants, measure_scales, scale_law
 from lrc.models.stock import stock_model
 from lrc.models.student import is_tied_config, resized_config
 from lrc.models.tiny import LAYERS, random_model, tiny_config
@@ -57,6 +59,10 @@ class Architecture:
         """Constants of the teacher itself."""
         return self.scale_law.at_width(self.hidden_size)
 
+    def is_student_tied(self, variant: Variant) -> bool:
+        """Whether a student's embedding and head are one tensor: the teacher's are, and they share a projection."""
+        return self.is_tied and variant.tie_embedding_projection
+
 
 def discover(config: Any) -> Architecture:
     """Find readers, writers, gains, inherited tensors and stages of a causal LM.
@@ -65,8 +71,8 @@ def discover(config: Any) -> Architecture:
         config: The teacher's transformers config.
 
     Raises:
-        ConfigError: The architecture ties its head size to its hidden size, nothing moves with `hidden_size`, or a
-            layer has a part that can't be told.
+        ConfigError: The architecture ties its head size or a constant of its layers to its hidden size, nothing moves
+            with `hidden_size`, or a layer has a part that can't be told.
     """
     try:
         return _discover(config)
@@ -170,6 +176,7 @@ def _scale_law(model: PreTrainedModel, trace: Trace, *, layers: str, norm: str) 
     """Measure the constants of the traced model and of one twice as wide."""
     config = model.config
     wide = random_model(resized_config(config, 2 * config.hidden_size, tied=is_tied_config(config)))
+    check_layer_constants(model, wide, layers=layers, kind=config.model_type)
     both = [
         measure_scales(one, seen, layers=layers, norm=norm)
         for one, seen in ((model, trace), (wide, run_trace(wide, base_module(wide))))

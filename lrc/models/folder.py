@@ -36,8 +36,12 @@ def check_source(source: str) -> None:
         )
 
 
-def resolve_folder(source: str) -> Path:
+def resolve_folder(source: str, *, weights: bool = True) -> Path:
     """Return the local folder of a model: itself, or the hub's snapshot (downloaded if it is not there yet).
+
+    Args:
+        source: Folder or hub id.
+        weights: Whether the weights must be there; False fetches config, tokenizer and licence alone.
 
     Raises:
         ConfigError: The source is neither a model folder nor a hub id.
@@ -52,10 +56,13 @@ def resolve_folder(source: str) -> Path:
             code = ["*.py"]  # imported with trust_remote_code alone
             others = ["*/*", "consolidated*"]  # the same weights once more, in another format
             wanted = [*weights_and_words, *terms, *code]
-            folder = Path(snapshot_download(source, allow_patterns=wanted, ignore_patterns=others))
+            unwanted = others if weights else [*others, "*.safetensors*"]  # an index alone would promise its files
+            folder = Path(snapshot_download(source, allow_patterns=wanted, ignore_patterns=unwanted))
         except Exception as error:  # hub errors have no common base
-            raise CheckpointError(f"{source} can't be fetched from the hub: {error}") from error
-    if not has_weights(folder):
+            raise CheckpointError(
+                f"{source} can't be fetched from the hub, and there is no folder {folder.absolute()}: {error}"
+            ) from error
+    if weights and not has_weights(folder):
         raise CheckpointError(f"{folder} must hold {WEIGHTS} or {WEIGHTS_INDEX}, but has neither.")
     return folder
 

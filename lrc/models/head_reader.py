@@ -11,6 +11,18 @@ from lrc.models.facts import logit_softcap
 from lrc.models.pair_head import head_matrix, with_one
 
 
+def head_inputs(hidden: Tensor, *, scale: float, has_bias: bool) -> Tensor:
+    """Turn states after the last norm, `[..., hidden]`, into what makes logits with `head_matrix` (before a soft-cap).
+
+    Args:
+        hidden: The states.
+        scale: The family's constant on logits (Granite, Cohere).
+        has_bias: Whether the head has a bias (Phi), the matrix's last column; the states get a one there.
+    """
+    hidden = with_one(hidden) if has_bias else hidden
+    return hidden * scale if scale != 1 else hidden
+
+
 class HeadReader:
     """Gives `inputs` and `matrix` so that `inputs @ matrix.T`, soft-capped with `softcap`, are the model's logits."""
 
@@ -36,9 +48,7 @@ class HeadReader:
 
     def inputs(self, hidden: Tensor) -> Tensor:
         """Turn states after the last norm, `[..., hidden]`, into what the matrix multiplies."""
-        if self.model.get_output_embeddings().bias is not None:
-            hidden = with_one(hidden)
-        return hidden * self.scale if self.scale != 1 else hidden
+        return head_inputs(hidden, scale=self.scale, has_bias=self.model.get_output_embeddings().bias is not None)
 
     @contextmanager
     def captured(self) -> Iterator[list[Tensor]]:

@@ -1,7 +1,7 @@
 """The calibrated start's fit of one layer: readers, then the writer, stage by stage (docs/method.md section 8).
 
 Readers: `P = argmin E|n_T - P n_S|^2`, the teacher's normed input from the student's (independent of the weight).
-Writers: `P = argmin E w |P.T u - (Q.T x_T(after) - x_S(before))|^2`, where `u` is the teacher's writer on the student's
+Writers: `P = argmin E w |P.T o - (Q.T x_T(after) - x_S(before))|^2`, where `o` is the teacher's writer on the student's
 activations and `w` the inverse mean square of the teacher's stream, so each stage also corrects what came before.
 In both a window's first token counts more than one row.
 """

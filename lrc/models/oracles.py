@@ -29,6 +29,8 @@ from lrc.start_config import StartConfig
 
 TOLERANCE = 1e-4
 """Largest difference of two logits as a share of the largest logit, float32."""
+REQUIRED = ("identity", "merged = factored", "gradient reaches all")
+"""Oracles that a family must pass before a run is spent on it; the others may fail for what its stock class lacks."""
 STEPS = 5
 LEARNING_RATE = 3e-3
 Check = Callable[[Any], tuple[bool, str]]
@@ -45,26 +47,33 @@ class Oracle:
     """What was measured, or why it failed."""
 
 
-def run_oracles(teacher: Any, *, hidden_size: int | None = None) -> list[Oracle]:
+def run_oracles(
+    teacher: Any, *, hidden_size: int | None = None, report: Callable[[Oracle], None] = lambda result: None
+) -> list[Oracle]:
     """Run every oracle on a teacher in float32.
 
     Args:
         teacher: Stock causal LM, frozen, in float32.
         hidden_size: Width of the student; None: about half of the teacher's.
+        report: Receives each outcome when its oracle ends.
     """
-    narrow = hidden_size or narrow_size(teacher.config)
-    return [_run(name, oracle, teacher) for name, oracle in _oracles(narrow).items()]
+    results = []
+    for name, oracle in _oracles(narrow_size(teacher.config) if hidden_size is None else hidden_size).items():
+        results.append(_run(name, oracle, teacher))
+        report(results[-1])
+    return results
 
 
 def require_family(config: Any) -> None:
-    """Refuse a family that fails the identity or the merge oracle on a tiny random model of its config.
+    """Refuse a family that fails one of the `REQUIRED` oracles on a tiny random model of its config.
 
     Raises:
-        ConfigError: An oracle fails; a student would be wrong.
+        ConfigError: An oracle fails; a student would be wrong, or part of it would stay at its start values (the
+            indexers of DeepSeek V3.2, which run without gradients).
     """
     tiny = random_model(tiny_config(config))
     oracles = _oracles(narrow_size(tiny.config))
-    for name in ("identity", "merged = factored"):
+    for name in REQUIRED:
         result = _run(name, oracles[name], tiny)
         if not result.passed:
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,12 +15,13 @@ from lrc.method_config import Method
 from lrc.models.dense import Dense
 from lrc.models.discovery import Architecture, discover
 from lrc.models.facts import logit_softcap
+from lrc.models.head_reader import head_inputs
 from lrc.models.merge_plan import merge_plan
 from lrc.models.pair import Cloning, Lockstep, PairEmbedding, PairLayer, PairNorm
-from lrc.models.pair_head import PairHead, with_one
+from lrc.models.pair_head import PairHead
 from lrc.models.part import Pieces, ProjectedPart, part_plan
 from lrc.models.student import change_buffers, empty_student, student_config
-from lrc.models.terms import measured_terms
+from lrc.models.terms import measured_points, measured_terms
 from lrc.models.tiny_bert import ALIGNMENT, HIDDEN, MAP, attention_module, zero_alignment
 
 
@@ -45,7 +47,7 @@ class PairLosses(NamedTuple):
     """Scalar, KL in the objective's direction and at its temperature summed over labels, nats, no `T^2`; 0 where the
     method runs no teacher."""
     clone: Tensor
-    """`[layers, terms]` clone errors summed over valid positions."""
+    """`[layers, terms]` clone errors summed over valid positions; 0 where a layer lacks a term."""
 
 
 class PairModel(nn.Module):
@@ -83,12 +85,13 @@ class PairModel(nn.Module):
         self.method = method
         self.dense: Dense | None = None
         """Which tensors are free weights; set by `enter`."""
-        tied = self.architecture.is_tied and variant.tie_embedding_projection
-        self.student_config = student_config(config, hidden_size, tied=tied)
+        self.student_config = student_config(config, hidden_size, tied=self.architecture.is_student_tied(variant))
         self.softcap = logit_softcap(config)
         self.has_liger_head = False
         """Whether Liger computes the KL where it is trained (`liger_head.takes_liger`)."""
         self.term_names = measured_terms(self.architecture, variant, objective, method)
+        self.points = measured_points(self.architecture, variant, self.term_names)
+        """The terms of each layer."""
         self.lockstep = Lockstep()
         self.alignment: nn.Parameter | None = None
         if method == "tiny_bert":
@@ -251,13 +254,8 @@ class PairModel(nn.Module):
         student = self.base(input_ids=input_ids, position_ids=positions, use_cache=False).last_hidden_state
         teacher, terms = lockstep.teacher_stream, lockstep.terms
         lockstep.teacher_stream, lockstep.terms = None, []
-
-        def head_input(hidden: Tensor) -> Tensor:
-            hidden = with_one(hidden) if self.head.has_bias else hidden
-            return hidden * scale if (scale := self.architecture.scales.logits) != 1 else hidden
-
-        teacher = None if teacher is None else head_input(teacher)
-        return head_input(student), teacher, torch.stack(terms) if terms else None
+        inputs = partial(head_inputs, scale=self.architecture.scales.logits, has_bias=self.head.has_bias)
+        return inputs(student), None if teacher is None else inputs(teacher), torch.stack(terms) if terms else None
 
     def heads(self) -> tuple[Tensor, Tensor]:
         """Return both heads' matrices (`PairHead.matrices`); a sharded pair has them inside its head's forward only."""
@@ -310,7 +308,7 @@ class PairModel(nn.Module):
         elif objective.clone_weight > 0:
             share = objective.clone_weight / max(1, counts.positions)
             if objective.clone_reduction == "mean":
-                share /= terms.numel()
+                share /= sum(map(len, self.points))
             total = total + share * terms.sum()
         return PairLosses(total, lm.view_as(labels).sum(-1), kl.sum(), terms.detach())
 

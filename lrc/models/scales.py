@@ -2,8 +2,10 @@
 
 Embedding multipliers (Gemma's root of the hidden size, Granite's constant), logit multipliers (Granite, Cohere, Falcon
 H1) and gains that are stored as 1 + w (Gemma) are read from what a forward does, not from a list of families.
+Constants inside the layers are the teacher's in a student too, so none may follow the width.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +103,36 @@ def scale_law(narrow: Scales, wide: Scales, *, width: int, kind: str) -> ScaleLa
             )
         grows.append(abs(ratio - 1) > 1e-3)
     return ScaleLaw(width=width, scales=narrow, embedding_grows=grows[0], beside_grows=grows[1])
+
+
+def check_layer_constants(narrow: nn.Module, wide: nn.Module, *, layers: str, kind: str) -> None:
+    """Check that no number which a module of the layers keeps differs between two models of different width.
+
+    What lies between a reader and its writer is inherited, and a stock student would multiply by another number there.
+
+    Args:
+        narrow: A model.
+        wide: The same architecture, wider.
+        layers: Module list of the layers.
+        kind: Model type, for the message.
+
+    Raises:
+        ConfigError: One does (the factors on the latents of LongCat-Flash and dots3).
+    """
+    others = dict(wide.get_submodule(layers).named_modules())
+    for name, module in narrow.get_submodule(layers).named_modules():
+        for attribute, value in vars(module).items():
+            other = vars(others[name]).get(attribute) if name in others else None
+            if isinstance(value, float) and isinstance(other, float) and not _is_same(value, other):
+                raise ConfigError(
+                    f"{kind} can't be cloned: {layers}.{name}.{attribute} follows the hidden size ({value:.4g} and "
+                    f"{other:.4g} at twice the width), so inside its layers a student would compute with another "
+                    "constant than the teacher. Choose a teacher of another family."
+                )
+
+
+def _is_same(value: float, other: float) -> bool:
+    return math.isclose(value, other, rel_tol=1e-6) or (math.isnan(value) and math.isnan(other))
 
 
 def _logit_scale(trace: Trace, head: nn.Linear, config: Any) -> float:

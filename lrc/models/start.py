@@ -16,7 +16,7 @@ from lrc.models.calibrate import calibrate
 from lrc.models.pair_model import PairModel
 from lrc.models.part import is_bias
 from lrc.models.rotate import rotate_student
-from lrc.models.stream import StreamMoments, stream_moments
+from lrc.models.stream import norm_magnitudes, stream_moments
 from lrc.start_config import StartConfig
 
 CHANNEL_SAMPLES = 15  # RED's calibration samples
@@ -72,8 +72,12 @@ def fill_start(
             if name.startswith("projections."):
                 parameter.copy_(random_projection(parameter.shape[0], parameter.shape[1], generator))
     elif settings.method == "channel":
-        batches = batches[: max(1, -(-CHANNEL_SAMPLES // batches[0].shape[0]))]
-        _fill_channels(pair, teacher, stream_moments(pair, teacher, batches, progress))
+        if settings.channel_score == "magnitude":
+            batches = batches[: max(1, -(-CHANNEL_SAMPLES // batches[0].shape[0]))]
+            scores = stream_moments(pair, teacher, batches, progress).mean_magnitude
+        else:
+            scores = norm_magnitudes(pair, teacher, batches, progress)
+        _fill_channels(pair, teacher, scores)
     else:
         # the basis needs fewer tokens than the regressions: half of them keeps the walk at 1.5 teacher forwards
         some = batches if settings.method == "pca" else batches[: -(-len(batches) // 2)]
@@ -91,13 +95,24 @@ def fill_start(
     )
 
 
-def _fill_channels(pair: PairModel, teacher: nn.Module, moments: StreamMoments) -> None:
-    """RED: every projection is one channel selection; the kept channels' norm gains are the teacher's."""
-    selection = channel_selection(moments.mean_magnitude, pair.student_config.hidden_size)
+def _embedding_scale(pair: PairModel) -> tuple[str, float]:
+    """Name the embedding's projection, and say by how much the stock student multiplies its rows less than the teacher.
+
+    With a projection that much larger, rows enter the stream in the teacher's size (Gemma; docs/method.md section 8.3).
+    """
+    law, architecture = pair.architecture.scale_law, pair.architecture
+    scale = architecture.scales.embedding / law.at_width(pair.student_config.hidden_size).embedding
+    return f"projections.{architecture.embedding.rpartition('.')[0]}", scale
+
+
+def _fill_channels(pair: PairModel, teacher: nn.Module, scores: Tensor) -> None:
+    """Every projection is one selection of the channels with the largest scores; their norm gains are the teacher's."""
+    selection = channel_selection(scores, pair.student_config.hidden_size)
     teacher_tensors = dict(teacher.named_parameters())
+    embedding, scale = _embedding_scale(pair)
     for name, parameter in pair.trained().items():
         if name.startswith("projections."):
-            parameter.copy_(selection)
+            parameter.copy_(selection * (scale if name == embedding else 1.0))
         else:
             parameter.copy_(teacher_tensors[name.removeprefix("gains.")].double() @ selection)
 
@@ -119,10 +134,7 @@ def _fill_basis(pair: PairModel, teacher: nn.Module, basis: Tensor) -> None:
         for reader in (*stage.readers, f"{stage.readers[0].rpartition('.')[0]}.input")
     }
     norm_of[f"projections.{pair.head.prefix}".rstrip(".")] = pair.architecture.norm
-    embedding = f"projections.{pair.architecture.embedding.rpartition('.')[0]}"
-    law = pair.architecture.scale_law
-    scale = law.at_width(basis.shape[0]).embedding / law.at_width(basis.shape[1]).embedding
-
+    embedding, scale = _embedding_scale(pair)
     growth: float = (basis.shape[0] / basis.shape[1]) ** 0.5
 
     def reader(norm: str) -> Tensor:

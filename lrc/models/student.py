@@ -48,13 +48,14 @@ def student_config(teacher_config: Any, hidden_size: int, *, tied: bool) -> Any:
     """Make the student's config and check that the class takes it.
 
     Raises:
-        ConfigError: `hidden_size` is not below the teacher's, or the class can't be built with it; names the nearest
+        ConfigError: `hidden_size` is above the teacher's, or the class can't be built with it; names the nearest
             sizes that work.
     """
     d_teacher = teacher_config.hidden_size
     if hidden_size > d_teacher:
         raise ConfigError(
-            f"student.hidden_size must be below the teacher's {d_teacher}, found {hidden_size}. Choose a smaller one."
+            f"student.hidden_size must be at or below the teacher's {d_teacher}, found {hidden_size}. Choose a smaller "
+            "one."
         )
     config = resized_config(teacher_config, hidden_size, tied=tied)
     problem = _class_problem(config)

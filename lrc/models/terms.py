@@ -1,11 +1,13 @@
 """The terms that a method compares in each layer, by name: the columns of the clone sums."""
 
+from collections.abc import Collection
+
 from lrc.clone.sites import Variant, layer_terms
 from lrc.config import ObjectiveConfig
 from lrc.errors import ConfigError
 from lrc.method_config import Method
 from lrc.models.discovery import Architecture
-from lrc.models.tiny_bert import HIDDEN, TERMS
+from lrc.models.tiny_bert import HIDDEN, MAP, TERMS, attention_module
 
 
 def measured_terms(
@@ -29,3 +31,20 @@ def measured_terms(
     if objective.clone_weight == 0:  # a term through an alignment that nothing trains
         left_out.add(HIDDEN)
     return tuple(name for name in names if name not in left_out)
+
+
+def measured_points(
+    architecture: Architecture, variant: Variant, term_names: Collection[str]
+) -> tuple[frozenset[str], ...]:
+    """List which of the measured terms each layer has.
+
+    Layers of two kinds (dense and experts, attention and Mamba) have not all of them: what a layer lacks is 0 in the
+    clone sums, and no part of their mean.
+    """
+    found = []
+    for index, stages in enumerate(architecture.stages):
+        own = {*layer_terms(stages, variant), HIDDEN}
+        if attention_module(architecture, index) is not None:
+            own.add(MAP)
+        found.append(frozenset(own.intersection(term_names)))
+    return tuple(found)

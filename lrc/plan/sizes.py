@@ -107,7 +107,6 @@ def measure_sizes(config: Any, architecture: Architecture, variant: Variant, d_s
     Raises:
         ConfigError: The class can't be built with `d_student`; names the nearest sizes that work.
     """
-    tied = architecture.is_tied and variant.tie_embedding_projection
     return Sizes(
         config=config,
         architecture=architecture,
@@ -115,7 +114,7 @@ def measure_sizes(config: Any, architecture: Architecture, variant: Variant, d_s
         d_student=d_student,
         plan=merge_plan(architecture, variant),
         teacher=_shapes(config),
-        student=_shapes(student_config(config, d_student, tied=tied)),
+        student=_shapes(student_config(config, d_student, tied=architecture.is_student_tied(variant))),
     )
 
 

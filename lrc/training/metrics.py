@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,23 +48,37 @@ class Interval:
             sequences=self.counts.sequences + counts.sequences,
         )
 
-    def means(self, term_names: tuple[str, ...]) -> dict[str, Any]:
-        """Read the interval's means over all ranks (the one moment that waits for the device)."""
+    def means(self, term_names: tuple[str, ...], points: Sequence[Collection[str]] | None = None) -> dict[str, Any]:
+        """Read the interval's means over all ranks (the one moment that waits for the device).
+
+        Args:
+            term_names: Columns of the clone sums.
+            points: Which of them each layer has (`PairModel.points`): the others are None, and no part of the mean of
+                all; None: each has all.
+        """
         sums = self.accelerator.reduce(self._sums, reduction="sum").cpu()
         labels, positions = max(1, self.counts.labels), max(1, self.counts.positions)
         clone = (sums[3:] / positions).view(self._shape)
+        has_point = torch.ones(self._shape, dtype=torch.bool)
+        if points is not None:
+            has_point = torch.tensor([[name in layer for name in term_names] for layer in points], dtype=torch.bool)
+        measured = clone[has_point]
         result: dict[str, Any] = {
             "loss": float(sums[0]) / max(1, self.steps),
             "lm_loss": float(sums[1]) / labels,
             "kl_loss": float(sums[2]) / labels,
-            "clone_loss": float(clone.mean()) if clone.numel() else 0.0,
-            "clone": {name: clone[:, column].tolist() for column, name in enumerate(term_names)},
+            "clone_loss": float(measured.mean()) if measured.numel() else 0.0,
+            "clone": {name: _numbers(clone[:, column], has_point[:, column]) for column, name in enumerate(term_names)},
         }
         if self._classes:
             result["lm_loss_by_class"] = {
                 name: float(total) / max(1, count) for name, (total, count) in sorted(self._classes.items())
             }
         return result
+
+
+def _numbers(values: Tensor, is_there: Tensor) -> list[float | None]:
+    return [float(value) if there else None for value, there in zip(values, is_there, strict=True)]
 
 
 class MetricsLog:

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from lrc.clone import initialise
 from lrc.clone.initialise import (
     RANDOM_STD,
     RIDGE,
     Moments,
+    ProductSum,
     channel_selection,
     effective_rank,
     principal_basis,
@@ -204,3 +206,20 @@ def test_the_tied_head_s_gain_is_found_where_one_is_exact() -> None:
     teacher = (student * true_gain) @ basis.T
     gain = tied_head_gain(basis, random(20, 8, seed=2), moments_of(student, teacher))
     torch.testing.assert_close(gain, true_gain, rtol=1e-4, atol=1e-5)
+
+
+def test_the_tied_head_is_never_copied_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    basis = torch.linalg.qr(random(8, 4)).Q
+    moments, head = moments_of(random(50, 4, seed=1), random(50, 8, seed=3)), random(20, 8, seed=2)
+    expected = tied_head_gain(basis, head, moments)
+    add = ProductSum.add
+    seen: list[int] = []
+
+    def watch(self: ProductSum, a: Tensor, b: Tensor) -> None:
+        seen.append(len(a))
+        add(self, a, b)
+
+    monkeypatch.setattr(ProductSum, "add", watch)
+    monkeypatch.setattr(initialise, "FLOAT32_ROWS", 6)
+    torch.testing.assert_close(tied_head_gain(basis, head.float(), moments), expected, rtol=1e-4, atol=1e-5)
+    assert seen == [6, 6, 6, 2]

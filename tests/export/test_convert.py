@@ -130,6 +130,26 @@ def test_an_inherited_tensor_keeps_the_dtype_that_the_teacher_stores_it_in(
     assert {tensor.dtype for tensor in half.values()} == {torch.float16}
 
 
+@pytest.mark.parametrize("whole_bytes", [2**30, 0], ids=["whole", "streamed"])
+def test_a_merged_tensor_is_stored_as_the_teacher_s_is_where_that_is_wider(
+    tmp_path: Path, whole_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "WHOLE_BYTES", whole_bytes)
+    teacher_folder(tmp_path / "teacher")
+    kept = round_all_but(tmp_path / "teacher", "up_proj")
+    assert len(kept) == 2
+    checkpoint = trained_a_step(tmp_path)
+    out = convert(checkpoint, tmp_path / "out")
+    found = load_file(out / "model.safetensors")
+    assert {name for name, tensor in found.items() if tensor.dtype != torch.bfloat16} == set(kept)
+    assert not any(torch.equal(found[name], found[name].to(torch.bfloat16).float()) for name in kept)
+    facts = json.loads((out / "parity.json").read_text())
+    assert (facts["dtype"], facts["passed"]) == ("bfloat16", True)
+    assert facts["after_reload"]["relative_difference"] < 1e-5
+    half = load_file(convert(checkpoint, tmp_path / "half", dtype="float16") / "model.safetensors")
+    assert {tensor.dtype for tensor in half.values()} == {torch.float16}
+
+
 @pytest.mark.filterwarnings("ignore:The explicitly set RoPE scaling factor")
 def test_an_inherited_buffer_keeps_its_dtype_where_transformers_writes_the_files(tmp_path: Path) -> None:
     random_model(FAMILY_CONFIGS["deepseek_v3"]()).save_pretrained(tmp_path / "teacher")

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DiffLlamaConfig, DiffLlamaForCausalLM, Gemma2Config, GemmaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    DiffLlamaConfig,
+    DiffLlamaForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+)
 
 from lrc.cli import main
 from lrc.errors import CheckpointError, ConfigError, NumericsError
@@ -325,3 +332,18 @@ def test_an_untied_gemma_is_refused_before_the_converter_drops_its_head(kind: An
     gguf_export._check_class(kind(tie_word_embeddings=True))
     with pytest.raises(ConfigError, match=r"no head of its own for gemma.*tie_embedding_projection=true"):
         gguf_export._check_class(kind(tie_word_embeddings=False))
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers", "hidden_size", "scalar"), [(Gemma2Config, 46, 4608, 144), (Gemma3TextConfig, 62, 5376, 168)]
+)
+def test_a_gemma_whose_attention_llama_cpp_would_scale_otherwise_is_refused(
+    kind: Any, layers: int, hidden_size: int, scalar: int
+) -> None:
+    sizes = {"num_attention_heads": 32, "num_key_value_heads": 16, "head_dim": 128, "query_pre_attn_scalar": scalar}
+    gguf_export._check_class(kind(hidden_size=hidden_size, num_hidden_layers=layers, **sizes))  # the 27B itself
+    with pytest.raises(ConfigError, match=rf"root of 72 \(hidden size / heads.*scalar, {scalar}\..*vLLM"):
+        gguf_export._check_class(kind(hidden_size=2304, num_hidden_layers=layers, **sizes))
+    with pytest.raises(ConfigError, match=rf"root of 128 \(the head size\).*scalar, {scalar}\."):
+        gguf_export._check_class(kind(hidden_size=hidden_size, num_hidden_layers=layers - 1, **sizes))
+    gguf_export._check_class(kind(hidden_size=2304, num_hidden_layers=26))  # a student of a smaller one

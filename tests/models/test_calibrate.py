@@ -13,7 +13,9 @@ from lrc.models.calibrate import calibrate
 from lrc.models.pair_model import PairModel
 from lrc.models.start import fill_start
 from lrc.models.stream import stream_moments
+from lrc.models.tiny import random_model
 from lrc.start_config import StartConfig
+from tests.models.family_configs import FAMILY_CONFIGS
 from tests.models.stock_student import num_hooks, recorded, stock_student
 from tests.models.test_layer_fit import explicit_fit, id_batches
 from tests.models.test_pair import make_pair
@@ -113,6 +115,19 @@ def test_a_shared_projection_leaves_the_last_gain_to_fit_the_logits(family: str,
     stored = found.pair.trained()["gains.model.norm.weight"].double()
     expected = gain - 1 + found.pair.architecture.scales.unit_gain
     torch.testing.assert_close(stored, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_fitted_gain_multiplies_the_last_norm_s_bias_too() -> None:
+    teacher = random_model(FAMILY_CONFIGS["starcoder2"]())
+    pair, batches = make_pair(teacher, 16, TIED), id_batches(3)
+    fill_start(pair, teacher, StartConfig(method="pca"), batches, seed=0)
+    gain, bias = (pair.trained()[f"gains.model.norm.{name}"].detach() for name in ("weight", "bias"))
+    before = bias.clone()
+    basis = principal_basis(stream_moments(pair, teacher, batches, lambda *_: None).second_moment, 16)
+    calibrate(pair, teacher, basis, batches, lambda *_: None)
+    assert float(before.abs().max()) > 0.01
+    assert float((gain - 1).abs().max()) > 0.01
+    torch.testing.assert_close(bias, before * gain)
 
 
 def test_the_embedding_and_the_gains_before_readers_stay_the_start_s() -> None:

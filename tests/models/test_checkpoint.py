@@ -121,6 +121,12 @@ def test_a_head_s_projection_in_a_tied_checkpoint_is_passed_over() -> None:
     assert_equal(found, ours)
 
 
+def test_a_head_s_own_projection_is_not_dropped_unseen() -> None:
+    original, _ = original_checkpoint("all", "all", False)
+    with pytest.raises(CheckpointError, match=r"but this checkpoint has two: .* --tie-word-emb-proj 0"):
+        from_original(original, variant("all", "all", True))
+
+
 def test_layers_of_two_digits_keep_their_number() -> None:
     value = torch.randn(D_TEACHER, D_STUDENT)
     found, _ = from_original({"model.layers.31.self_attn.zoom_q.weight": value}, Variant())

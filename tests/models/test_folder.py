@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -228,6 +229,35 @@ def test_a_path_that_is_not_there_is_refused_by_name(
     assert repr(source) in str(caught.value)
 
 
-def test_a_hub_id_that_can_t_be_fetched_is_refused_by_name() -> None:
-    with pytest.raises(LrcError, match=r"^owner/no-such-model can't be fetched from the hub"):
+def test_a_hub_id_that_can_t_be_fetched_is_refused_by_name_and_may_be_a_mistyped_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LrcError, match=r"^owner/no-such-model can't be fetched from the hub") as caught:
         resolve_folder("owner/no-such-model")
+    assert f"there is no folder {tmp_path / 'owner' / 'no-such-model'}: " in str(caught.value)
+
+
+def test_a_folder_for_its_tokenizer_alone_needs_no_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve_folder(str(tmp_path), weights=False) == tmp_path
+    with pytest.raises(CheckpointError, match=rf"must hold {WEIGHTS} or"):
+        resolve_folder(str(tmp_path))
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_weights_are_fetched_from_the_hub_only_where_they_are_needed(
+    tmp_path: Path, weights: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = ["config.json", "tokenizer.json", "LICENSE", "model-1.safetensors", WEIGHTS_INDEX, "original/a.json"]
+
+    def snapshot_download(source: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        assert source == "owner/name"
+        for name in filter_repo_objects(repository, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            (tmp_path / name).write_text("{}")
+        return str(tmp_path)
+
+    monkeypatch.setattr("lrc.models.folder.snapshot_download", snapshot_download)
+    assert resolve_folder("owner/name", weights=weights) == tmp_path
+    fetched = {path.name for path in tmp_path.iterdir()}
+    assert fetched == set(repository[:5] if weights else repository[:3])

@@ -64,7 +64,9 @@ def plain_objective(pair: PairModel, teacher: Any, inputs: tuple[Tensor, Tensor,
     kept = labels != -100
     lm = -logits[kept].log_softmax(-1).gather(-1, labels[kept][:, None]).sum()
     p, q = ((made[kept] / settings.temperature).softmax(-1) for made in (logits, teacher_logits))
-    kl = (q * (q.log() - p.log())).sum()
+    mixture = settings.kl_skew * q + (1 - settings.kl_skew) * p
+    first, second = {"forward": (q, p), "reverse": (p, q), "skewed": (q, mixture)}[settings.kl_direction]
+    kl = (first * (first.log() - second.log())).sum()
     errors = plain_clone(pair, ours, theirs, valid)
     published = settings.kl_reduction == "published"
     kl_share = kl / COUNTS.sequences if published else kl * settings.temperature**2 / COUNTS.labels
@@ -94,8 +96,21 @@ PUBLISHED = {
         PUBLISHED | {"temperature": 1.5, "clone_weight": 0.5},
         {"lm_weight": 0.3, "kl_weight": 0.7, "clone_weight": 2.0, "clone_reduction": "sum"},
         {"kl_weight": 0.0, "clone_weight": 0.0, "lm_weight": 1.0},
+        {"kl_direction": "reverse"},
+        {"kl_direction": "skewed", "kl_skew": 0.3},
+        {"kl_direction": "skewed", "kl_skew": 0.3, "temperature": 2.0},
     ],
-    ids=["default", "temperature", "published", "published, cooler", "weights", "lm alone"],
+    ids=[
+        "default",
+        "temperature",
+        "published",
+        "published, cooler",
+        "weights",
+        "lm alone",
+        "reverse",
+        "skewed",
+        "skewed, hotter",
+    ],
 )
 @pytest.mark.parametrize("variant", VARIANTS, ids=["all", "io", "tied-projection"])
 def test_the_objective_equals_a_plain_one_with_full_logits(variant: Variant, objective: dict[str, Any]) -> None:
@@ -208,6 +223,22 @@ def test_clone_terms_of_no_weight_are_measured_but_not_trained_on() -> None:
     measured, plain = (pair(*ragged_batch(), COUNTS) for pair in pairs)
     assert float(measured.clone.min()) > 0
     assert torch.equal(measured.objective, plain.objective)
+
+
+@pytest.mark.parametrize("variant", VARIANTS[:2], ids=["all", "io"])
+def test_the_mean_is_over_the_points_that_there_are(variant: Variant) -> None:
+    teacher = random_model(FAMILY_CONFIGS["qwen3_moe"]())  # a dense layer before two of experts
+    losses = {}
+    for reduction in ("mean", "sum"):
+        pair = make_pair(teacher, 16, variant, clone_weight=1.0, kl_weight=0.0, clone_reduction=reduction)
+        fill_random(pair)
+        with torch.no_grad():
+            losses[reduction] = pair(*ragged_batch(), COUNTS)
+    has_point = [[name in layer for name in pair.term_names] for layer in pair.points]
+    assert (losses["mean"].clone > 0).tolist() == has_point
+    assert len(set(pair.points)) == (2 if variant == Variant() else 1)
+    expected = float(losses["sum"].objective) / sum(map(sum, has_point))
+    assert float(losses["mean"].objective) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=["all", "io", "tied-projection"])

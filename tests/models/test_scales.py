@@ -1,10 +1,13 @@
 """Multipliers and stored gains are measured as the configs say they are, at the teacher's width and at another."""
 
+import math
+
 import pytest
+from torch import nn
 
 from lrc.errors import ConfigError
 from lrc.models.discovery import discover
-from lrc.models.scales import Scales, scale_law
+from lrc.models.scales import Scales, check_layer_constants, scale_law
 from tests.models.family_configs import FAMILY_CONFIGS
 
 PLAIN = Scales(embedding=1.0, beside_embedding=1.0, logits=1.0, unit_gain=1.0)
@@ -39,3 +42,28 @@ def test_constants_are_those_of_the_config(family: str, width: int, expected: tu
 def test_a_constant_that_follows_the_width_in_an_unknown_way_is_refused(wide: Scales, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         scale_law(PLAIN, wide, width=32, kind="odd")
+
+
+class Latent(nn.Module):
+    """A module of a layer, with the constant that LongCat-Flash puts on its latents."""
+
+    def __init__(self, factor: float, width: int) -> None:
+        super().__init__()
+        self.eps, self.limit, self.width = 1e-6, math.nan, width
+        self.factor = factor
+
+
+class Model(nn.Module):
+    """Layers, and outside of them a constant that may follow the width."""
+
+    def __init__(self, width: int, *, follows: bool) -> None:
+        super().__init__()
+        self.embed_scale = width**0.5
+        factors = [1.0, (width / 4) ** 0.5 if follows else 2.0]
+        self.layers = nn.ModuleList(nn.ModuleDict({"attention": Latent(factor, width)}) for factor in factors)
+
+
+def test_a_constant_inside_a_layer_that_follows_the_width_is_refused_by_name() -> None:
+    check_layer_constants(Model(16, follows=False), Model(32, follows=False), layers="layers", kind="odd")
+    with pytest.raises(ConfigError, match=r"layers\.1\.attention\.factor follows the hidden size \(2 and 2\.828 at"):
+        check_layer_constants(Model(16, follows=True), Model(32, follows=True), layers="layers", kind="odd")

@@ -67,6 +67,20 @@ def errors(found: list[Tensor], expected: list[Tensor]) -> list[float]:
     return [float((a.double() - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True)]
 
 
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts the gradients taken by products."""
+    counts: Counter[str] = Counter()
+    product_gradients = module.attention_gradients
+
+    def counted(*arguments: Any) -> Any:
+        counts["products"] += 1
+        return product_gradients(*arguments)
+
+    monkeypatch.setattr(module, "attention_gradients", counted)
+    return counts
+
+
 CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "causal": (300, {}, {"is_causal": True}),
     "grouped": (130, {"key_heads": 2}, {"is_causal": True, "enable_gqa": True}),
@@ -79,7 +93,9 @@ CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_are_no_further_off_than_those_of_torch(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_no_further_off_than_those_of_torch(
+    case: str, taken: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "SCORES", 2 * HEADS * 128 * 128)  # several blocks of the batch's rows
     length, shape, settings = CASES[case]
     tensors = inputs(length, **shape)
@@ -88,6 +104,7 @@ def test_gradients_are_no_further_off_than_those_of_torch(case: str, monkeypatch
     exact = [tensor.double() for tensor in tensors]
     expected = results(plain, exact, mask=mask, scale=settings.get("scale", WIDTH**-0.5))
     ours = errors(results(attention, tensors, **settings), expected)
+    assert taken["products"] == 1  # else torch's gradients would be compared with themselves
     torchs = errors(results(functional.scaled_dot_product_attention, tensors, **settings), expected)
     assert ours[0] == torchs[0]
     assert all(a <= max(b, 3e-3) for a, b in zip(ours, torchs, strict=True)), (ours, torchs)
@@ -101,20 +118,6 @@ def test_a_position_that_sees_nothing_has_no_gradient() -> None:
     assert not found[1][1, :, :135].any()
     for ours, torchs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.float(), torchs.float(), atol=0.05, rtol=0.05)
-
-
-@pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Counts the gradients taken by products."""
-    counts: Counter[str] = Counter()
-    product_gradients = module.attention_gradients
-
-    def counted(*arguments: Any) -> Any:
-        counts["products"] += 1
-        return product_gradients(*arguments)
-
-    monkeypatch.setattr(module, "attention_gradients", counted)
-    return counts
 
 
 def test_long_rows_float32_dropout_and_masks_with_a_gradient_are_left_to_torch(taken: Counter[str]) -> None:

@@ -9,7 +9,9 @@ from torch import Tensor
 from lrc.clone.sites import Variant
 from lrc.evaluation.agreement import measure_pair
 from lrc.models.start import fill_start
+from lrc.models.stream import norm_magnitudes, stream_moments
 from lrc.start_config import StartConfig
+from tests.models.stock_student import stock_student
 from tests.models.test_pair import VARIANTS, make_pair
 from tests.models.tiny_configs import FAMILIES
 from tests.tiny import tiny_teacher
@@ -52,6 +54,30 @@ def test_channel_gives_every_projection_the_same_selection_and_keeps_the_gains()
     channels = projections[0].argmax(0)
     gain = dict(tiny_teacher("llama", tie_word_embeddings=True).named_parameters())["model.norm.weight"]
     torch.testing.assert_close(pair.trained()["gains.model.norm.weight"].data, gain[channels])
+
+
+def test_channels_are_chosen_by_size_on_few_rows_or_by_the_norms_outputs_on_all() -> None:
+    teacher = tiny_teacher("llama", tie_word_embeddings=True)
+    pair, few = started("llama", "channel")
+    other, all_rows = started("llama", "channel", channel_score="normalised")
+    scores = {
+        "magnitude": stream_moments(pair, teacher, calibration()[:8], lambda *_: None).mean_magnitude,
+        "normalised": norm_magnitudes(pair, teacher, calibration(), lambda *_: None),
+    }
+    assert (few.tokens, all_rows.tokens) == (16 * 16, 20 * 16)  # 15 rows in pairs, and every row
+    for found, score in ((pair, "magnitude"), (other, "normalised")):
+        selection = found.trained()["projections.model.embed_tokens"].argmax(0)
+        assert set(selection.tolist()) == set(scores[score].argsort(descending=True)[:16].tolist())
+
+
+def test_the_embedding_of_channel_makes_up_for_a_factor_that_grows_with_the_width() -> None:
+    pair, _ = started("gemma3_text", "channel")
+    teacher = tiny_teacher("gemma3_text", tie_word_embeddings=True)
+    channels = pair.trained()["projections.model.layers.0.self_attn.o_proj"].argmax(0)
+    ids = torch.arange(4, 48)
+    with torch.no_grad():
+        entered = teacher.get_input_embeddings()(ids)[:, channels]
+        torch.testing.assert_close(stock_student(pair, teacher).get_input_embeddings()(ids), entered)
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"gemma3_text"}))

@@ -71,7 +71,7 @@ def test_the_teacher_s_own_width_is_allowed_here_for_the_identity_oracle(family:
 @each_family
 @pytest.mark.parametrize("hidden_size", [33, 36, 64])
 def test_a_width_above_the_teacher_s_is_refused(family: str, hidden_size: int) -> None:
-    with pytest.raises(ConfigError, match=f"below the teacher's 32, found {hidden_size}"):
+    with pytest.raises(ConfigError, match=f"at or below the teacher's 32, found {hidden_size}"):
         student_config(tiny_config(family), hidden_size, tied=True)
 
 

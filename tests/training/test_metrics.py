@@ -59,6 +59,18 @@ def test_means_are_those_of_a_plain_loop_over_the_steps(accelerator: Accelerator
     assert set(means) == {"loss", "lm_loss", "kl_loss", "clone_loss", "clone"}
 
 
+def test_what_a_layer_does_not_have_is_null_and_no_part_of_the_mean(accelerator: Accelerator) -> None:
+    interval = Interval(accelerator, LAYERS, len(TERMS))
+    losses = micro_batch(0, sequences=2)
+    losses.clone[1, 2] = 0  # as the pair fills it
+    interval.add(losses)
+    interval.close_step(StepCounts(labels=4, positions=5, sequences=2))
+    means = interval.means(TERMS, [frozenset(TERMS), frozenset(TERMS[:2])])
+    assert means["clone"]["mlp-out"] == [pytest.approx(float(losses.clone[0, 2]) / 5), None]
+    assert means["clone"]["attn-q"] == pytest.approx((losses.clone[:, 0] / 5).tolist())
+    assert means["clone_loss"] == pytest.approx(float(losses.clone.sum()) / 5 / 5)
+
+
 def test_classes_are_means_over_their_own_labels(accelerator: Accelerator) -> None:
     interval = Interval(accelerator, LAYERS, 0)
     interval.add_classes(torch.tensor([6.0, 3.0, 4.0]), [3, 3, 1], ("math", "chat", "math"))
