@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.speed.parts import profile_parts
 from benchmarks.speed.rates import Prediction, ProductRates, part_products, predict, predict_floor, shape_sizes
@@ -47,7 +48,7 @@ class Settings:
     only: str = ""
     """Words in the titles of the ways that are measured; the floor always is."""
     traces: Path | None = None
-    """Where profiles go; None: no profile."""
+    """Where profiles go; None: no profile. Of compiled layers there is a trace alone, without times by part."""
 
 
 def measure_shape(shape: Shape, settings: Settings, report: Callable[[str], None]) -> dict[str, Any]:
@@ -72,9 +73,12 @@ def measure_shape(shape: Shape, settings: Settings, report: Callable[[str], None
     run_rounds(bench, ways, rates, settings.rounds, report)
     parts = {}
     if settings.traces is not None:
-        for way in (way for way in ways if way.name == OURS and not way.compiled):
+        for way in (way for way in ways if way.name == OURS):
             trace = settings.traces / f"{shape.name}-{way.title.replace(', ', '-')}.json"
-            parts[way.title] = profile_parts(bench, way.pieces["step"], trace)
+            if way.compiled:
+                write_trace(way.pieces["step"], settings.device, trace)
+            else:
+                parts[way.title] = profile_parts(bench, way.pieces["step"], trace)
             report(f"{shape.name}: trace in {trace}")
     return {
         "shape": asdict(shape),
@@ -85,6 +89,17 @@ def measure_shape(shape: Shape, settings: Settings, report: Callable[[str], None
         "parts": parts,
         "ways": [way_facts(way, ways, shape, sizes, bench, rates) for way in ways],
     }
+
+
+def write_trace(step: Callable[[], object], device: torch.device, path: Path) -> None:
+    """Write the chrome trace of one step, without marks: layers that get some inside would be compiled anew."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    with profile(activities=activities) as profiler:
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    profiler.export_chrome_trace(str(path))
 
 
 def _chosen(ways: list[Way], words: str) -> list[Way]:

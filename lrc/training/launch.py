@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import LoggerType
+from accelerate.utils import DistributedDataParallelKwargs, LoggerType
 
 from lrc.config import Recipe, TrainConfig, recipe_to_yaml
 from lrc.errors import CheckpointError, ConfigError
@@ -70,6 +70,8 @@ def make_accelerator(
                 "mixed_precision": "no",  # the pair computes in its own dtype and keeps trained tensors in float32
                 "log_with": list(settings.trackers) or None,
                 "project_dir": str(folder) if settings.trackers else None,
+                # after an exchange gradients lie in DDP's buckets, not in a second copy beside them
+                "kwargs_handlers": [DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
             },
         )
     except (ValueError, ImportError) as error:

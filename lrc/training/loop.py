@@ -64,7 +64,7 @@ def run_loop(parts: LoopParts, state: RunState) -> Path:
         parts.progress(state.step, settings.max_steps)
         if state.step % settings.log_steps == 0 or state.step == settings.max_steps:
             now = time.monotonic()
-            means = interval.means(parts.pair.term_names)
+            means = interval.means(parts.pair.term_names, parts.pair.points)
             speed = (state.tokens - logged_tokens) / max(1e-9, now - logged_at)
             place = {"step": state.step, "tokens": state.tokens}
             pace = {"gradient_norm": outcome.norm, "learning_rate": rate, "tokens_per_second": speed}
@@ -148,15 +148,17 @@ def _optimiser_step(
         interval.add(losses)
         if settings.log_data_classes:
             interval.add_classes(losses.lm, batch.labels_per_row, batch.data_classes)
-    total, stops = sum_over_ranks(accelerator, [objective, float(parts.preemption.is_requested)])
-    found: list[str | None] = []
+    judged: list[Outcome] = []
 
     def accept(norm: float) -> bool:
-        found.append(find_divergence(settings, state, objective=total, norm=norm))
-        return found[0] is None
+        # read here: the device is done with the gradient's norm, and was not waited for before
+        total, stops = sum_over_ranks(accelerator, [objective, float(parts.preemption.is_requested)])
+        found = find_divergence(settings, state, objective=total, norm=norm)
+        judged.append(Outcome(objective=total, norm=norm, divergence=found, has_moved=False, stops=stops > 0))
+        return found is None
 
     norm, has_moved = engine.update(rate, accept)
-    return Outcome(objective=total, norm=norm, divergence=found[0], has_moved=has_moved, stops=stops > 0)
+    return replace(judged[0], norm=norm, has_moved=has_moved)
 
 
 def _is_told_to_stop(parts: LoopParts) -> bool:

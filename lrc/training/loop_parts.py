@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from lrc.config import TrainConfig
 from lrc.data.blocks import BatchPlan, Blocks
@@ -69,8 +70,13 @@ def enter_phase(parts: LoopParts, dense: Dense | None, step: int | None = None) 
 
 
 def sum_over_ranks(accelerator: Accelerator, values: list[Any]) -> list[float]:
-    """Add numbers up over ranks."""
+    """Add numbers up over ranks; those that are not on the device go there together, the sums come back together."""
     if accelerator.num_processes == 1:
         return [float(value) for value in values]
-    row = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=accelerator.device) for value in values])
-    return [float(value) for value in accelerator.reduce(row, reduction="sum")]
+    plain = [0.0 if isinstance(value, Tensor) else value for value in values]
+    row = torch.tensor(plain, dtype=torch.float64).to(accelerator.device)
+    for place, value in enumerate(values):
+        if isinstance(value, Tensor):
+            row[place] = value
+    sums: list[float] = accelerator.reduce(row, reduction="sum").tolist()
+    return sums

@@ -28,7 +28,7 @@ from lrc.models.pair_model import PairModel
 from lrc.models.step_weights import step_weights_for
 from lrc.models.stored_tensors import Piece, StoredTensors, whole_piece
 from lrc.training.checkpoint import Held, Saved
-from lrc.training.engine import Accept, merged_row_sizes, share_stored
+from lrc.training.engine import Accept, merged_row_sizes, remembered, share_stored
 from lrc.training.optimizer import make_optimizer, parameter_groups, set_rate, sharded_like, whole
 
 
@@ -107,7 +107,7 @@ class ShardedEngine:
         moments = {}
         for key in self.moment_shapes:
             what, _, name = key.partition("/")
-            moments[key] = self._piece(self.optimizer.state[self.trained[name]][what])
+            moments[key] = self._piece(remembered(self.optimizer, self.trained[name], what))
         return Held(
             weights={name: piece for name, piece in weights.items() if piece is not None},
             moments={key: piece for key, piece in moments.items() if piece is not None},

@@ -41,7 +41,7 @@ def launched_strategy(environment: Mapping[str, str]) -> str | None:
         stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
         file = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
         if file.lower() != "none":
-            stage = str(json.loads(Path(file).read_text()).get("zero_optimization", {}).get("stage", 0))
+            stage = _stage_in(file)
         if f"zero{stage}" not in ZERO_STAGES:
             raise ConfigError(f"DeepSpeed's ZeRO stage must be 1, 2 or 3, found {stage}. Use plain DDP instead of 0.")
         return f"zero{stage}"
@@ -55,6 +55,17 @@ def launched_strategy(environment: Mapping[str, str]) -> str | None:
         _refuse_other_sharding(environment)
         return "fsdp2"
     return None
+
+
+def _stage_in(file: str) -> str:
+    """Read the ZeRO stage of a configuration file of DeepSpeed; a file that names none shards nothing."""
+    try:
+        return str(json.loads(Path(file).read_text()).get("zero_optimization", {}).get("stage", 0))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"DeepSpeed's configuration must be a JSON file with zero_optimization.stage in it, but {file} can't be "
+            f"read as one: {error}. Mend deepspeed_config_file in the launcher's configuration."
+        ) from error
 
 
 def _refuse_other_sharding(environment: Mapping[str, str]) -> None:

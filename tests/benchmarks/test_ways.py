@@ -1,13 +1,16 @@
-"""The package's step with compiled layers, and without again."""
+"""The package's step with compiled layers, and without again; what a timed step does beside the step, and traces."""
 
+import json
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import benchmarks.speed.ways as module
+from benchmarks.speed.one_shape import Settings, measure_shape
 from benchmarks.speed.rounds import list_ways
 from benchmarks.speed.shapes import SHAPES
 from benchmarks.speed.ways import Bench
@@ -33,3 +36,35 @@ def test_layers_run_compiled_in_the_ways_that_say_so_alone(monkeypatch: pytest.M
         found.append(runs["compiled"] - before)
     assert found == [0, SHAPES["tiny"].layers, 0, SHAPES["tiny"].layers]
     assert runs["compiled pairs"] == 1
+
+
+def test_a_timed_step_counts_no_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(SHAPES["tiny"], dtype=torch.float32, device=torch.device("cpu"), most_batches=2)
+
+    def refuse(batches: Any) -> Any:
+        raise AssertionError("on a GPU this would wait for the device")
+
+    monkeypatch.setattr(module, "counts_of", refuse)
+    for accumulation in (1, 2):
+        assert bench.ours(accumulation).lm > 0
+    bench.ours_forward()()
+
+
+def test_a_compiled_way_is_profiled_without_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "compile_layers", lambda pair, tell: None)
+    settings = Settings(
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        accumulations=[1],
+        rounds=1,
+        with_plain=False,
+        optimizer="adamw",
+        with_compiled=True,
+        only="ours, compiled",
+        traces=tmp_path,
+    )
+    found = measure_shape(SHAPES["tiny"], settings, lambda line: None)
+    assert [way["title"] for way in found["ways"]] == ["ours, compiled", "floor"]
+    assert found["parts"] == {}
+    events = json.loads((tmp_path / "tiny-ours-compiled.json").read_text())["traceEvents"]
+    assert any(str(event.get("name")).startswith("aten::") for event in events)

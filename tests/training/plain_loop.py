@@ -46,7 +46,8 @@ def plain_training(
     )
     for value in free.values():
         value.requires_grad_()
-    optimizer = torch.optim.AdamW(free.values(), lr=0.0, betas=(train.beta1, train.beta2), weight_decay=0.0)
+    betas, decay = (train.beta1, train.beta2), train.weight_decay
+    optimizer = torch.optim.AdamW(free.values(), lr=0.0, betas=betas, weight_decay=decay)
     for name, value in free.items():
         if moments is not None and f"step/{name}" in moments:
             optimizer.state[value] = {

@@ -58,7 +58,7 @@ def test_convert_publishes_nothing_and_keeps_what_was_there(tmp_path: Path) -> N
     checkpoint = train(tiny_recipe(tmp_path, train__max_steps=2))
     out = tmp_path / "student"
     out.mkdir()
-    (out / "precious.txt").write_text("mine")
+    (out / "parity.json").write_text("an earlier student's")
     before = names_below(tmp_path)
     done = run_limited("convert", str(checkpoint), str(out), "--overwrite")
     assert done.returncode == 2, done.stderr

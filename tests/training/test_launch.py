@@ -40,6 +40,13 @@ def test_one_process_on_the_cpu_computes_in_the_pairs_own_dtype(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_gradients_under_ddp_lie_in_the_buckets_that_are_exchanged(tmp_path: Path) -> None:
+    accelerator = make_accelerator(settings(), tmp_path / "run", CPU)
+    assert accelerator.ddp_handler is not None
+    # with broadcast_buffers torch would print that it is deprecated
+    assert accelerator.ddp_handler.to_kwargs() == {"gradient_as_bucket_view": True}
+
+
 @pytest.mark.parametrize("launched", [2, 8])
 def test_processes_that_would_train_alone_are_refused(
     tmp_path: Path, launched: int, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,8 @@ from torch import Tensor
 from lrc.config import CHECKPOINTING, Checkpointing, Recipe
 from lrc.data.blocks import BatchPlan
 from lrc.errors import ConfigError, DataError
+from lrc.models.step_weights import StepWeights
+from lrc.training import loop
 from lrc.training.launch import write_recipe
 from lrc.verbs.train import train
 from tests.tiny import tiny_recipe, write_rows
@@ -145,6 +147,27 @@ def test_bfloat16_compute_keeps_float32_masters(tmp_path: Path) -> None:
     last = train(tiny_recipe(tmp_path, train__max_steps=2, train__compute_dtype="bfloat16"))
     tensors = load_file(last / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+
+def test_the_objective_is_read_when_the_gradients_are_formed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the read waits for all that was started: read before, the pull-back would find the device idle."""
+    done: list[str] = []
+    sum_over_ranks, pull_back = loop.sum_over_ranks, StepWeights.pull_back
+
+    def summed(accelerator: Any, values: list[Any]) -> list[float]:
+        if isinstance(values[0], Tensor):
+            done.append("objective")
+        return sum_over_ranks(accelerator, values)
+
+    def pulled(self: StepWeights) -> None:
+        done.append("gradients")
+        pull_back(self)
+
+    monkeypatch.setattr(loop, "sum_over_ranks", summed)
+    monkeypatch.setattr(StepWeights, "pull_back", pulled)
+    settings = {"train__max_steps": STEPS, "train__batch_size": 2, "train__gradient_accumulation_steps": 2}
+    train(tiny_recipe(tmp_path, start__method="random", **settings))
+    assert done == ["gradients", "objective"] * STEPS
 
 
 def test_a_tracker_gets_the_numbers(tmp_path: Path) -> None:

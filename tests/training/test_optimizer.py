@@ -120,6 +120,29 @@ def test_momentum_averages_the_gradients_of_earlier_steps() -> None:
     torch.testing.assert_close(muon.state[projection]["momentum"], average)
 
 
+@pytest.mark.parametrize("shape", [(12, 5), (5, 12)], ids=["tall", "wide"])
+def test_three_steps_are_the_docstring_s_formula(shape: tuple[int, int]) -> None:
+    beta1, decay = 0.8, 0.5
+    projection = parameter(*shape, size=0.02)
+    with torch.no_grad():
+        projection[:2] *= 100
+    expected = projection.detach().clone()
+    sizes = expected.square().mean(1, keepdim=True).sqrt()
+    sizes = sizes.clamp_min(0.1 * float(sizes.mean()))  # those of the start, for all steps
+    average = torch.zeros_like(expected)
+    muon = Muon([projection], lr=1.0, betas=(beta1, 0.999), weight_decay=decay)
+    for seed, rate in enumerate((1e-2, 3e-2, 2e-2), start=30):
+        gradient = parameter(*shape, seed=seed).detach()
+        projection.grad = gradient.clone()
+        set_rate(muon, rate)
+        muon.step()
+        average = beta1 * average + (1 - beta1) * sizes * gradient
+        ahead = beta1 * average + (1 - beta1) * sizes * gradient
+        step = math.sqrt(max(shape)) * sizes * plain_newton_schulz(ahead)
+        expected = (1 - rate * decay) * expected - rate * step
+        torch.testing.assert_close(projection.detach(), expected, rtol=1e-8, atol=1e-10)
+
+
 def test_gains_move_as_adam_moves_them() -> None:
     gain, twin = parameter(7), parameter(7)
     muon = Muon([gain], lr=1e-2, betas=(0.9, 0.99))

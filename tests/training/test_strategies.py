@@ -38,6 +38,8 @@ RESUMES = {
     "zero3-to-one": ("zero3", "one"),
     "fsdp2-to-zero3": ("fsdp2", "zero3"),
     "zero3-to-fsdp2": ("zero3", "fsdp2"),
+    "fsdp2-to-fsdp2": ("fsdp2", "fsdp2"),
+    "zero3-to-zero3": ("zero3", "zero3"),
     "odd-fsdp2-to-one": ("odd-fsdp2", "one"),
     "odd-one-to-fsdp2": ("odd-one", "fsdp2"),
     "odd-fsdp2-to-zero3": ("odd-fsdp2", "zero3"),
@@ -257,6 +259,16 @@ def test_another_number_of_ranks_or_strategy_goes_on_with_the_same_data(root: Pa
     assert_near(found, losses_of(root / saved), 1e-6)
     tokens = {step: line["tokens"] for step, line in lines_of(root / name, "train").items()}
     assert all(line["tokens"] == tokens[step] for step, line in lines_of(root / saved, "train").items() if step > HALF)
+
+
+@pytest.mark.parametrize("name", runnable("fsdp2-to-fsdp2", "zero3-to-zero3"))
+def test_a_sharded_run_that_goes_on_from_its_own_checkpoint_ends_as_the_whole_run(root: Path, name: str) -> None:
+    whole, _ = RESUMES[name]
+    for file in FILES:
+        expected, found = (tensors_of(checkpoint(root / run, STEPS), file) for run in (whole, name))
+        assert set(found) == set(expected)
+        for key, value in expected.items():
+            assert float((found[key] - value).norm()) <= 1e-4 * float(value.norm()), key
 
 
 @pytest.mark.parametrize(("name", "expected"), [("fsdp2-once", "one"), ("fsdp2-tied-once", "one-tied")])

@@ -154,6 +154,16 @@ def test_the_stage_is_read_from_a_file_of_deepspeed_too(tmp_path: Path) -> None:
     assert launched_strategy(environment) == "zero3"
 
 
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"zero_optimization": 3}'])
+def test_a_file_of_deepspeed_that_can_not_be_read_is_named(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "ds.json"
+    if content is not None:
+        path.write_text(content)
+    environment = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
+    with pytest.raises(ConfigError, match=r"must be a JSON file with zero_optimization\.stage in it, but .*ds\.json"):
+        launched_strategy(environment)
+
+
 def test_deepspeed_that_accelerate_would_drop_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("deepspeed")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
