@@ -1,16 +1,14 @@
 """The command line: one function a verb, tyro makes flags and help of it, errors become exit codes."""
 
-import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import tyro
 
 from lrc.config import load_recipe
-from lrc.errors import LrcError
 from lrc.verbs.evaluate_flags import evaluate_verb
+from lrc.verbs.exit_code import run_for_exit_code
 from lrc.verbs.export import export_verb
 from lrc.verbs.plan_verb import plan_verb
 from lrc.verbs.quiet import quiet_imports
@@ -56,7 +54,9 @@ def prepare_verb(
     require_data_extra()
     from lrc.verbs.prepare import prepare
 
-    print(prepare(load_recipe(recipe, overrides), overwrite=overwrite, dry_run=dry_run))
+    shards = prepare(load_recipe(recipe, overrides), overwrite=overwrite, dry_run=dry_run)
+    if not dry_run:
+        print(shards)
 
 
 def train_verb(
@@ -144,7 +144,8 @@ def convert_verb(
         overwrite=overwrite,
         dry_run=dry_run,
     )
-    print(out)
+    if not dry_run:
+        print(out)
 
 
 def report_verb(
@@ -218,19 +219,12 @@ VERBS: dict[str, Callable[..., None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; returns 0, 1 (failed) or 2 (bad input). `LRC_DEBUG=1` shows tracebacks of explained errors too."""
+    """Run a verb; returns 0, 1 (failed), 2 (bad input) or 130 (ctrl-C)."""
     quiet_imports()
-    try:
-        tyro.extras.subcommand_cli_from_dict(VERBS, prog=PROGRAM, args=arguments, description=_DESCRIPTION)
-    except LrcError as error:
-        if os.environ.get("LRC_DEBUG"):
-            traceback.print_exc()
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return run_for_exit_code(
+        lambda: tyro.extras.subcommand_cli_from_dict(VERBS, prog=PROGRAM, args=arguments, description=_DESCRIPTION),
+        prefix=f"{PROGRAM}: ",
+    )
 
 
 _DESCRIPTION = "Low-Rank Clone: turn a big open-weight language model into a small one."

@@ -16,6 +16,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 from lrc.data_config import DataConfig, PrepareConfig, prepare_problems
 from lrc.errors import ConfigError, did_you_mean
+from lrc.home_folder import expand_home
 from lrc.method_config import Method, PhasesConfig, method_problems
 from lrc.method_config import ObjectiveConfig as ObjectiveConfig
 from lrc.sft_config import SftConfig, sft_problems
@@ -212,7 +213,7 @@ def recipe_to_yaml(recipe: Recipe) -> str:
 def _resolve(layers: list[Any], *, origin: str) -> Recipe:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Recipe), *map(_with_policy_names, layers))
-        recipe = OmegaConf.to_object(merged)
+        recipe = expand_home(OmegaConf.to_object(merged))
     except ConfigKeyError as error:
         hint = did_you_mean(str(error.full_key), _known_keys(Recipe))
         raise ConfigError(f"{origin}: unknown key {str(error.full_key)!r}.{hint}") from error
@@ -230,8 +231,7 @@ def _resolve(layers: list[Any], *, origin: str) -> Recipe:
 
 def _with_policy_names(layer: Any) -> Any:
     """Name the policy where a recipe still says whether layers are recomputed."""
-    key = "train.activation_checkpointing"
-    found = OmegaConf.select(layer, key) if OmegaConf.is_dict(layer.get("train")) else None
+    found = OmegaConf.select(layer, "train.activation_checkpointing") if OmegaConf.is_dict(layer.get("train")) else None
     if not isinstance(found, bool):
         return layer
     return OmegaConf.merge(layer, {"train": {"activation_checkpointing": "layer" if found else "none"}})

@@ -201,6 +201,20 @@ def test_standard_output_holds_the_result_alone(
     assert capsys.readouterr().out == out
 
 
+@pytest.mark.parametrize(
+    ("verb", "function"), [("prepare", "lrc.verbs.prepare.prepare"), ("convert", FUNCTIONS["convert"])]
+)
+def test_a_dry_run_names_no_result_that_is_not_there(
+    verb: str, function: str, recipe_file: Path, record: Record, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(function, Path("out"))
+    arguments = [verb, str(recipe_file)] if verb == "prepare" else [verb, "checkpoint", "out"]
+    assert main([*arguments, "--dry-run"]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == "out\n"
+
+
 @pytest.mark.parametrize("verb", LEAST)
 @pytest.mark.parametrize(
     ("error", "code"),

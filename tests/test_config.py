@@ -101,12 +101,30 @@ def test_overrides_may_complete_a_file(tmp_path: Path) -> None:
     assert load_recipe(path, overrides).student.hidden_size == 8
 
 
+def test_a_path_below_the_home_folder_may_begin_with_a_tilde(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    prepare = {"sources": [{"path": "~/texts/*.jsonl"}], "decontaminate": ["~/benchmarks"]}
+    recipe_file.write_text(yaml.safe_dump({**LEAST, "run": "~/runs/mine", "prepare": prepare}))
+    keys = ("teacher", "data.train", "data.held_out", "sft.model", "sft.data", "sft.held_out")
+    recipe = load_recipe(recipe_file, tuple(f"{key}=~/{key}" for key in keys))
+    assert recipe.run == "/home/me/runs/mine"
+    assert (recipe.teacher, recipe.data.train) == ("/home/me/teacher", "/home/me/data.train")
+    assert recipe.data.held_out == "/home/me/data.held_out"
+    assert recipe.sft.model == "/home/me/sft.model"
+    assert (recipe.sft.data, recipe.sft.held_out) == ("/home/me/sft.data", "/home/me/sft.held_out")
+    assert recipe.prepare.sources[0].path == "/home/me/texts/*.jsonl"
+    assert recipe.prepare.decontaminate == ("/home/me/benchmarks",)
+    assert load_recipe(recipe_file, ("run=runs/~/a",)).run == "runs/~/a"
+
+
 positive = st.integers(1, 10**6)
 finite = st.floats(1e-6, 1e6)
 words = st.lists(st.text("abc-", min_size=1, max_size=5), max_size=3)
 recipes = st.fixed_dictionaries(
     {
-        "run": st.text(st.characters(codec="ascii", exclude_characters="$"), min_size=1, max_size=8),
+        "run": st.text(st.characters(codec="ascii", exclude_characters="$~"), min_size=1, max_size=8),
         "teacher": st.just("owner/model"),
         "student": st.fixed_dictionaries(
             {"hidden_size": st.integers(64, 4096)},

@@ -24,6 +24,7 @@ SHARED = {
     "lrc.errors",
     "lrc.config",
     "lrc.data_config",
+    "lrc.home_folder",
     "lrc.method_config",
     "lrc.sft_config",
     "lrc.start_config",

@@ -1,5 +1,6 @@
 """Blocks of token ids, and batches of them in an order that is a function of seed and step alone."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,11 +86,17 @@ class TokenisedBlocks:
 class PackedText:
     """Raw text rows, tokenised and packed as bos text eos into equal blocks; held in memory."""
 
-    def __init__(self, rows: JsonLines, tokenizer: Any, *, sequence_length: int, vocab_size: int) -> None:
+    def __init__(
+        self, rows: JsonLines, tokenizer: Any, *, sequence_length: int, vocab_size: int, tokens: int | None = None
+    ) -> None:
+        """Tokenise rows: all, or those from the front whose blocks hold `tokens` tokens."""
         self.rows = rows
+        enough = math.inf if tokens is None else -(-tokens // sequence_length) * sequence_length
         ids: list[int] = []
         starts: list[int] = []
         for index, row in enumerate(rows):
+            if len(ids) >= enough:
+                break
             text = row.get("text")
             if not isinstance(text, str):
                 raise DataError(f'{rows.where(index)}: "text" must be a string, as in the first row.')
@@ -141,7 +148,9 @@ def _outside(ids: list[int], vocab_size: int) -> int | None:
     return next(value for value in ids if not 0 <= value < vocab_size)
 
 
-def open_blocks(source: str, tokenizer: Any, *, sequence_length: int, vocab_size: int) -> Blocks:
+def open_blocks(
+    source: str, tokenizer: Any, *, sequence_length: int, vocab_size: int, text_tokens: int | None = None
+) -> Blocks:
     """Open token shards, or JSONL data, tokenised or text as its first row is.
 
     Args:
@@ -149,6 +158,7 @@ def open_blocks(source: str, tokenizer: Any, *, sequence_length: int, vocab_size
         tokenizer: The teacher's; only text rows need it, shards must have been made with it.
         sequence_length: Longest block.
         vocab_size: Ids must be below it.
+        text_tokens: Tokens to make of text rows, the first ones, in whole blocks; None: all.
 
     Raises:
         DataError: The data can't be used. Of rows with ids all are read if the files have fewer than `INDEXED_BYTES`,
@@ -172,7 +182,7 @@ def open_blocks(source: str, tokenizer: Any, *, sequence_length: int, vocab_size
     if "text" in first:
         if tokenizer is None:
             raise DataError(f"{source} holds text, but the teacher's folder has no tokenizer.")
-        return PackedText(rows, tokenizer, sequence_length=sequence_length, vocab_size=vocab_size)
+        return PackedText(rows, tokenizer, sequence_length=sequence_length, vocab_size=vocab_size, tokens=text_tokens)
     raise DataError(f'{rows.where(0)}: a row must have "input_ids" or "text", found {sorted(first)}.')
 
 

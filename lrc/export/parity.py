@@ -1,6 +1,8 @@
 """Parity: the exported student's logits against the factored student's, before anything is published."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,9 @@ class Difference:
 
 
 @torch.no_grad()
-def check_parity(source: Source, draft: Path) -> dict[str, Any]:
+def check_parity(
+    source: Source, draft: Path, *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
     """Compare factored with merged, merged and rounded with read back; all computed in float32.
 
     A wrong merge or file can't hide behind the rounding of the export: the folder is held against the same weights
@@ -51,6 +55,7 @@ def check_parity(source: Source, draft: Path) -> dict[str, Any]:
     Args:
         source: The checkpoint and its teacher.
         draft: The exported folder.
+        progress: Called with (parts done, parts): models, or of a large teacher the layers and heads of two passes.
 
     Returns:
         Content of `parity.json`.
@@ -61,13 +66,7 @@ def check_parity(source: Source, draft: Path) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, source.config.vocab_size, (2, POSITIONS // 2), generator=generator)
     exported = ModelTensors(draft).dtype()
-    if is_streamed(source, WHOLE_BYTES):
-        factored = streamed_factored_logits(source, ids)
-        merged, rounded, reloaded = streamed_student_logits(source, ids, draft, exported)
-    else:
-        factored = _factored_logits(source, ids)
-        merged, rounded = _merged_logits(source, ids, exported)
-        reloaded = _reloaded_logits(source, ids, draft)
+    factored, merged, rounded, reloaded = _all_logits(source, ids, draft, exported, progress)
     scale = float(factored.square().mean().sqrt())
     in_memory = difference(merged, factored, scale)
     rounding = float((rounded - factored).square().mean().sqrt()) / max(scale, 1e-12)
@@ -94,6 +93,28 @@ def check_parity(source: Source, draft: Path) -> dict[str, Any]:
             f"found {rounding:.3g}. Nothing was published."
         )
     return facts
+
+
+def _all_logits(
+    source: Source, ids: Tensor, draft: Path, exported: torch.dtype, progress: Callable[[int, int], None]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits of the factored student, of the merged one, of the merged and rounded one, and of the folder's."""
+    numbers = count(1)
+    if is_streamed(source, WHOLE_BYTES):
+        total = 2 * (source.architecture.num_layers + 1)
+
+        def note_part() -> None:
+            progress(next(numbers), total)
+
+        factored = streamed_factored_logits(source, ids, note_part)
+        return factored, *streamed_student_logits(source, ids, draft, exported, note_part)
+    factored = _factored_logits(source, ids)
+    progress(next(numbers), 3)
+    merged, rounded = _merged_logits(source, ids, exported)
+    progress(next(numbers), 3)
+    reloaded = _reloaded_logits(source, ids, draft)
+    progress(next(numbers), 3)
+    return factored, merged, rounded, reloaded
 
 
 def _factored_logits(source: Source, ids: Tensor) -> Tensor:

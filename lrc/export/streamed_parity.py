@@ -41,8 +41,8 @@ def is_streamed(source: Source, most_bytes: int) -> bool:
 
 
 @torch.no_grad()
-def streamed_factored_logits(source: Source, ids: Tensor) -> Tensor:
-    """Return the factored student's logits, `[batch, seq, vocabulary]` float32."""
+def streamed_factored_logits(source: Source, ids: Tensor, done: Callable[[], None] = lambda: None) -> Tensor:
+    """Return the factored student's logits, `[batch, seq, vocabulary]` float32; layers and the head call `done`."""
     pair, teacher = _hollow_pair(source), source.open_teacher()
     names = {id(parameter): name for name, parameter in pair.trained().items()}
 
@@ -65,11 +65,14 @@ def streamed_factored_logits(source: Source, ids: Tensor) -> Tensor:
             rows = ids.unique() if part.prefix == f"{embedding}." else None
             part.register_forward_pre_hook(lambda part, _, rows=rows: fill(part, rows))
             part.register_forward_hook(lambda part, *_: give_back(part))
+    for layer in pair.layers:
+        layer.register_forward_hook(lambda *_: done())
     hidden = pair.hidden_states(ids, None)[0]
     chunks = []
     for rows in row_chunks(source.config.vocab_size, source.architecture.hidden_size):
         fill(pair.head, rows)
         chunks.append(softcapped(hidden @ pair.heads()[0].T, pair.softcap))
+    done()
     return torch.cat(chunks, -1)
 
 
@@ -96,7 +99,7 @@ def _hollow_pair(source: Source) -> PairModel:
 
 @torch.no_grad()
 def streamed_student_logits(
-    source: Source, ids: Tensor, draft: Path, exported: torch.dtype
+    source: Source, ids: Tensor, draft: Path, exported: torch.dtype, done: Callable[[], None] = lambda: None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the stock student's logits on merged weights, on these rounded to the exported dtype, and on the folder's.
 
@@ -107,6 +110,7 @@ def streamed_student_logits(
         ids: `[batch, seq]`.
         draft: The exported folder.
         exported: Its dtype.
+        done: Called when a layer has run, and when the head has.
 
     Returns:
         `[batch, seq, vocabulary]` float32 each.
@@ -141,10 +145,13 @@ def streamed_student_logits(
         module = model.get_submodule(name)
         rows = ids.unique() if name == embedding else None
         _replace_forward(module, _in_thirds, partial(weights, module, f"{name}.", rows), len(ids))
+        if name in layers:
+            module.register_forward_hook(lambda *_: done())
     module = model.get_submodule(head)
     chunks = list(row_chunks(source.config.vocab_size, architecture.hidden_size))
     _replace_forward(module, _head_in_thirds, partial(weights, module, f"{head}."), chunks)
     merged, rounded, reloaded = model(input_ids=ids.repeat(3, 1), use_cache=False).logits.chunk(3)
+    done()
     return merged, rounded, reloaded
 
 

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 from lrc.config import ConvertConfig, StudentConfig
+from lrc.errors import LrcError
 from lrc.export.convert import check_dtype, read_source, write_student
 from lrc.export.folder import check_target, written_folder
 from lrc.export.parity import check_parity
+from lrc.models.folder import resolve_folder
 from lrc.models.set_aside import find_set_aside
 from lrc.verbs.progress import progress_lines, say
 from lrc.verbs.sources import locate_teacher
@@ -50,9 +52,8 @@ def convert(
     checkpoint = find_set_aside(checkpoint)
     check_target(out, overwrite=overwrite, inputs=[checkpoint])
     check_dtype(dtype)
-    source = read_source(
-        checkpoint, teacher=teacher, student=student, locate=locate_teacher, trust_remote_code=trust_remote_code
-    )
+    find = _find_recorded if teacher is None else locate_teacher
+    source = read_source(checkpoint, teacher=teacher, student=student, locate=find, trust_remote_code=trust_remote_code)
     check_target(out, overwrite=overwrite, inputs=[source.teacher_folder])
     for note in source.notes:
         say(f"note: {note}")
@@ -63,7 +64,8 @@ def convert(
     with written_folder(out, overwrite=overwrite) as draft:
         with progress_lines("merge", "tensors", lines=4) as progress:
             write_student(source, draft, dtype=dtype, max_shard_bytes=max_shard_bytes, progress=progress)
-        facts = check_parity(source, draft)
+        with progress_lines("parity", "parts", lines=4) as progress:
+            facts = check_parity(source, draft, progress=progress)
         (draft / "parity.json").write_text(json.dumps(facts, indent=2) + "\n")
     say(
         f"parity: in memory {facts['in_memory']['relative_difference']:.1e}, after reload "
@@ -71,3 +73,14 @@ def convert(
         f"{facts['dtype']} {facts['rounding']:.1e}"
     )
     return out
+
+
+def _find_recorded(name: str) -> str:
+    """Find the teacher that a checkpoint names; an error tells how to name another place."""
+    try:
+        return str(resolve_folder(locate_teacher(name)))
+    except LrcError as error:
+        raise type(error)(
+            f"{error} If the teacher lies elsewhere now, name its folder with --teacher (convert_ckpt.py: "
+            "--raw-model-name)."
+        ) from error

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from lrc.config import Recipe, load_recipe
+from lrc.errors import ConfigError
 from lrc.models.compute import choose_device, choose_dtype, products_flops_per_second
 from lrc.report.terminal import print_scorecard
 from lrc.training.metrics import format_seconds
@@ -56,12 +57,18 @@ def demo(overrides: tuple[str, ...] = (), *, overwrite: bool = False, dry_run: b
 
     Returns:
         The report's page.
+
+    Raises:
+        ConfigError: The overrides leave nothing to score; nothing is begun.
     """
     began = time.monotonic()
     recipe = demo_recipe(overrides)
     run = Path(recipe.run)
     student, results = run / "convert", run / "evaluate"
-    assert recipe.data.held_out is not None
+    if recipe.data.held_out is None:
+        raise ConfigError(
+            "data.held_out must name the text that the demo's scorecard is of, and names none. Leave that override out."
+        )
     last = train(recipe, resume=None if overwrite else "auto", overwrite=overwrite, dry_run=dry_run)
     if dry_run:
         return run / "report" / "report.html"

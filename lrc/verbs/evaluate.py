@@ -11,16 +11,20 @@ from torch import Tensor
 
 from lrc.config import EvaluateConfig, range_problems
 from lrc.data.blocks import open_blocks, ordered_batches
+from lrc.data.rows import resolve_files
+from lrc.data.shards import MANIFEST
 from lrc.errors import CheckpointError, ConfigError, DataError, NumericsError
 from lrc.evaluation.scorecard import card, continuations, score_text, text_bytes, text_windows
+from lrc.evaluation.task_names import chosen_tasks
 from lrc.models.checkpoint import versions
 from lrc.models.compute import choose_device, choose_dtype, dtype_name, keep_freed_memory
-from lrc.models.folder import resolve_folder, weights_hash
+from lrc.models.folder import check_source, resolve_folder, weights_hash
 from lrc.models.teacher import load_config, load_model, load_tokenizer
 from lrc.training.beside import write_beside
 from lrc.verbs.evaluate_tasks import open_tasks, score_tasks
+from lrc.verbs.lm_eval_extra import require_lm_eval
 from lrc.verbs.progress import progress_lines, say
-from lrc.verbs.sources import locate_data, locate_teacher
+from lrc.verbs.sources import EMBEDDED, locate_data, locate_teacher
 from lrc.verbs.task_settings import NO_TASKS, TaskSettings
 
 
@@ -38,7 +42,7 @@ def evaluate(
     """Score a model and write `out/results.json`.
 
     Args:
-        model: Folder or hub id of the student.
+        model: Folder or hub id of the student, or `embedded:...` for the demo's teacher.
         out: Folder of the results.
         held_out: File, folder or glob of held-out JSON lines with `text` or `input_ids`; None: tasks only.
         teacher: Model to compare with; None: no agreement measures.
@@ -61,10 +65,12 @@ def evaluate(
         raise ConfigError("; ".join(problems) + ".")
     if held_out is None and tasks.tasks is None:
         raise ConfigError("Nothing is named to score. Use --held-out FILE, --tasks seed (or names), or both.")
-    models = _models(str(model), teacher)
-    inputs = None if held_out is None else _check(models, held_out, settings)
+    sources = _check_names(str(model), teacher, held_out, tasks)
+    inputs = _check(sources, held_out, settings)
     with ExitStack() as stack:
         open_suite = None if tasks.tasks is None else stack.enter_context(open_tasks(tasks))
+        # now that all else is right: weights from the hub may take hours
+        models = {role: (name, resolve_folder(source)) for role, (name, source) in sources.items()}
         if dry_run:
             text = [f"{len(inputs.windows)} windows of {held_out}"] if inputs else []
             text += [f"tasks {', '.join(open_suite.suite.names)}"] if open_suite else []
@@ -104,32 +110,48 @@ def _write(results: Path, facts: dict[str, Any]) -> None:
         raise CheckpointError(f"{results} can't be written: {error}. Earlier results are untouched.") from error
 
 
+_Sources = dict[str, tuple[str, str]]
+"""`student`, and `teacher` if there is one -> its name, and the folder or hub id that it stands for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Inputs:
     tokenizer: Any
     windows: list[tuple[Tensor, Tensor]]
 
 
-def _models(model: str, teacher: str | None) -> dict[str, tuple[str, Path]]:
-    """Find the folders: `student`, and `teacher` if there is one -> name and folder."""
-    models = {"student": (model, resolve_folder(model))}
-    if teacher:
-        models["teacher"] = (teacher, resolve_folder(locate_teacher(teacher)))
-    for _, folder in models.values():
-        load_config(str(folder))
-        if load_tokenizer(folder) is None:
+def _check_names(model: str, teacher: str | None, held_out: str | None, tasks: TaskSettings) -> _Sources:
+    """Check what is named, as far as that goes before a model is fetched, and say where the models are."""
+    names = {"student": model, **({"teacher": teacher} if teacher else {})}
+    for name in names.values():
+        if not name.startswith(EMBEDDED):
+            check_source(name)
+    if held_out is not None and not (Path(data := locate_data(held_out)) / MANIFEST).is_file():
+        resolve_files(data)
+    if tasks.tasks is not None:
+        require_lm_eval()
+        chosen_tasks(tasks.tasks, allow_code=tasks.allow_code)
+    return {role: (name, locate_teacher(name)) for role, name in names.items()}
+
+
+def _check(sources: _Sources, held_out: str | None, settings: EvaluateConfig) -> _Inputs | None:
+    """Check configs, tokenizers and held-out text; None without text. The hub's weights are not fetched yet."""
+    configs: dict[str, Any] = {}
+    tokenizers: dict[str, Any] = {}
+    for role, (_, source) in sources.items():
+        folder = resolve_folder(source, weights=Path(source).is_dir())
+        configs[role], tokenizers[role] = load_config(source), load_tokenizer(folder)
+        if tokenizers[role] is None:
             raise ConfigError(f"{folder} must hold a tokenizer: text, samples and tasks need one.")
-    return models
-
-
-def _check(models: dict[str, tuple[str, Path]], held_out: str, settings: EvaluateConfig) -> _Inputs:
-    name, folder = models["student"]
-    config = load_config(str(folder))
-    tokenizer = load_tokenizer(folder)
-    if "teacher" in models and load_config(str(models["teacher"][1])).vocab_size != config.vocab_size:
-        raise ConfigError(f"{models['teacher'][0]} and {name} must share a vocabulary; theirs differ in size.")
+    if held_out is None:
+        return None
+    vocab_size, tokenizer = configs["student"].vocab_size, tokenizers["student"]
+    if "teacher" in configs and configs["teacher"].vocab_size != vocab_size:
+        names = " and ".join(sources[role][0] for role in ("teacher", "student"))
+        raise ConfigError(f"{names} must share a vocabulary; theirs differ in size.")
+    length = settings.sequence_length
     blocks = open_blocks(
-        locate_data(held_out), tokenizer, sequence_length=settings.sequence_length, vocab_size=config.vocab_size
+        locate_data(held_out), tokenizer, sequence_length=length, vocab_size=vocab_size, text_tokens=settings.tokens
     )
     batches = ordered_batches(blocks, tokens=settings.tokens, batch_size=1)
     windows = text_windows(batches, set(tokenizer.all_special_ids))

@@ -48,4 +48,5 @@ def export_verb(
         from lrc.verbs.export_int8 import export_int8
 
         export_int8(student, out, overwrite=overwrite, dry_run=dry_run)
-    print(out)
+    if not dry_run:
+        print(out)

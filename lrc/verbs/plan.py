@@ -50,7 +50,7 @@ def plan(teacher: str, *, hidden_size: int, trust_remote_code: bool = False) -> 
         *(f"odd        {line}" for line in odd or ["nothing"]),
         f"student    hidden size {hidden_size}, {_parameters(student):,} parameters (teacher {_parameters(config):,})",
         *(f"size       {line}" for line in size_advice(config, hidden_size)),
-        f"supported: {architecture.model_type}; its identity and merge oracles pass on a tiny random model",
+        f"supported: {architecture.model_type}; its identity, merge and gradient oracles pass on a tiny random model",
     ]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from lrc.config import CHECKPOINTING, Checkpointing, Recipe, load_recipe, recipe_from_dict
@@ -33,6 +34,8 @@ from lrc.verbs.sources import locate_teacher
 
 WIDTH = 132
 """Columns of the tables where the terminal does not say."""
+PLAN_KEYS = {"trained_parameters", "memory_per_device", "machines"}
+"""What the JSON of every plan holds."""
 PLANNED_TOKENS = 10e9
 """Training tokens of a teacher planned without a recipe, as published for LRC-1.5B."""
 
@@ -62,6 +65,8 @@ def plan_costs(source: str, overrides: tuple[str, ...], question: Question, *, t
     Raises:
         ConfigError: The teacher, a size or the question itself is not supported; the text is the reason.
     """
+    if question.out is not None:
+        _check_out(question.out)
     is_recipe = source.endswith((".yaml", ".yml"))
     machine = parse_machine(question.fits or question.machine)
     recipe = _recipe(source, overrides, question, is_recipe=is_recipe, trust_remote_code=trust_remote_code)
@@ -145,8 +150,16 @@ def _recipe(
 
 def _with_overrides(values: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.from_dotlist(list(overrides)))
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or "" in key.split("."):
+            raise ConfigError(f"lrc plan: an override must look like section.key=value, found {override!r}.")
+    try:
+        merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.from_dotlist(list(overrides)))
+    except (yaml.YAMLError, TypeError, OmegaConfBaseException) as error:
+        raise ConfigError(f"An override of {list(overrides)} can't be read as section.key=value: {error}") from error
     plain: dict[str, Any] = OmegaConf.to_container(merged)  # type: ignore[assignment]  # keys are strings here
     return plain
 
@@ -219,6 +232,18 @@ def _others(machine: Machine) -> tuple[Machine, ...]:
 def _console() -> Console:
     console = Console()
     return console if console.is_terminal and console.width >= WIDTH else Console(width=WIDTH)
+
+
+def _check_out(path: Path) -> None:
+    """Refuse to replace what is no earlier plan."""
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or not found.keys() >= PLAN_KEYS:
+        raise ConfigError(f"--json {path} is there and is no plan of lrc, so it is not replaced. Name another file.")
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from lrc.data.stages import TOKENISE, Stage, all_stages
 from lrc.data.tokenizer_hash import tokenizer_sha256
 from lrc.data_config import PrepareConfig
 from lrc.errors import ConfigError, DataError
+from lrc.export.folder import check_apart
 from lrc.models.folder import resolve_folder
 from lrc.models.teacher import load_tokenizer
 from lrc.training.beside import write_beside
@@ -47,15 +48,15 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, dry_run: bool = False) -
         `RUN/prepare`; the work folder if Slurm jobs were submitted that are not done.
 
     Raises:
-        ConfigError: No sources, or a tokenizer that can't do what they need.
+        ConfigError: No sources, a tokenizer that can't do what they need, or something would be deleted that is read
+            or that is not lrc's.
         DataError: A source is damaged, too many rows are bad, or the disk is full.
     """
     folder, draft = Path(recipe.run) / "prepare", Path(recipe.run) / ".prepare"
-    if folder.exists() and not overwrite:
-        raise ConfigError(f"{folder} is there already. Replace it with --overwrite, or name another run (run=...).")
+    _check_folder(folder, overwrite=overwrite)
     if not recipe.prepare.sources:
         raise ConfigError("prepare.sources must list at least one source.")
-    teacher = resolve_folder(locate_teacher(recipe.teacher))
+    teacher = resolve_folder(locate_teacher(recipe.teacher), weights=False)
     tokenizer = _check_tokenizer(load_tokenizer(teacher), recipe)
     vocab_size = _vocab_size(tokenizer)
     task = PrepareTask(
@@ -65,7 +66,10 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, dry_run: bool = False) -
         folder=str(draft),
     )
     sha256 = tokenizer_sha256(tokenizer)
-    list_benchmarks(recipe.prepare.decontaminate)
+    benchmarks = list_benchmarks(recipe.prepare.decontaminate)
+    paths = [file.path for file in task.files] + [file.path for file in benchmarks]
+    for replaced in (folder, draft):
+        check_apart(replaced, [teacher, *(Path(path.removeprefix("file://")) for path in paths)])
     if dry_run:
         say(f"dry run: {len(task.files)} files of {len(recipe.prepare.sources)} sources: good")
         return folder
@@ -85,6 +89,17 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, dry_run: bool = False) -
         raise DataError(f"{draft} can't be written: {error}. Free some space and run again: it goes on.") from error
     _say_what_went_in(manifest)
     return folder
+
+
+def _check_folder(folder: Path, *, overwrite: bool) -> None:
+    if folder.exists() and not overwrite:
+        raise ConfigError(f"{folder} is there already. Replace it with --overwrite, or name another run (run=...).")
+    is_empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not is_empty and not (folder / MANIFEST).is_file():
+        raise ConfigError(
+            f"{folder} holds no {MANIFEST}, so lrc prepare has not written it, and not even --overwrite replaces it. "
+            "Move it away or name another run (run=...)."
+        )
 
 
 def _run_stages(task: PrepareTask, draft: Path) -> bool:

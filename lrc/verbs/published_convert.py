@@ -5,15 +5,14 @@ says all that the flags repeat: a flag that is not given is taken from there, on
 which refuses a contradiction. For the original code's checkpoints the flags and their defaults are all there is.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lrc.config import StudentConfig, recipe_from_dict
-from lrc.errors import CheckpointError, ConfigError
+from lrc.config import StudentConfig
+from lrc.errors import ConfigError
 from lrc.models.set_aside import find_set_aside
 from lrc.verbs.published_flags import flag, parse_flags, run_command, spell
 
@@ -151,17 +150,9 @@ def _read_recorded_student(checkpoint: Path) -> StudentConfig | None:
     """Return the student that `lrc_config.json` in or beside the checkpoint describes, None if there is no such file.
 
     Raises:
-        CheckpointError: The file does not hold the recipe of a run.
+        CheckpointError: The file is damaged.
     """
-    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    path = folder / "lrc_config.json"
-    if not path.is_file():
-        return None
-    try:
-        recipe = json.loads(path.read_text(encoding="utf-8"))["recipe"]
-        return recipe_from_dict(recipe, origin=str(path)).student
-    except (ValueError, KeyError, TypeError, ConfigError) as error:
-        raise CheckpointError(
-            f"{path} must hold the recipe that the checkpoint was trained with, but can't be read: {error}. "
-            "Copy the checkpoint folder whole."
-        ) from error
+    from lrc.models.checkpoint import read_facts
+
+    facts = read_facts(checkpoint if checkpoint.is_dir() else checkpoint.parent)
+    return None if facts is None else StudentConfig(**facts["student"])

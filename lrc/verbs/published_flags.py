@@ -11,7 +11,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, get_type_hints
 
-from lrc.errors import ConfigError, LrcError, nearest_name
+from lrc.errors import ConfigError, nearest_name
+from lrc.home_folder import expand_home
+from lrc.verbs.exit_code import run_for_exit_code
 
 Flags = TypeVar("Flags")
 
@@ -40,14 +42,15 @@ def read_truth(text: str) -> bool:
 
 def read_optional(text: str) -> str | None:
     """Read a text; the words for nothing (`None`, `null` and the empty one) give None."""
-    return None if text.lower() in WORDS_FOR_NONE else text
+    path: str = expand_home(text)
+    return None if text.lower() in WORDS_FOR_NONE else path
 
 
 READERS: dict[Any, Callable[[str], Any]] = {
     int: int,
     float: float,
     bool: read_truth,
-    str: str,
+    str: expand_home,
     str | None: read_optional,
 }
 
@@ -81,21 +84,16 @@ def parse_flags(argv: Sequence[str], kind: type[Flags], *, program: str) -> tupl
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Run a command and return its exit code: 0, or 2 and 1 with a line `error: ...` on stderr.
+    """Run a command and return its exit code: 0, or another one with a line on stderr, as `lrc` does.
 
-    An `LrcError` names its code itself (2 for bad input). Anything else is a defect or a full disk: code 1, with the
-    traceback that a report of it needs.
+    What is not explained is a defect or a full disk: code 1, with the traceback that a report of it needs.
     """
     try:
-        command()
-    except LrcError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return run_for_exit_code(command)
     except Exception as error:  # noqa: BLE001 - nothing lies above but the exit code; the traceback is printed
         traceback.print_exc()
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def spell(name: str) -> str:

@@ -9,25 +9,30 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lrc.config import Recipe
-from lrc.data.shards import ShardBlocks
+from lrc.config import Recipe, recipe_to_dict
+from lrc.data.shards import ShardBlocks, read_manifest
 from lrc.data.source_files import is_remote
+from lrc.data.tokenizer_hash import tokenizer_sha256
 from lrc.data_config import DataConfig, PrepareConfig, prepare_problems
 from lrc.errors import ConfigError, DataError
 from lrc.models.folder import resolve_folder
-from lrc.models.teacher import load_config
+from lrc.models.teacher import load_config, load_tokenizer
 from lrc.verbs.data_extra import require_data_extra
+from lrc.verbs.progress import say
 from lrc.verbs.published_flags import flag, parse_flags, run_command
 from lrc.verbs.sources import locate_teacher
 
 PROGRAM = "generate_general_data_parallel.py"
 RECIPES = "configs/recipes/data"
 """Below the folder that the command lies in."""
+NOT_IN_SHARDS = ("executor", "workers", "cluster", "max_bad_share")
+"""Settings of `prepare` that its shards do not depend on, as in `lrc/data/plan_tasks.py:fingerprint`."""
 LLAMA3_VOCABULARY = 128_000
 """Llama 3's tokenizer has at least so many tokens, Llama 2's 32,000."""
 
@@ -80,13 +85,18 @@ def family_name(model_type: str, vocab_size: int) -> str:
     return next((name for name in ("qwen", "phi") if model_type.startswith(name)), model_type)
 
 
-def write_rows(shards: Path, target: Path, *, sequence_length: int, vocab_size: int) -> int:
+def write_rows(
+    shards: Path, target: Path, *, sequence_length: int, vocab_size: int, tokenizer_sha256: str | None
+) -> int:
     """Write token shards as rows of the published format; returns their number.
 
     Raises:
-        DataError: The disk is full or not writable; nothing stands at `target` then.
+        DataError: The shards are another tokenizer's or damaged, or the disk is full or not writable; nothing stands at
+            `target` then.
     """
-    blocks = ShardBlocks(shards, sequence_length=sequence_length, vocab_size=vocab_size, tokenizer_sha256=None)
+    blocks = ShardBlocks(
+        shards, sequence_length=sequence_length, vocab_size=vocab_size, tokenizer_sha256=tokenizer_sha256
+    )
     draft = target.with_name(f".{target.name}.partial")
     try:
         with draft.open("w", encoding="utf-8") as out:
@@ -98,6 +108,45 @@ def write_rows(shards: Path, target: Path, *, sequence_length: int, vocab_size: 
         draft.unlink(missing_ok=True)
         raise DataError(f"{target} can't be written: {error}. Free some space and run again.") from error
     return len(blocks)
+
+
+def _check_shards(shards: Path, recipe: Recipe, tokenizer_sha256: str | None) -> None:
+    """Check that the shards of an earlier call are what this one would make.
+
+    Raises:
+        ConfigError: They were made otherwise.
+        DataError: They don't tell how they were made.
+    """
+    from lrc.verbs.prepare import RECIPE
+
+    path = shards / RECIPE
+    try:
+        made = _shard_settings(OmegaConf.to_container(OmegaConf.load(path)))
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} must tell what the shards beside it were made of, but can't be read: {error!r}. Make them anew "
+            "with --overwrite."
+        ) from error
+    asked = _shard_settings(recipe_to_dict(recipe))
+    differ = [f"prepare.{name}" for name, value in asked.items() if made.get(name) != value]
+    if tokenizer_sha256 not in (None, read_manifest(shards)["tokenizer_sha256"]):
+        differ.append("tokenizer")
+    if differ:
+        raise ConfigError(
+            f"The shards in {shards} were made with another {' and '.join(differ)} than is asked for. Make them anew "
+            "with --overwrite, or name another --data-root."
+        )
+
+
+def _shard_settings(recipe: Any) -> dict[str, Any]:
+    """Return what of a recipe's plain values decides the shards, with the places of the sources below the data root."""
+    root = Path(recipe["run"]).parent
+    plain = json.loads(json.dumps(recipe["prepare"]))  # lists, where a config has tuples
+    settings = {name: value for name, value in plain.items() if name not in NOT_IN_SHARDS}
+    paths = [source["path"] for source in settings["sources"]]
+    places = [path if is_remote(path) else os.path.relpath(path, root) for path in paths]
+    sources = zip(settings["sources"], places, strict=True)
+    return settings | {"sources": [source | {"path": place} for source, place in sources]}
 
 
 def _generate(argv: Sequence[str]) -> None:
@@ -113,7 +162,9 @@ def _generate(argv: Sequence[str]) -> None:
         raise ConfigError(f"{PROGRAM}: --data-max-len and --num-workers must be at least 1.")
     root = Path(__file__).parents[2]
     mix = load_mix(root / RECIPES / f"{flags.version}.yaml", data_root=Path(flags.data_root))
-    config = load_config(str(resolve_folder(locate_teacher(flags.tkn_path))))
+    teacher = resolve_folder(locate_teacher(flags.tkn_path), weights=False)
+    config, tokenizer = load_config(str(teacher)), load_tokenizer(teacher)
+    sha256 = None if tokenizer is None else tokenizer_sha256(tokenizer)
     family = family_name(config.model_type, config.vocab_size)
     folder = Path(flags.data_root) / f"mix_general_{family}_tokenized_{flags.version}"
     target = folder / "train.jsonl"
@@ -126,8 +177,12 @@ def _generate(argv: Sequence[str]) -> None:
         prepare=replace(mix, workers=flags.num_workers),
     )
     shards = folder / "prepare"
-    if not shards.is_dir() or flags.overwrite:  # whole shards of a run that was killed while it wrote the rows stay
+    if shards.is_dir() and not flags.overwrite:  # whole, of a run that was killed while it wrote the rows
+        _check_shards(shards, recipe, sha256)
+        say(f"the shards in {shards} are used, which an earlier call has made")
+    else:
         prepare(recipe, overwrite=flags.overwrite, dry_run=flags.dry_run)
     if not flags.dry_run:
-        rows = write_rows(shards, target, sequence_length=flags.data_max_len, vocab_size=config.vocab_size)
+        length, words = flags.data_max_len, config.vocab_size
+        rows = write_rows(shards, target, sequence_length=length, vocab_size=words, tokenizer_sha256=sha256)
         print(f"{target}: {rows} rows of at most {flags.data_max_len} tokens")

@@ -49,7 +49,7 @@ class Translation:
     resume: str | None
     dry_run: bool
     notes: tuple[str, ...]
-    """Lines for stderr: flags that were given and do nothing here."""
+    """Lines for stderr: flags that were given and do nothing here, and what was chosen for one that was not given."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,6 +71,11 @@ def translate(argv: Sequence[str], launch: Launch) -> Translation:
     notes += [f"{spell(name)} is not used: {reason}." for name, reason in UNUSED.items() if name in given]
     if "use_accelerate" in given and not flags.use_accelerate:
         notes.append("--use-accelerate False is not used: training always runs on Accelerate.")
+    if flags.use_logits_loss and "kl_temperature" not in given:
+        notes.append(
+            f"--kl-temperature is not given, so it is {flags.kl_temperature:g}, with which every published model was "
+            "trained; the original's code has 10."
+        )
     run, resume_note = _choose_run(flags, launch)
     recipe = _build_recipe(flags, launch, run=run, without=without)
     validate(recipe, origin=PROGRAM)

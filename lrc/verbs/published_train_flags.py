@@ -83,7 +83,7 @@ class TrainFlags:
     load_model_weight_path: str | None = flag(None, "not supported")
     check_data_cls_loss: bool = flag(False, "log the LM loss of each data class")
     extra_tags: str = flag("ordinary", "comma list: tracker tags, and the name of the run's parent folder")
-    kl_temperature: float = flag(40.0, "softmax temperature of the KL term")
+    kl_temperature: float = flag(40.0, "softmax temperature of the KL term; the original's code has 10")
     lr_scheduler: str = flag("linear", f"one of {', '.join(SCHEDULE_OF_NAME)}")
     aux_loss_type: str = flag("mseloss", "error of the clone terms; only mseloss")
     use_ntp_loss: bool = flag(True, "train on the student's next-token cross entropy")

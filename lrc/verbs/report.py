@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shlex
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from lrc.embedded.teacher import TEACHER_HUB_ID, TEACHER_LICENSE
-from lrc.errors import DataError
+from lrc.errors import CheckpointError, ConfigError, DataError
+from lrc.evaluation.task_names import CODE
 from lrc.models.folder import has_weights, weights_hash
 from lrc.report.json_fields import read_json
 from lrc.report.licence import Licence, read_licence
@@ -53,22 +55,22 @@ def report(
 
     Raises:
         DataError: There is nothing to report yet, a file of the run is damaged, or the folder can't be written.
-        ConfigError: The run's recipe is not a valid one, or the repository's name, or it is public against `private`.
-        CheckpointError: There is no student to upload, its weights are damaged, or the upload failed.
+        ConfigError: The run's recipe is not a valid one, or the repository's name, or it is public against `private`,
+            or `private` is asked for without one.
+        CheckpointError: There is no student where one is named or to upload, its weights are damaged, or the upload
+            failed.
     """
     folder = run / "report"
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} must be a folder or not be there, but is a file. Move it away.")
     data = read_run(run)
-    if push_to_hub is not None:
-        check_repo(push_to_hub)
-        student = student_folder(run, student, parity=data.parity)
+    student = _named_student(run, data, student, push_to_hub, private=private)
     subject = student or default_student(run)
     sft_facts = subject / SFT_FACTS
     data = replace(data, fine_tuned=read_fine_tuned(sft_facts) if sft_facts.is_file() else None)
     origin = _origin(run, data, push_to_hub, subject)
     if origin.scored_other is not None:
-        _note_scores(run, subject, origin.scored_other)
+        _note_scores(data, subject, origin.scored_other)
     plots = draw_plots(data)
     files = {f"{name}.png": plot.light_png for name, plot in plots.items()}
     files[CARD_NAME] = model_card(data, plots, origin).encode("utf-8")
@@ -92,14 +94,48 @@ def report(
     return folder / PAGE_NAME
 
 
-def _note_scores(run: Path, student: Path, scored: str) -> None:
+def _named_student(
+    run: Path, data: RunData, student: Path | None, push_to_hub: str | None, *, private: bool
+) -> Path | None:
+    """Return the student that the card is to be of, checked, and the default one if it is uploaded; None: not named."""
+    if push_to_hub is not None:
+        check_repo(push_to_hub)
+        return student_folder(run, student, parity=data.parity)
+    if private:
+        raise ConfigError(
+            "--private says how --push-to-hub makes a repository, but that names none. Name one or leave --private out."
+        )
+    if student is not None and not (student / "config.json").is_file():
+        raise CheckpointError(f"--student must name a model folder, but {student} holds no config.json.")
+    return student
+
+
+def _note_scores(data: RunData, student: Path, scored: str) -> None:
     whose = f"{scored}, not of {student}"
     if _is_same_place(scored, student):
         whose = f"other weights that were in {student}, not of those there now"
     say(
-        f"note: {run / RESULTS_FILE} has the scores of {whose}: the card says so and gives the hub none. "
-        f"Score it: lrc evaluate {student} --out {run / 'evaluate'} --overwrite"
+        f"note: {data.run / RESULTS_FILE} has the scores of {whose}: the card says so and gives the hub none. "
+        f"Score it: {_score_command(data, student)}"
     )
+
+
+def _score_command(data: RunData, student: Path) -> str:
+    """Word the command that scores a student on what the run's results were measured on."""
+    words = ["lrc", "evaluate", str(student), "--out", str(data.run / "evaluate")]
+    teacher: str | None = None
+    if data.results is not None:
+        words += ["--held-out", data.results.source]
+        teacher = None if data.results.teacher is None else data.results.teacher.name
+    if data.tasks is not None:
+        names = [row.task for row in data.tasks.scores]
+        words += ["--tasks", ",".join(names)]
+        words += [] if data.tasks.data == "hub" else ["--data-dir", data.tasks.data]
+        words += [] if data.tasks.limit is None else ["--limit", str(data.tasks.limit)]
+        words += ["--allow-code"] if set(names) & set(CODE) else []
+        teacher = teacher or data.tasks.teacher
+    words += ["--teacher", teacher] if teacher else []
+    return shlex.join([*words, "--overwrite"])
 
 
 def _sizes(uploads: dict[str, Path | bytes]) -> dict[str, int]:

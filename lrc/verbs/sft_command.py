@@ -47,8 +47,10 @@ def sft_verb(
     if write_llama_factory is not None:
         from lrc.verbs.sft_llama_factory import sft_llama_factory
 
-        print(sft_llama_factory(loaded, write_llama_factory, overwrite=overwrite, dry_run=dry_run))
-        return
-    from lrc.verbs.sft import sft
+        written = sft_llama_factory(loaded, write_llama_factory, overwrite=overwrite, dry_run=dry_run)
+    else:
+        from lrc.verbs.sft import sft
 
-    print(sft(loaded, resume=resume, overwrite=overwrite, dry_run=dry_run))
+        written = sft(loaded, resume=resume, overwrite=overwrite, dry_run=dry_run)
+    if not dry_run:
+        print(written)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lrc.config import Recipe
+from lrc.data.source_files import is_remote, list_files
 from lrc.data.tokenizer_hash import tokenizer_sha256
-from lrc.errors import ConfigError
-from lrc.export.folder import check_target
+from lrc.errors import CheckpointError, ConfigError
+from lrc.export.folder import check_apart, check_target
 from lrc.models.checkpoint import LRC_CONFIG
 from lrc.models.compute import choose_device
 from lrc.models.folder import resolve_folder
@@ -70,6 +71,9 @@ def check_inputs(recipe: Recipe, *, resume: str | None, overwrite: bool) -> SftI
     if settings.teacher_kl > 0:
         teacher = resolve_folder(locate_teacher(recipe.teacher))
         _check_teacher(teacher, config, tokenizer, trust_remote_code=recipe.trust_remote_code)
+    read = [student, *([teacher] if teacher else []), *chat_files(settings.data), *chat_files(settings.held_out)]
+    for folder in (out, work):
+        check_apart(folder, read)
     return SftInputs(
         out=out,
         work=work,
@@ -90,6 +94,15 @@ def require_data(recipe: Recipe) -> str:
     if recipe.sft.data is None:
         raise ConfigError("sft.data must name the chats to learn from (file, folder, glob or URL), and names none.")
     return recipe.sft.data
+
+
+def chat_files(source: str | None) -> list[Path]:
+    """List the files of chats that lie on this machine.
+
+    Raises:
+        DataError: There is none.
+    """
+    return [] if source is None or is_remote(source) else [Path(file.path) for file in list_files(source)]
 
 
 def student_folder(recipe: Recipe) -> Path:
@@ -121,11 +134,22 @@ def chat_encoder(student: Path) -> tuple[Any, ChatEncoder]:
 
 def _end_ids(folder: Path, tokenizer: Any) -> set[int]:
     """Ids that end an answer: the tokenizer's and those that generation stops at."""
-    path = folder / "generation_config.json"
-    found = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+    found = _generation_settings(folder / "generation_config.json").get("eos_token_id")
     listed = found if isinstance(found, list) else [found]
     own = None if tokenizer is None else tokenizer.eos_token_id
     return {token for token in [*listed, own] if isinstance(token, int)}
+
+
+def _generation_settings(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} must be JSON, but can't be read as such: {error}. Copy it anew.") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, found {type(found).__name__}. Copy it anew.")
+    return found
 
 
 def _check_teacher(folder: Path, config: Any, tokenizer: Any, *, trust_remote_code: bool) -> None:

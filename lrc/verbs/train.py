@@ -115,7 +115,8 @@ def train(
     with preemption_signals() as preemption:
         inputs = _check(recipe, resume=resume, overwrite=overwrite)
         if dry_run:
-            _place(recipe, inputs, None if resume is None else find_resume(inputs.folder, resume, say), say)
+            found = None if resume is None else find_resume(inputs.folder, resume, say)
+            _place(recipe, inputs, found, say, is_resumed=resume is not None)
             size, blocks = recipe.student.hidden_size, len(inputs.blocks)
             say(f"dry run: {recipe.teacher} -> hidden size {size}, {blocks} blocks: good")
             return inputs.folder / f"checkpoint-{recipe.train.max_steps}"
@@ -130,7 +131,7 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, resume: s
     check_strategy(recipe, strategy)
     accelerator = make_accelerator(recipe.train, inputs.folder, choose_device(recipe.train.device), strategy=strategy)
     found = None if resume is None else agreed_resume(accelerator, inputs.folder, resume, say)
-    place = _place(recipe, inputs, found, _first_says(accelerator))
+    place = _place(recipe, inputs, found, _first_says(accelerator), is_resumed=resume is not None)
     plan = plan_batches(recipe.train, accelerator, place.resume, say)
     teacher, pair = _load_pair(recipe, inputs, accelerator, strategy)
     start = None
@@ -253,8 +254,9 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
         check_run_folder(folder, filter(None, (recipe.teacher, recipe.data.train, recipe.data.held_out)))
     device = choose_device(recipe.train.device)
     check_trackers(recipe.train)
-    teacher_folder = resolve_folder(locate_teacher(recipe.teacher))
-    config = load_config(str(teacher_folder), trust_remote_code=recipe.trust_remote_code)
+    teacher = locate_teacher(recipe.teacher)
+    without_weights = resolve_folder(teacher, weights=False)
+    config = load_config(teacher, trust_remote_code=recipe.trust_remote_code)
     check_plain_or_restored(config, recipe.teacher)
     architecture = discover(config)
     if recipe.student.hidden_size >= architecture.hidden_size:
@@ -267,19 +269,14 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
     takes_liger(
         recipe.train.head_kernel, method_objective(recipe.method, recipe.objective), logit_softcap(config), device
     )
-    tokenizer = load_tokenizer(teacher_folder)
-    blocks = open_blocks(
-        locate_data(recipe.data.train),
-        tokenizer,
-        sequence_length=recipe.data.sequence_length,
-        vocab_size=config.vocab_size,
-    )
+    tokenizer, length, words = load_tokenizer(without_weights), recipe.data.sequence_length, config.vocab_size
+    blocks = open_blocks(locate_data(recipe.data.train), tokenizer, sequence_length=length, vocab_size=words)
     held_out = []
     if recipe.data.held_out is not None:
-        length, words = recipe.data.sequence_length, config.vocab_size
         source = open_blocks(locate_data(recipe.data.held_out), tokenizer, sequence_length=length, vocab_size=words)
         batches = ordered_batches(source, tokens=recipe.data.held_out_tokens, batch_size=1)
         held_out = [(batch.input_ids, batch.labels) for batch in batches]
+    teacher_folder = resolve_folder(teacher)  # now that all else is right: weights from the hub may take hours
     return _Inputs(
         folder=folder,
         teacher_folder=teacher_folder,
@@ -289,9 +286,13 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
     )
 
 
-def _place(recipe: Recipe, inputs: _Inputs, found: Path | None, tell: Callable[[str], None]) -> _Beginning:
+def _place(
+    recipe: Recipe, inputs: _Inputs, found: Path | None, tell: Callable[[str], None], *, is_resumed: bool
+) -> _Beginning:
     """Check that a checkpoint, which `find_resume` found whole, fits the run; without one choose the start's text."""
     if found is None:
+        if is_resumed:
+            tell(f"no checkpoint in {inputs.folder} to go on from: the run begins at step 0")
         calibration = calibration_batches(recipe, inputs.blocks)
         return _Beginning(calibration=calibration, phase=plan_phases(recipe).at(0, None), resume=None)
     folder = inputs.folder
@@ -312,7 +313,7 @@ def _check_method(recipe: Recipe, config: Any, architecture: Architecture) -> No
     variant, objective = variant_of(recipe.student), method_objective(recipe.method, recipe.objective)
     measured_terms(architecture, variant, objective, recipe.method)
     if recipe.method != "clone":
-        tied = architecture.is_tied and variant.tie_embedding_projection
+        tied = architecture.is_student_tied(variant)
         check_scratch(config, architecture, recipe.student.hidden_size, tied=tied)
     if recipe.method == "tiny_bert" and not {"all", MAP} & set(objective.without):
         check_attention_maps(config, architecture)

@@ -1,5 +1,6 @@
 """Blocks and batches: what rows become, in which order they come, and what is refused."""
 
+import json
 import time
 from collections import Counter
 from dataclasses import replace
@@ -136,6 +137,26 @@ def test_text_is_packed_as_bos_text_eos_into_full_blocks_and_the_rest_is_dropped
     assert blocks.read(0).data_class == "general"
     starts = [blocks.read(index).document_starts for index in range(len(blocks))]
     assert [None if found is None else found.tolist() for found in starts] == [[0], [1, 3], []]
+
+
+@pytest.mark.parametrize(("tokens", "num_blocks"), [(1, 1), (4, 1), (5, 2), (8, 2), (9, 3), (99, 3)])
+def test_of_text_no_more_is_tokenised_than_fills_the_blocks_of_what_is_asked_for(
+    tmp_path: Path, tokens: int, num_blocks: int
+) -> None:
+    rows = ["ab", "cd", "ef"]  # 4 tokens each
+    path = write(tmp_path / "a.jsonl", *(json.dumps({"text": text}) for text in rows))
+    done: list[str] = []
+
+    class Noting(Letters):
+        def __call__(self, text: str, **options: bool) -> dict[str, list[int]]:
+            done.append(text)
+            return super().__call__(text, **options)
+
+    blocks = open_blocks(path, Noting(), sequence_length=4, vocab_size=VOCABULARY, text_tokens=tokens)
+    assert (len(blocks), done) == (num_blocks, rows[:num_blocks])
+    whole = open_letters(path, tokenizer=Letters())
+    asked, found = (ordered_batches(source, tokens=tokens, batch_size=1) for source in (whole, blocks))
+    assert [batch.input_ids.tolist() for batch in found] == [batch.input_ids.tolist() for batch in asked]
 
 
 def test_blocks_name_the_lines_that_they_come_from(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Every executor gets the stages in order, and gives the same bytes; what can't run here is faked at its border."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -67,6 +68,23 @@ def test_jobs_that_wait_are_not_submitted_twice(tmp_path: Path, monkeypatch: pyt
     (folder / "submitted_job").unlink()
     assert submit_to_slurm(stages, folder, workers=None, cluster=CLUSTER) is None
     assert submit_to_slurm(stages, folder, workers=None, cluster=CLUSTER) is None  # nothing is left
+
+
+@pytest.mark.parametrize("command", [None, "source /opt/lrc/activate"], ids=["of its own", "given"])
+def test_a_job_first_makes_this_installation_usable(
+    tmp_path: Path, command: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_fake_slurm(tmp_path / "slurm", monkeypatch, waits=True)
+    task = task_in(tmp_path, "remote")
+    stages, folder = all_stages(task), Path(task.folder)
+    cluster = replace(CLUSTER, environment_command=command)
+    assert submit_to_slurm(stages, folder, workers=None, cluster=cluster) is not None
+    expected = command or f'export PATH="{Path(sys.executable).parent}:$PATH"'
+    for stage in stages:
+        script = (folder / "logs" / stage.name / "launch_script.slurm").read_text()
+        lines = [line.strip() for line in script.splitlines()]
+        (work,) = (number for number, line in enumerate(lines) if "launch_pickled_pipeline" in line)
+        assert expected in lines[:work]
 
 
 def test_slurm_is_needed_for_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,12 @@ def test_filters_count_as_columns_of_a_parquet_file(tmp_path: Path) -> None:
         plan_files(PrepareConfig(sources=[source]))
 
 
+def test_the_field_of_the_text_is_a_column_of_a_parquet_file(tmp_path: Path) -> None:
+    path = write_source(tmp_path / "a.parquet", [{"text": "a"}])
+    with pytest.raises(DataError, match=r"must have the columns \['body'\]"):
+        plan_files(PrepareConfig(sources=[SourceConfig(path=str(path), text_key="body")]))
+
+
 def test_the_fingerprint_follows_what_changes_the_bytes_only(tmp_path: Path) -> None:
     path = write_source(tmp_path / "a.jsonl", texts(3))
     prepare = PrepareConfig(sources=[SourceConfig(path=str(path))])

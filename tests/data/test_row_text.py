@@ -75,6 +75,13 @@ def test_a_row_without_text_is_a_bad_row(row: dict[str, Any], reason: str) -> No
         text_of(row, SourceConfig(path="a.jsonl"), no_chat)
 
 
+def test_the_text_is_in_the_field_that_the_source_names() -> None:
+    source = SourceConfig(path="a.jsonl", text_key="body")
+    assert text_of({"text": "A title.", "body": "A text."}, source, no_chat) == "A text."
+    with pytest.raises(BadRow, match="no field 'body'"):
+        text_of({"text": "A title."}, source, no_chat)
+
+
 def test_a_conversation_that_the_template_refuses_is_a_bad_row() -> None:
     with pytest.raises(BadRow, match="the chat template refuses it: roles must alternate"):
         text_of({"messages": QUESTION}, SourceConfig(path="a.jsonl", kind="chat"), refusing)

@@ -6,7 +6,13 @@ import pytest
 from safetensors import SafetensorError
 
 from lrc.errors import CheckpointError, ConfigError, NumericsError
-from lrc.export.folder import check_target, written_folder
+from lrc.export import gguf, int8
+from lrc.export.folder import PRODUCTS, check_target, written_folder
+from lrc.sft.llama_factory import DATASETS, SETTINGS
+from lrc.sft_config import SFT_FACTS
+
+MARK = "parity.json"
+"""Tells a folder as one of lrc's."""
 
 
 def files_below(root: Path) -> dict[str, str]:
@@ -18,7 +24,7 @@ def out(tmp_path: Path) -> Path:
     """A folder that holds earlier work."""
     folder = tmp_path / "out"
     folder.mkdir()
-    (folder / "old.txt").write_text("old")
+    (folder / MARK).write_text("old")
     return folder
 
 
@@ -51,7 +57,7 @@ def test_an_empty_folder_is_filled_unasked(tmp_path: Path) -> None:
 def test_overwriting_replaces_the_whole_folder(out: Path) -> None:
     with written_folder(out, overwrite=True) as draft:
         (draft / "new.txt").write_text("new")
-        assert files_below(out) == {"old.txt": "old"}
+        assert files_below(out) == {MARK: "old"}
     assert files_below(out.parent) == {"out/new.txt": "new"}
     assert list(out.parent.iterdir()) == [out]
 
@@ -61,8 +67,45 @@ def test_a_folder_that_holds_something_is_refused_before_the_work(out: Path) -> 
         check_target(out, overwrite=False)
     with pytest.raises(ConfigError, match="--overwrite"):
         fill(out)
-    assert files_below(out.parent) == {"out/old.txt": "old"}
+    assert files_below(out.parent) == {f"out/{MARK}": "old"}
     check_target(out, overwrite=True)
+
+
+def test_the_marks_are_what_the_verbs_write() -> None:
+    marks = [{"parity.json"}, {gguf.PARITY_NAME}, {int8.PARITY_NAME}, {SFT_FACTS}, {SETTINGS, DATASETS}]
+    assert [set(product) for product in PRODUCTS] == marks
+
+
+@pytest.mark.parametrize("product", PRODUCTS, ids=", ".join)
+def test_what_lrc_has_written_is_replaced(tmp_path: Path, product: frozenset[str]) -> None:
+    for name in (*product, "model.safetensors"):
+        (tmp_path / name).write_text("")
+    check_target(tmp_path, overwrite=True)
+    with pytest.raises(ConfigError, match=r"Use --overwrite to replace it"):
+        check_target(tmp_path, overwrite=False)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("names", [["a", "b", "c", "d"], ["sft.yaml", "x"], ["config.json", "model.safetensors"]])
+def test_what_somebody_else_has_written_is_never_replaced(tmp_path: Path, names: list[str], overwrite: bool) -> None:
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    listed = ", ".join(names[:3]) + (" and 1 more" if names[3:] else "")
+    with pytest.raises(ConfigError, match=f"holds {listed}, but nothing .* not even --overwrite replaces it"):
+        check_target(tmp_path, overwrite=overwrite)
+    with pytest.raises(ConfigError, match="Name another folder"):
+        fill(tmp_path, overwrite=overwrite)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_a_folder_inside_what_lrc_has_written_is_not_deleted_with_it(out: Path) -> None:
+    (out / ".cache").mkdir()
+    (out / "__pycache__").mkdir()
+    check_target(out, overwrite=True)
+    (out / "student").mkdir()  # as LLaMA-Factory trains it beside the files that lrc sft wrote
+    with pytest.raises(ConfigError, match=r"holds the folder student, .* not even --overwrite replaces it"):
+        fill(out, overwrite=True)
+    assert (out / "student").is_dir()
 
 
 @pytest.mark.parametrize("name", [".", "run", "run/convert", "link", "run/../run"])
@@ -102,7 +145,7 @@ def test_any_failure_leaves_the_old_folder_whole_and_no_draft(out: Path, failure
     with pytest.raises(type(failure)) as caught:
         fill(out, overwrite=True, failure=failure)
     assert caught.value is failure
-    assert files_below(out.parent) == {"out/old.txt": "old"}
+    assert files_below(out.parent) == {f"out/{MARK}": "old"}
     assert list(out.parent.iterdir()) == [out]
 
 
@@ -112,7 +155,7 @@ def test_a_failed_write_is_explained(out: Path, failure: Exception) -> None:
         fill(out, overwrite=True, failure=failure)
     assert f"{out} can't be written: {failure}." in str(caught.value)
     assert caught.value.__cause__ is failure
-    assert files_below(out.parent) == {"out/old.txt": "old"}
+    assert files_below(out.parent) == {f"out/{MARK}": "old"}
 
 
 def test_what_a_killed_call_left_is_no_part_of_the_next(out: Path) -> None:
@@ -136,7 +179,7 @@ def test_the_old_folder_comes_back_if_the_draft_cannot_take_its_place(
     monkeypatch.setattr(Path, "rename", refuse_the_draft)
     with pytest.raises(CheckpointError, match="untouched"):
         fill(out, overwrite=True)
-    assert files_below(out.parent) == {"out/old.txt": "old"}
+    assert files_below(out.parent) == {f"out/{MARK}": "old"}
 
 
 def test_the_current_folder_can_be_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +193,8 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "big_disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "big_disk")
     for _ in range(2):
-        fill(tmp_path / "out", overwrite=True)
+        with written_folder(tmp_path / "out", overwrite=True) as draft:
+            (draft / MARK).write_text("new")
     assert (tmp_path / "out").is_symlink()
-    assert (tmp_path / "big_disk" / "new.txt").read_text() == "new"
+    assert (tmp_path / "big_disk" / MARK).read_text() == "new"
     assert {path.name for path in tmp_path.iterdir()} == {"big_disk", "out"}

@@ -48,11 +48,11 @@ class Models:
         assert dtype == torch.float32
         return lambda input_ids: SimpleNamespace(logits=self.after_reload)
 
-    def check(self, exported: torch.dtype = torch.float32) -> dict[str, Any]:
+    def check(self, exported: torch.dtype = torch.float32, **options: Any) -> dict[str, Any]:
         self.merged_for.clear()
         save_file({"weight": torch.zeros(1, dtype=exported)}, self.folder / "model.safetensors")
         source: Any = SimpleNamespace(config=SimpleNamespace(vocab_size=48), trust_remote_code=False, renamed=True)
-        facts = check_parity(source, self.folder)
+        facts = check_parity(source, self.folder, **options)
         assert self.merged_for == [exported]
         return facts
 
@@ -134,6 +134,12 @@ def test_logits_that_are_all_zero_are_compared_too(models: Models) -> None:
     models.after_reload = one_off(models.factored, 1e-3)
     with pytest.raises(NumericsError):
         models.check()
+
+
+def test_progress_counts_the_models(models: Models) -> None:
+    seen: list[tuple[int, int]] = []
+    models.check(progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
 @pytest.fixture(scope="module")

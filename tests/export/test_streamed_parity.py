@@ -102,6 +102,16 @@ def test_a_folder_with_one_wrong_tensor_is_refused(
             check_parity(source, wrong)
 
 
+def test_progress_counts_the_layers_and_the_head_of_both_passes(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = convert(checkpoint, tmp_path / "out")
+    monkeypatch.setattr(parity, "WHOLE_BYTES", 0)
+    seen: list[tuple[int, int]] = []
+    check_parity(source_of(checkpoint), out, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(number, 6) for number in range(1, 7)]  # two layers
+
+
 @pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight", "lm_head.weight"])
 def test_a_wrong_merge_is_refused(checkpoint: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = convert_module.student_tensor

@@ -8,6 +8,7 @@ import pytest
 from lrc.cli import main
 from lrc.errors import NumericsError
 from lrc.models import oracles
+from lrc.verbs import check as module
 from lrc.verbs.check import check
 from tests.models.family_configs import FAMILY_CONFIGS
 from tests.tiny import teacher_folder
@@ -32,6 +33,29 @@ def test_real_weights_pass_every_oracle(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_tiny_check_needs_the_config_alone(tmp_path: Path) -> None:
     FAMILY_CONFIGS["granite"]().save_pretrained(tmp_path)
     assert main(["check", str(tmp_path), "--tiny"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--hidden-size", "0"], "--hidden-size must be at least 1, found 0"),
+        (["--hidden-size", "33"], "must be at or below the teacher's 32, found 33"),
+        (["--hidden-size", "33", "--tiny"], "--tiny checks a random model of hidden size 32, so"),
+    ],
+)
+def test_a_width_that_no_student_can_have_is_an_error_of_the_width_not_of_the_teacher(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    said: str,
+) -> None:
+    FAMILY_CONFIGS["llama"]().save_pretrained(tmp_path)
+    monkeypatch.setattr(module, "load_model", lambda *args, **options: pytest.fail("the weights are loaded"))
+    assert main(["check", str(tmp_path), *flags]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert "not supported" not in told
 
 
 def test_a_failed_oracle_fails_the_check(

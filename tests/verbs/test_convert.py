@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,12 +51,13 @@ class Stages:
         for done in (1, 2):
             options["progress"](done, 2)
 
-    def check_parity(self, source: Any, draft: Path) -> dict[str, Any]:
+    def check_parity(self, source: Any, draft: Path, *, progress: Callable[[int, int], None]) -> dict[str, Any]:
         assert source is self.source
         assert (draft / "model.safetensors").read_text() == "weights"
         self.calls.append(("check_parity", {"published": (draft.parent / "out").exists()}))
         if isinstance(self.parity, Exception):
             raise self.parity
+        progress(3, 3)
         return self.parity
 
     @property
@@ -81,8 +83,9 @@ def test_the_student_is_published_with_its_parity_after_the_check(
     assert captured.out == ""
     lines = captured.err.splitlines()
     assert lines[:2] == ["note: 9 tensors were ignored.", "note: Odd."]
-    assert [line.split("  ")[0] for line in lines[2:4]] == ["merge 1/2 tensors", "merge 2/2 tensors"]
-    assert lines[4:] == [
+    shown = ["merge 1/2 tensors", "merge 2/2 tensors", "parity 3/3 parts"]
+    assert [line.split("  ")[0] for line in lines[2:5]] == shown
+    assert lines[5:] == [
         "parity: in memory 2.3e-06, after reload 1.2e-02 of the logits' scale; rounding to bfloat16 2.3e-02"
     ]
 
@@ -124,7 +127,7 @@ def test_neither_checkpoint_nor_teacher_is_replaced(tmp_path: Path, stages: Stag
     for folder in (checkpoint, teacher):
         folder.mkdir(parents=True)
     stages.source.teacher_folder = teacher
-    with pytest.raises(ConfigError, match="must not be or hold what is read"):
+    with pytest.raises(ConfigError, match=r"must not be or hold what is read|holds t, but nothing that tells it"):
         convert(checkpoint, tmp_path / out, overwrite=True)
     assert "write_student" not in stages.names
 
@@ -132,11 +135,12 @@ def test_neither_checkpoint_nor_teacher_is_replaced(tmp_path: Path, stages: Stag
 @pytest.mark.parametrize("failure", [NumericsError("not the same"), OSError(28, "No space left on device")])
 def test_an_earlier_student_stays_where_the_new_one_fails(tmp_path: Path, stages: Stages, failure: Exception) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_text("old")
+    for name in ("old", "parity.json"):
+        (tmp_path / "out" / name).write_text("old")
     stages.parity = failure
     with pytest.raises((NumericsError, CheckpointError)):
         convert(Path("c"), tmp_path / "out", overwrite=True)
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
+    assert {path.name for path in tmp_path.rglob("*")} == {"out", "old", "parity.json"}
     stages.parity = FACTS
     convert(Path("c"), tmp_path / "out", overwrite=True)
     assert not (tmp_path / "out" / "old").exists()
@@ -158,8 +162,10 @@ def test_a_checkpoint_that_a_kill_left_set_aside_is_converted_and_never_replaced
 def test_a_teacher_that_has_moved_can_be_named(tmp_path: Path) -> None:
     checkpoint = train(tiny_recipe(tmp_path, start__method="random", train__max_steps=1, data__held_out=None))
     shutil.move(tmp_path / "teacher", tmp_path / "moved")
-    with pytest.raises(ConfigError, match="neither"):
+    with pytest.raises(ConfigError, match=r"neither\. If the teacher lies elsewhere now.* --teacher"):
         convert(checkpoint, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"neither\.$"):
+        convert(checkpoint, tmp_path / "out", teacher=str(tmp_path / "nowhere"))
     out = convert(checkpoint, tmp_path / "out", teacher=str(tmp_path / "moved"))
     assert json.loads((out / "parity.json").read_text())["passed"] is True
 

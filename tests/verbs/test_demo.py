@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from lrc.errors import ConfigError
 from lrc.training.launch import write_recipe
 from lrc.verbs.demo import demo, demo_recipe
 from tests.tiny import teacher_folder, write_rows
@@ -78,6 +79,13 @@ def test_the_demo_trains_longer_on_a_faster_cpu(
     run = f"run={tmp_path / 'run'}"
     assert demo_recipe((run,)).train.max_steps == steps
     assert demo_recipe((run, "train.max_steps=3")).train.max_steps == 3
+
+
+def test_a_demo_without_held_out_text_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("lrc.verbs.demo.products_flops_per_second", lambda dtype: 60e9)
+    monkeypatch.setattr("lrc.verbs.demo.train", lambda *args, **options: pytest.fail("training begins"))
+    with pytest.raises(ConfigError, match=r"data\.held_out must name the text .* names none"):
+        demo((f"run={tmp_path / 'run'}", "data.held_out=null"))
 
 
 def test_a_demo_under_way_keeps_its_length(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from lrc.config import EvaluateConfig
 from lrc.errors import CheckpointError, ConfigError, DataError, NumericsError
 from lrc.models.checkpoint import versions
 from lrc.models.folder import weights_hash
+from lrc.models.teacher import load_config
 from lrc.verbs import evaluate as module
 from lrc.verbs.evaluate import evaluate
+from lrc.verbs.task_settings import TaskSettings
 from tests.tiny import WORDS, save_tokenizer, teacher_folder, tiny_teacher, write_rows
 
 SETTINGS = EvaluateConfig(tokens=60, sequence_length=12, samples=2, sample_tokens=5)
@@ -250,3 +252,62 @@ def test_a_setting_out_of_range_is_refused(root: Path, tmp_path: Path, key: str,
     settings = EvaluateConfig(**{key: value})
     with pytest.raises(ConfigError, match=key):
         check(root / "student", tmp_path / "out", root / "rows.jsonl", settings=settings, dry_run=True)
+
+
+@pytest.mark.usefixtures("no_models")
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"held_out": "no_rows.jsonl"}, r"'no_rows\.jsonl' matches no file"),
+        ({"held_out": "embedded:rows"}, "The embedded texts are"),
+        ({"tasks": TaskSettings(tasks="seed,,piqa")}, "separated by commas"),
+        ({"tasks": TaskSettings(tasks="humaneval")}, "--allow-code"),
+        ({"teacher": "no/such/folder"}, "'no/such/folder' is neither"),
+    ],
+)
+def test_names_are_checked_before_a_model_is_fetched(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setattr(module, "resolve_folder", lambda *args, **options: pytest.fail("a model is fetched"))
+    chosen: dict[str, Any] = {"held_out": str(root / "rows.jsonl"), "teacher": "owner/teacher", **options}
+    with pytest.raises((ConfigError, DataError), match=said):
+        evaluate(root / "student", out=tmp_path / "out", settings=SETTINGS, **chosen)
+
+
+@pytest.mark.usefixtures("no_models")
+def test_the_hubs_weights_are_fetched_when_all_else_is_right(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def resolve(source: str, *, weights: bool = True) -> Path:
+        asked.append((Path(source).name, weights))
+        return root / Path(source).name
+
+    monkeypatch.setattr(module, "resolve_folder", resolve)
+    monkeypatch.setattr(module, "load_config", lambda source: load_config(str(root / Path(source).name)))
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"input_ids": [99]}) + "\n")
+    with pytest.raises(DataError, match="token id 99"):
+        check(root / "student", tmp_path / "out", tmp_path / "rows.jsonl", teacher="owner/teacher")
+    assert asked == [("student", True), ("teacher", False)]
+    check(root / "student", tmp_path / "out", root / "rows.jsonl", teacher="owner/teacher", dry_run=True)
+    assert asked[2:] == [("student", True), ("teacher", False), ("student", True), ("teacher", True)]
+
+
+@pytest.mark.usefixtures("no_models")
+def test_the_embedded_teacher_can_be_scored(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    embedded = "embedded:smollm2-135m-instruct"
+    monkeypatch.setattr(module, "locate_teacher", {embedded: str(root / "teacher")}.__getitem__)
+    evaluate(embedded, out=tmp_path, held_out=str(root / "rows.jsonl"), settings=SETTINGS, dry_run=True)
+    assert "good" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_models")
+def test_text_behind_what_is_scored_is_not_tokenised(root: Path, tmp_path: Path) -> None:
+    rows = [{"text": " ".join(WORDS[4:])}] * 3 + [{"text": None}]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    check(root / "student", tmp_path / "out", tmp_path / "text.jsonl", dry_run=True)  # 60 tokens of 3 * 46
+    with pytest.raises(DataError, match=r"text\.jsonl:4: .text. must be a string"):
+        check(root / "student", tmp_path / "out", tmp_path / "text.jsonl", settings=EvaluateConfig(), dry_run=True)

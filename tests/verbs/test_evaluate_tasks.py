@@ -94,7 +94,10 @@ def test_a_model_beside_itself_differs_by_nothing(root: Path, tmp_path: Path) ->
     chosen = TaskSettings(tasks="piqa,arc_easy", data_dir=str(root / "data"))
     same = str(root / "student")
     path = evaluate(same, out=tmp_path, teacher=same, settings=EvaluateConfig(), tasks=chosen)
-    for row in json.loads(path.read_text())["tasks"]["scores"]:
+    scores = json.loads(path.read_text())["tasks"]["scores"]
+    assert {row["task"] for row in scores} == {"piqa", "arc_easy"}
+    assert len(scores) == 2
+    for row in scores:
         assert row["teacher"] == row["student"]
         assert row["difference"] == {"value": 0.0, "standard_error": 0.0, "interval": [0.0, 0.0]}
 

@@ -39,7 +39,9 @@ def test_an_output_that_exists_needs_overwrite(tmp_path: Path, capsys: pytest.Ca
     out.mkdir()
     (out / "kept").write_text("here")
     arguments = [str(student), str(out), "--as", "llama"]
-    assert "--overwrite" in refused(tmp_path, arguments, capsys)
+    assert "holds kept, but nothing" in refused(tmp_path, [*arguments, "--overwrite"], capsys)
+    (out / "parity.json").write_text("{}")
+    assert "Use --overwrite" in refused(tmp_path, arguments, capsys)
     assert main(["export", *arguments, "--overwrite"]) == 0
     assert not (out / "kept").exists()
 

@@ -33,16 +33,20 @@ def test_dry_run_checks_and_writes_nothing(tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    ("family", "said"),
+    ("family", "changes", "said"),
     [
-        ("gemma3_text", "as f16 by its sizes; class not known to be taken by llama.cpp; the converter decides"),
-        ("mistral", "tried as a llama, not as a mistral; the converter decides, lrc export STUDENT OUT --as llama"),
+        (
+            "gemma3_text",
+            {"query_pre_attn_scalar": 6},
+            "as f16 by its sizes; class not known to be taken by llama.cpp; the converter decides",
+        ),
+        ("mistral", {}, "tried as a llama, not as a mistral; the converter decides, lrc export STUDENT OUT --as llama"),
     ],
 )
 def test_dry_run_calls_no_class_good_that_llama_cpp_is_not_known_to_take(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str, changes: dict[str, int], said: str
 ) -> None:
-    student = bpe_student(tmp_path / "student", family)
+    student = bpe_student(tmp_path / "student", family, **changes)
     assert main(["export", str(student), str(tmp_path / "out"), "--as", "gguf", "--dry-run"]) == 0
     told = capsys.readouterr().err
     assert said in told
@@ -57,6 +61,24 @@ def test_what_can_not_be_written_is_refused(tmp_path: Path, capsys: pytest.Captu
     (out / "kept").mkdir(parents=True)
     assert "--overwrite" in refused([*arguments, "f32"], capsys)
     assert "must hold a config.json" in refused([str(out), str(tmp_path / "new"), "--as", "gguf"], capsys)
+
+
+@pytest.mark.parametrize("flags", [[], ["--overwrite"]])
+def test_a_file_of_another_type_is_kept_and_another_folder_advised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    student, out = bpe_student(tmp_path / "student"), tmp_path / "out"
+    out.mkdir()
+    for name in ("student-Q8_0.gguf", "gguf_parity.json"):
+        (out / name).write_text("there")
+    said = refused([str(student), str(out), "--as", "gguf", "--type", "f16", *flags], capsys)
+    assert "holds student-Q8_0.gguf, and a folder holds one file and its proof" in said
+    assert f"Name another folder, such as {out}-f16." in said
+    assert "--overwrite" not in said
+    assert sorted(path.name for path in out.iterdir()) == ["gguf_parity.json", "student-Q8_0.gguf"]
+    (out / "student-Q8_0.gguf").rename(out / "student-F16.gguf")
+    replace = ["export", str(student), str(out), "--as", "gguf", "--type", "f16", "--overwrite", "--dry-run"]
+    assert main(replace) == 0
 
 
 def test_type_is_for_gguf_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

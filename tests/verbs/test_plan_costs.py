@@ -175,6 +175,8 @@ def test_stacked_experts_that_are_to_be_held_end_with_exit_code_2(
         (["--hidden-size", "16", "--tokens", "lots"], "--tokens must be a number above 0"),
         (["--params", "70B"], "--params must lie between"),
         (["--hidden-size", "16", "student.hiden_size=3"], "hiden_size"),
+        (["--hidden-size", "16", "train.batch_size"], "must look like section.key=value, found 'train.batch_size'"),
+        (["--hidden-size", "16", "train.batch_size=[1"], "can't be read as section.key=value"),
     ],
 )
 def test_bad_questions_end_with_the_reason_and_exit_code_2(
@@ -182,6 +184,21 @@ def test_bad_questions_end_with_the_reason_and_exit_code_2(
 ) -> None:
     assert main(["plan", str(tmp_path / "teacher"), *arguments]) == 2
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["mine", "{}", '{"machines": []}', "[]", None])
+def test_json_replaces_an_earlier_plan_and_nothing_else(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None
+) -> None:
+    out = tmp_path / "plan.json"
+    if content is None:
+        planned([str(recipe)], out)
+        planned([str(recipe)], out)
+        return
+    out.write_text(content)
+    assert main(["plan", str(recipe), "--json", str(out)]) == 2
+    assert f"--json {out} is there and is no plan of lrc" in capsys.readouterr().err
+    assert out.read_text() == content
 
 
 def test_a_dense_phase_is_counted_and_a_student_from_scratch_refused(

@@ -211,6 +211,31 @@ def test_a_dry_run_writes_nothing_and_a_second_run_needs_overwrite(tmp_path: Pat
     assert folder_bytes(prepare(recipe, overwrite=True)) != first
 
 
+@pytest.mark.parametrize("place", ["prepare", ".prepare"])
+@pytest.mark.parametrize("role", ["source", "benchmark", "url"])
+def test_what_is_read_is_not_deleted_by_overwrite(tmp_path: Path, role: str, place: str) -> None:
+    outside = write_source(tmp_path / "a.jsonl", texts(9))
+    prepare(prepare_recipe(tmp_path, {"path": str(outside)}))
+    (tmp_path / "run" / place).mkdir(exist_ok=True)
+    inside = write_source(tmp_path / "run" / place / "b.jsonl", texts(9, 9))
+    more = {"decontaminate": [str(inside)]} if role == "benchmark" else {}
+    path = {"source": str(inside), "benchmark": str(outside), "url": f"file://{inside}"}[role]
+    recipe = prepare_recipe(tmp_path, {"path": path}, **more)
+    with pytest.raises(ConfigError, match=rf"must not be or hold what is read, but .*/{place}/b\.jsonl is in it"):
+        prepare(recipe, overwrite=True)
+    assert inside.is_file()
+    assert (tmp_path / "run" / "prepare" / "manifest.json").is_file()
+
+
+def test_a_folder_that_prepare_has_not_written_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "run" / "prepare").mkdir(parents=True)
+    (tmp_path / "run" / "prepare" / "mine.py").write_text("mine")
+    recipe = prepare_recipe(tmp_path, {"path": str(write_source(tmp_path / "a.jsonl", texts(9)))})
+    with pytest.raises(ConfigError, match=r"holds no manifest\.json, .* not even --overwrite replaces it"):
+        prepare(recipe, overwrite=True)
+    assert (tmp_path / "run" / "prepare" / "mine.py").is_file()
+
+
 def test_what_another_plan_left_is_not_gone_on_with(tmp_path: Path) -> None:
     path = write_source(tmp_path / "a.jsonl", [*texts(9), b"{\n"])
     recipe = prepare_recipe(tmp_path, {"path": str(path)})

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lrc.config import StudentConfig, recipe_from_dict, recipe_to_dict
+from lrc.config import StudentConfig
 from lrc.errors import CheckpointError, ConfigError
 from lrc.verbs.published_convert import main, translate
 
@@ -116,15 +116,11 @@ def write_checkpoint(folder: Path, config: object) -> Path:
     return folder
 
 
-def recorded_recipe() -> dict[str, Any]:
-    values = {
-        "run": "run",
-        "teacher": "TEACHER",
-        "student": {"hidden_size": 1536, "tie_embedding_projection": True},
-        "data": {"train": "train.jsonl"},
-        "train": {"max_steps": 10},
-    }
-    return recipe_to_dict(recipe_from_dict(values, origin="test"))
+def recorded_facts() -> dict[str, Any]:
+    """What a checkpoint says of itself; its recipe is another version's, with a key that there is none of here."""
+    student = {"hidden_size": 1536, "tie_embedding_projection": True}
+    recipe = {"student": student, "no_such_key": 1}
+    return {"teacher": "TEACHER", "teacher_hash": "0", "student": student, "recipe": recipe}
 
 
 def test_main_converts_and_says_where_the_student_lies(fake: FakeConvert, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,7 +132,7 @@ def test_main_converts_and_says_where_the_student_lies(fake: FakeConvert, capsys
 
 @pytest.mark.parametrize("name", ["", "model.safetensors"])
 def test_main_reads_what_the_checkpoint_records(name: str, fake: FakeConvert, tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "checkpoint-10", {"recipe": recorded_recipe()})
+    folder = write_checkpoint(tmp_path / "checkpoint-10", recorded_facts())
     assert main(["--ckpt-path", str(folder / name), "--save-path", "OUT", "--target-hidden-size", "1200"]) == 0
     [(_, _, options)] = fake.calls
     assert options["student"] == StudentConfig(hidden_size=1200, tie_embedding_projection=True)
@@ -146,7 +142,7 @@ def test_main_reads_what_the_checkpoint_records(name: str, fake: FakeConvert, tm
 def test_main_reads_the_record_of_a_checkpoint_that_a_kill_left_set_aside(
     name: str, fake: FakeConvert, tmp_path: Path
 ) -> None:
-    write_checkpoint(tmp_path / ".checkpoint-10.replaced", {"recipe": recorded_recipe()})
+    write_checkpoint(tmp_path / ".checkpoint-10.replaced", recorded_facts())
     named = tmp_path / "checkpoint-10" / name
     assert main(["--ckpt-path", str(named), "--save-path", "OUT", "--target-hidden-size", "1200"]) == 0
     [(checkpoint, _, options)] = fake.calls
@@ -154,7 +150,7 @@ def test_main_reads_the_record_of_a_checkpoint_that_a_kill_left_set_aside(
     assert options["student"] == StudentConfig(hidden_size=1200, tie_embedding_projection=True)
 
 
-@pytest.mark.parametrize("config", [{}, [], {"recipe": {"no_such_key": 1}}])
+@pytest.mark.parametrize("config", [{}, [], {**recorded_facts(), "student": {"no_such_key": 1}}])
 def test_a_broken_record_is_refused(
     config: object, fake: FakeConvert, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,6 +59,15 @@ def test_another_word_is_no_boolean() -> None:
     assert "'maybe'" in message_of("--use_all_attn", "maybe")
 
 
+@pytest.mark.parametrize("argv", [("--save-path=~/out",), ("--save-path", "~/out")])
+def test_a_tilde_that_no_shell_has_expanded_is_the_home_folder(
+    argv: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parse(*argv).save_path == "/home/me/out"
+    assert parse("--resume_checkpoint=~/run").resume_checkpoint == "/home/me/run"
+
+
 @pytest.mark.parametrize("word", ["None", "none", ""])
 def test_words_for_nothing(word: str) -> None:
     assert parse("--resume_checkpoint", word).resume_checkpoint is None
@@ -110,10 +119,11 @@ def test_help_shows_meaning_and_default(capsys: pytest.CaptureFixture[str]) -> N
         (LrcError("no such teacher"), 2, "error: no such teacher"),
         (NumericsError("the loss is not finite"), 1, "error: the loss is not finite"),
         (OSError("disk full"), 1, "error: OSError: disk full"),
+        (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
 def test_a_command_ends_with_its_code_and_one_line(
-    failure: Exception | None, code: int, line: str, capsys: pytest.CaptureFixture[str]
+    failure: BaseException | None, code: int, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def command() -> None:
         if failure is not None:

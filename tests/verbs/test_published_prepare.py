@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lrc.data.blocks import open_blocks
 from lrc.errors import ConfigError
+from lrc.verbs import published_prepare as module
 from lrc.verbs.published_prepare import RECIPES, family_name, load_mix, main
 from tests.data.raw_sources import byte_tokenizer, texts, write_source
 from tests.tiny import teacher_folder
@@ -101,6 +103,38 @@ def test_a_result_is_replaced_only_when_asked_for(
     assert target.read_bytes() == first
     assert main([*flags, "--data_max_len=16", "--overwrite=1"]) == 0
     assert max(len(json.loads(line)["input_ids"]) for line in target.read_text().splitlines()) == 16
+
+
+def test_shards_of_an_earlier_call_are_used_where_they_are_what_would_be_made(
+    teacher: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--version=v5.1", f"--tkn_path={teacher}", "--data_max_len=64"]
+    here = [*flags, f"--data_root={data_root}"]
+    shards = data_root / "mix_general_llama2_tokenized_v5.1" / "prepare"
+    target = shards.with_name("train.jsonl")
+    assert main([*here, "--num_workers=1"]) == 0
+    first = target.read_bytes()
+    target.unlink()
+
+    def said(arguments: list[str], code: int) -> str:
+        capsys.readouterr()
+        assert main(arguments) == code
+        return capsys.readouterr().err
+
+    assert f"the shards in {shards} are used" in said([*here, "--dry_run=1"], 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "load_mix", lambda path, **root: replace(load_mix(path, **root), seed=7))
+        assert "made with another prepare.seed than is asked for. Make them anew with --overwrite" in said(here, 2)
+        assert "prepare.seed" in said([*here, "--dry_run=1"], 2)
+    monkeypatch.chdir(data_root.parent)
+    assert "the shards in datasets/" in said([*flags, f"--data_root={data_root.name}"], 0)
+    assert target.read_bytes() == first
+    target.unlink()
+    byte_tokenizer(teacher, bos=False)
+    assert "made with another tokenizer than is asked for" in said(here, 2)
+    (shards / "recipe.yaml").unlink()
+    assert "recipe.yaml must tell what the shards beside it were made of" in said(here, 2)
+    assert not target.exists()
 
 
 def test_an_unknown_mix_and_missing_flags_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,8 @@ PUBLISHED = (
     "--aux_loss_scale_factor 0.2"
 )
 PUBLISHED_FLAGS = shlex.split(PUBLISHED.partition("hf_trainer.py ")[2])
-LEAST = ["--raw-model-name", "TEACHER", "--dataset-name", "train.jsonl", "--max-steps", "10"]
+REQUIRED = ["--raw-model-name", "TEACHER", "--dataset-name", "train.jsonl", "--max-steps", "10"]
+LEAST = [*REQUIRED, "--kl-temperature", "40"]
 NOON = Launch(time="2026-11-24_12-00-00")
 
 
@@ -85,8 +86,12 @@ def test_the_recipe_published_1_5b_is_what_the_published_command_means() -> None
     assert replace(command, run=recipe.run, teacher=recipe.teacher) == recipe
 
 
-def test_the_temperature_defaults_to_the_published_one() -> None:
-    assert recipe_of().objective.temperature == 40.0
+def test_the_temperature_defaults_to_the_published_one_with_a_note_where_it_is_used() -> None:
+    translation = translate(REQUIRED, NOON)
+    assert translation.recipe.objective.temperature == 40.0
+    assert len(translation.notes) == 1
+    assert translation.notes[0].startswith("--kl-temperature is not given, so it is 40,")
+    assert translate([*REQUIRED, "--use_logits_loss", "0"], NOON).notes == ()
 
 
 @pytest.mark.parametrize("turn", [lambda name: name.replace("_", "-"), lambda name: name.replace("-", "_")])
@@ -236,7 +241,9 @@ def test_what_only_the_original_needed_is_noted(flags: tuple[str, str]) -> None:
 
 
 def test_values_out_of_range_are_refused_at_once() -> None:
-    message = message_of("--kl_temperature", "0", "--batch_size", "0")
+    with pytest.raises(ConfigError) as caught:
+        translate([*REQUIRED, "--kl_temperature", "0", "--batch_size", "0"], NOON)
+    message = str(caught.value)
     assert "temperature" in message
     assert "batch_size" in message
 

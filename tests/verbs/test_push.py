@@ -156,7 +156,10 @@ def test_scores_of_another_folder_are_named_and_kept_from_the_hub(
     assert "67.27 M" not in text.split("## Scores")[0]
     said = capsys.readouterr().err
     assert f"scores of {run / 'convert'}, not of {run / 'sft'}" in said
-    assert f"lrc evaluate {run / 'sft'} --out {run / 'evaluate'} --overwrite" in said
+    text_flags = "" if tasks_alone else " --held-out held_out.jsonl"
+    teacher = "owner/teacher" if tasks_alone else "/home/someone/.cache/lrc/smollm2-135m-instruct"
+    flags = f"{text_flags} --tasks arc_easy,logiqa --teacher {teacher} --overwrite"
+    assert f"Score it: lrc evaluate {run / 'sft'} --out {run / 'evaluate'}{flags}\n" in said
 
 
 def test_scores_belong_to_the_weights_that_the_results_name(

@@ -65,6 +65,12 @@ def test_the_recipes_follow_the_published_table(
     assert tokens * train.max_steps / 1e9 == pytest.approx(billion_tokens, rel=0.03)
 
 
+def test_no_device_of_80_gb_holds_all_weights_of_the_largest_student_and_its_teacher() -> None:
+    sft = load("lrc_4b").sft
+    assert sft.teacher_kl > 0
+    assert sft.lora_rank > 0
+
+
 def test_the_published_launcher_configuration_loads() -> None:
     config = load_config_from_file(str(CONFIGS / "accel_ds_8h800_gas1.yaml"))
     assert isinstance(config, ClusterConfig)

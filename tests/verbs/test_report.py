@@ -2,12 +2,14 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
-from lrc.errors import DataError
+from lrc.errors import CheckpointError, ConfigError, DataError
+from lrc.report.read_run import read_run
 from lrc.verbs import report as module
 from lrc.verbs.report import report
 from tests.report.synthetic_run import write_run
@@ -169,3 +171,32 @@ def test_page_follows_the_numbers(tmp_path: Path) -> None:
     results["student"]["bits_per_byte"] = 1.2345678
     path.write_text(json.dumps(results), encoding="utf-8")
     assert '<data value="1.2345678">1.235</data>' in report(run).read_text("utf-8")
+
+
+def test_a_student_that_is_not_there_is_refused_before_anything_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_scored_run(tmp_path / "run")
+    monkeypatch.setattr(module, "draw_plots", lambda data: pytest.fail("plots are drawn"))
+    with pytest.raises(CheckpointError, match=r"--student must name a model folder, but .*convrt holds no config"):
+        report(run, student=run / "convrt")
+    with pytest.raises(ConfigError, match="--private says how --push-to-hub makes a repository"):
+        report(run, private=True)
+    assert not (run / "report").exists()
+
+
+def test_the_command_that_scores_a_student_asks_for_what_was_scored(tmp_path: Path) -> None:
+    run = write_scored_run(tmp_path / "a run")
+    path = run / "evaluate/results.json"
+    results = json.loads(path.read_text("utf-8"))
+    results["tasks"] |= {"data": "/data/tasks", "limit": 20}
+    results["tasks"]["scores"][1]["task"] = "mbpp"
+    path.write_text(json.dumps(results), encoding="utf-8")
+    words = shlex.split(module._score_command(read_run(run), run / "sft"))
+    assert words[:5] == ["lrc", "evaluate", str(run / "sft"), "--out", str(run / "evaluate")]
+    flags = ["--held-out", "held_out.jsonl", "--tasks", "arc_easy,mbpp", "--data-dir", "/data/tasks", "--limit", "20"]
+    assert words[5:14] == [*flags, "--allow-code"]
+    assert words[14:] == ["--teacher", results["teacher"]["name"], "--overwrite"]
+    path.write_text(json.dumps({**results, "teacher": None, "tasks": None}), encoding="utf-8")
+    words = shlex.split(module._score_command(read_run(run), run / "sft"))
+    assert words[5:] == ["--held-out", "held_out.jsonl", "--overwrite"]

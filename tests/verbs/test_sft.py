@@ -169,8 +169,11 @@ def test_over_long_held_out_chats_are_said_and_counted(root: Path, capsys: pytes
 def test_an_output_that_exists_is_not_replaced_unasked(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "run" / "sft").mkdir(parents=True)
     (root / "run" / "sft" / "mine").write_text("mine")
+    assert main(["sft", str(root / "recipe.yaml"), "--overwrite"]) == 2
+    assert "holds mine, but nothing" in capsys.readouterr().err
+    (root / "run" / "sft" / "sft.json").write_text("{}")
     assert main(["sft", str(root / "recipe.yaml")]) == 2
-    assert "--overwrite" in capsys.readouterr().err
+    assert "Use --overwrite" in capsys.readouterr().err
     assert main(["sft", str(root / "recipe.yaml"), "--overwrite", "sft.max_steps=1"]) == 0
     assert not (root / "run" / "sft" / "mine").exists()
 

@@ -7,6 +7,7 @@ import pytest
 
 from lrc.cli import main
 from lrc.config import load_recipe
+from lrc.errors import CheckpointError
 from lrc.verbs.sft_inputs import chat_encoder, check_inputs
 from tests.sft.tiny_chats import CHATML, chat_student, chat_tokenizer, sft_root, snapshot
 
@@ -32,6 +33,40 @@ def test_answers_end_with_what_generation_stops_at(root: Path) -> None:
     (root / "student" / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
     tokenizer, encoder = chat_encoder(root / "student")
     assert encoder._end_ids == {7, 9, tokenizer.eos_token_id}
+
+
+@pytest.mark.parametrize("content", ['{"eos_token_id": [7', "[7]"])
+def test_a_damaged_generation_config_is_refused_by_name(root: Path, content: str) -> None:
+    (root / "student" / "generation_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"student/generation_config\.json must .* Copy it anew"):
+        chat_encoder(root / "student")
+
+
+@pytest.mark.parametrize(
+    ("setting", "place"),
+    [
+        ("sft.model", "sft"),
+        ("teacher", "sft"),
+        ("sft.data", "sft/chats.jsonl"),
+        ("sft.held_out", "sft/held_out.jsonl"),
+        ("sft.data", ".sft/chats.jsonl"),
+    ],
+)
+def test_what_is_read_is_not_deleted_by_overwrite(
+    root: Path, setting: str, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = root / "run"
+    shutil.copytree(root / "student", run / "sft")
+    (run / "sft" / "sft.json").write_text("{}")
+    (run / ".sft").mkdir()
+    for folder in ("sft", ".sft"):
+        for name in ("chats.jsonl", "held_out.jsonl"):
+            shutil.copyfile(root / name, run / folder / name)
+    before = snapshot(root)
+    arguments = [str(root / "recipe.yaml"), "sft.teacher_kl=1", f"{setting}={run / place}", "--overwrite"]
+    assert main(["sft", *arguments]) == 2
+    assert "must not be or hold what is read" in capsys.readouterr().err
+    assert snapshot(root) == before
 
 
 @pytest.mark.parametrize(

@@ -38,3 +38,30 @@ def test_nothing_is_written_where_something_is_wrong(root: Path, capsys: pytest.
     assert main(["sft", str(root / "recipe.yaml"), *out]) == 2
     assert f"{root / 'chats.jsonl'}:1: the last turn" in capsys.readouterr().err
     assert not (root / "factory").exists()
+
+
+def test_a_file_without_a_readable_row_is_refused_by_name(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "set").mkdir()
+    (root / "chats.jsonl").rename(root / "set" / "a.jsonl")
+    (root / "set" / "b.jsonl").write_text("{\n")
+    chats = [f"sft.data={root / 'set'}", "sft.max_bad_share=0.5"]
+    assert main(["sft", str(root / "recipe.yaml"), *chats, "--write-llama-factory", str(root / "factory")]) == 2
+    assert f"{root / 'set' / 'b.jsonl'} must hold at least one readable row" in capsys.readouterr().err
+    assert not (root / "factory").exists()
+
+
+def test_neither_chats_nor_a_trained_student_are_deleted_by_overwrite(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = root / "factory"
+    arguments = ["sft", str(root / "recipe.yaml"), "--write-llama-factory", str(out), "--overwrite"]
+    assert main(arguments) == 0
+    assert main(arguments) == 0
+    (out / "student").mkdir()
+    assert main(arguments) == 2
+    assert "holds the folder student" in capsys.readouterr().err
+    (out / "student").rmdir()
+    (root / "chats.jsonl").rename(out / "chats.jsonl")
+    assert main([*arguments, f"sft.data={out / 'chats.jsonl'}"]) == 2
+    assert "must not be or hold what is read" in capsys.readouterr().err
+    assert (out / "chats.jsonl").is_file()

@@ -18,6 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from lrc.config import Recipe, load_recipe
 from lrc.errors import CheckpointError, ConfigError, DataError
 from lrc.models.checkpoint import versions
+from lrc.models.folder import resolve_folder
 from lrc.training.checkpoint_list import find_resume
 from lrc.training.run_folder import only_run
 from lrc.verbs.convert import convert
@@ -276,6 +277,41 @@ def test_a_run_goes_on_where_its_checkpoints_fill_the_disk(tmp_path: Path, monke
     size = sum(path.stat().st_size for path in last.iterdir())
     monkeypatch.setattr("lrc.training.launch.shutil.disk_usage", lambda folder: SimpleNamespace(free=2 * size))
     assert train(tiny_recipe(tmp_path, train__max_steps=4, **changes), resume="auto").name == "checkpoint-4"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"student__hidden_size": 32}, {"objective__without": ["attn-z"]}, {"data__train": "/nowhere/*.jsonl"}],
+    ids=["width", "clone term", "data"],
+)
+def test_a_teachers_weights_are_fetched_after_all_that_is_cheap_to_check(
+    tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_for_weights: list[bool] = []
+
+    def resolve(source: str, *, weights: bool = True) -> Path:
+        asked_for_weights.append(weights)
+        return resolve_folder(source, weights=weights)
+
+    monkeypatch.setattr("lrc.verbs.train.resolve_folder", resolve)
+    with pytest.raises((ConfigError, DataError)):
+        train(tiny_recipe(tmp_path, start__method="random", **changes))
+    assert asked_for_weights == [False]
+    train(tiny_recipe(tmp_path, start__method="random"), dry_run=True)
+    assert asked_for_weights == [False, False, True]
+
+
+def test_a_run_that_finds_nothing_to_go_on_from_says_that_it_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny_recipe(tmp_path, start__method="random", train__max_steps=1, data__held_out=None)
+    said = f"no checkpoint in {tmp_path / 'run' / 'train'} to go on from: the run begins at step 0\n"
+    train(recipe, resume="auto", dry_run=True)
+    assert said in capsys.readouterr().err
+    train(recipe, resume="auto")
+    assert said in capsys.readouterr().err
+    train(recipe, resume="auto")
+    assert "to go on from" not in capsys.readouterr().err
 
 
 def test_too_few_start_tokens_are_called_by_their_name(tmp_path: Path) -> None:
