@@ -123,6 +123,30 @@ def principal_basis(second_moment: Tensor, size: int, outlier_channels: int = 0)
     return basis
 
 
+def centred_basis(second_moment: Tensor, size: int) -> Tensor:
+    """Choose the basis `Q` for norms that subtract the mean over the channels: `Q 1_S / sqrt(d_S) = 1_T / sqrt(d_T)`.
+
+    With it the student's norm takes the mean of `Q.T x` out exactly where the teacher's takes out that of `x`. The
+    other `size - 1` directions are the leading ones of the centred stream; all are turned so that the equation holds.
+
+    Args:
+        second_moment: `E[x x.T]` of the centred and normalised stream, `[d_T, d_T]`.
+        size: `d_S`, columns of `Q`.
+
+    Returns:
+        `[d_T, size]` float64 with orthonormal columns.
+    """
+    moment = second_moment.double()
+    ones = torch.full((moment.shape[0],), moment.shape[0] ** -0.5, dtype=torch.float64, device=moment.device)
+    below_all = moment - 2 * moment.diagonal().sum() * torch.outer(ones, ones)  # the mean comes after every direction
+    basis = torch.cat([ones[:, None], principal_basis(below_all, size - 1)], 1)
+    # a reflection of the columns that sends the student's mean to the first of them, which is the teacher's
+    mirror = torch.full((size,), size**-0.5, dtype=torch.float64, device=moment.device)
+    mirror[0] -= 1
+    length = mirror.square().sum()
+    return basis if length == 0 else basis - 2 * torch.outer(basis @ mirror, mirror) / length
+
+
 def channel_selection(scores: Tensor, size: int) -> Tensor:
     """Select the `size` channels with the largest scores, in channel order.
 

@@ -5,18 +5,18 @@
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from lrc.clone.initialise import channel_selection, principal_basis, random_projection
+from lrc.clone.initialise import centred_basis, channel_selection, principal_basis, random_projection
 from lrc.models.calibrate import calibrate
 from lrc.models.pair_model import PairModel
 from lrc.models.part import is_bias
 from lrc.models.rotate import rotate_student
-from lrc.models.stream import norm_magnitudes, stream_moments
+from lrc.models.stream import norm_magnitudes, stream_moments, subtracts_mean
 from lrc.start_config import StartConfig
 
 CHANNEL_SAMPLES = 15  # RED's calibration samples
@@ -81,8 +81,10 @@ def fill_start(
     else:
         # the basis needs fewer tokens than the regressions: half of them keeps the walk at 1.5 teacher forwards
         some = batches if settings.method == "pca" else batches[: -(-len(batches) // 2)]
-        moments = stream_moments(pair, teacher, some, progress)
-        basis = principal_basis(moments.second_moment, pair.student_config.hidden_size, settings.outlier_channels)
+        size, outliers = pair.student_config.hidden_size, settings.outlier_channels
+        is_centred = outliers == 0 and subtracts_mean(pair, teacher)  # a channel that is kept is none of the mean
+        moment = stream_moments(pair, teacher, some, progress, is_centred=is_centred).second_moment
+        basis = centred_basis(moment, size) if is_centred else principal_basis(moment, size, outliers)
         _fill_basis(pair, teacher, basis)
         if settings.method == "calibrated":
             errors, kept = calibrate(pair, teacher, basis, batches, progress)
@@ -150,3 +152,26 @@ def _fill_basis(pair: PairModel, teacher: nn.Module, basis: Tensor) -> None:
         elif is_bias(name):
             norm = name.removeprefix("gains.").removesuffix(".bias")
             parameter.copy_(torch.linalg.lstsq(reader(norm), tensors[f"{norm}.bias"].double()[:, None]).solution[:, 0])
+    _fill_post_norms(pair, tensors, basis)
+
+
+def _fill_post_norms(pair: PairModel, tensors: Mapping[str, Tensor], basis: Tensor) -> None:
+    """Writers whose output a norm with gain `g_T` divides take `diag(g_T) Q`, that norm `sqrt(d_T / d_S) rms(g_T)`.
+
+    The teacher adds `g_T o / rms(o)`. The student then adds its projection, `Q.T (g_T o) / rms(o)`: a gain of its own
+    acts on other channels, so the teacher's goes into the projection, and the student's gain makes up for what the
+    norm divides by.
+    """
+    offset = 1.0 - pair.architecture.scales.unit_gain
+    growth: float = (basis.shape[0] / basis.shape[1]) ** 0.5
+    for index, stages in enumerate(pair.architecture.stages):
+        for stage in stages:
+            prefix = f"{pair.architecture.layers}.{index}"
+            gain = tensors.get(f"{prefix}.{stage.post_norm}.weight")
+            if stage.post_norm is None or gain is None:
+                continue
+            gain = gain.double() + offset
+            for writer in stage.writers:
+                pair.trained()[f"projections.{prefix}.{writer}"].copy_(gain[:, None] * basis)
+            size = float(gain.square().mean().sqrt())
+            pair.trained()[f"gains.{prefix}.{stage.post_norm}.weight"].fill_(growth * size - offset)

@@ -17,7 +17,7 @@ class StreamMoments:
     """Moments over all tokens and all points where something reads the stream."""
 
     second_moment: Tensor
-    """`E[x x.T]` of the RMS-normalised stream, `[d_T, d_T]` float64."""
+    """`E[x x.T]` of the RMS-normalised stream, `[d_T, d_T]` float64; of the centred one where that was asked for."""
     mean_magnitude: Tensor
     """`E|x|` of the raw stream a channel, `[d_T]` float64."""
 
@@ -92,8 +92,24 @@ def norm_magnitudes(
     return total / rows
 
 
+@torch.no_grad()
+def subtracts_mean(pair: PairModel, teacher: nn.Module) -> bool:
+    """Say whether the norms that read the stream subtract the mean over the channels, by what the last one does."""
+    norm = teacher.get_submodule(pair.architecture.norm)
+    parameter = next(teacher.parameters())
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(4, pair.architecture.hidden_size, generator=generator).to(parameter)
+    normed = norm(rows)
+    return bool((norm(rows + 1) - normed).abs().max() < 0.1 * normed.abs().max())
+
+
 def stream_moments(
-    pair: PairModel, teacher: nn.Module, batches: list[Tensor], progress: Callable[[str, int, int], None]
+    pair: PairModel,
+    teacher: nn.Module,
+    batches: list[Tensor],
+    progress: Callable[[str, int, int], None],
+    *,
+    is_centred: bool = False,
 ) -> StreamMoments:
     """Run the teacher's base over the batches and sum the stream's moments.
 
@@ -102,6 +118,7 @@ def stream_moments(
         teacher: The stock teacher.
         batches: Ids, `[batch, seq]` each.
         progress: Called with ("basis", batches done, batches), first with none done.
+        is_centred: Take each state's mean over the channels out before it is normalised, as the norms do.
     """
     width = pair.architecture.hidden_size
     device = next(teacher.parameters()).device
@@ -113,6 +130,8 @@ def stream_moments(
         nonlocal rows
         flat = stream.flatten(0, -2).float()
         magnitude.add_(flat.abs().sum(0))
+        if is_centred:
+            flat = flat - flat.mean(-1, keepdim=True)
         flat = flat * flat.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
         second.add(flat, flat)
         rows += flat.shape[0]

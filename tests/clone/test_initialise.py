@@ -12,6 +12,7 @@ from lrc.clone.initialise import (
     RIDGE,
     Moments,
     ProductSum,
+    centred_basis,
     channel_selection,
     effective_rank,
     principal_basis,
@@ -152,6 +153,20 @@ def test_outlier_channels_are_kept_whole_and_the_rest_spans_the_others_eigenspac
     others = [channel for channel in range(10) if channel not in (2, 7)]
     top = torch.linalg.eigh(moment[others][:, others]).eigenvectors[:, -3:]
     torch.testing.assert_close(basis[others, 2:] @ basis[others, 2:].T, top @ top.T, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [1, 5, 12])
+def test_a_centred_basis_maps_mean_to_mean_and_keeps_the_leading_directions(size: int) -> None:
+    rows = torch.randn(200, 12, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * torch.arange(1, 13)
+    rows = rows + 7  # a mean that no norm would hand on
+    centred = rows - rows.mean(1, keepdim=True)
+    moment = centred.T @ centred / 200
+    basis = centred_basis(moment, size)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(size, dtype=torch.float64))
+    projected = rows @ basis
+    torch.testing.assert_close(projected - projected.mean(1, keepdim=True), centred @ basis)
+    kept = torch.linalg.eigvalsh(moment).flip(0)[: size - 1].sum()
+    assert float((basis.T @ moment @ basis).trace()) == pytest.approx(float(kept), rel=1e-9, abs=1e-9)
 
 
 def test_channel_selection_keeps_the_loudest_channels_in_their_order() -> None:

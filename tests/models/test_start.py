@@ -1,5 +1,6 @@
 """Start values: what each method fills in, and that the calibrated one tracks the teacher."""
 
+import math
 from typing import Any
 
 import pytest
@@ -7,10 +8,14 @@ import torch
 from torch import Tensor
 
 from lrc.clone.sites import Variant
+from lrc.config import ObjectiveConfig
 from lrc.evaluation.agreement import measure_pair
+from lrc.models.pair_model import PairModel
 from lrc.models.start import fill_start
 from lrc.models.stream import norm_magnitudes, stream_moments
+from lrc.models.tiny import random_model
 from lrc.start_config import StartConfig
+from tests.models.family_configs import FAMILY_CONFIGS
 from tests.models.stock_student import stock_student
 from tests.models.test_pair import VARIANTS, make_pair
 from tests.models.tiny_configs import FAMILIES
@@ -90,6 +95,23 @@ def test_pca_at_full_width_is_the_teacher(family: str) -> None:
     assert measure_pair(pair, held_out()).kl < 1e-4
 
 
+@pytest.mark.parametrize("family", ["cohere2", "phi", "starcoder2"])
+def test_pca_at_full_width_is_the_teacher_with_norms_that_subtract_the_mean(family: str) -> None:
+    teacher = random_model(FAMILY_CONFIGS[family]())
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    width = teacher.config.hidden_size
+    pair = PairModel(teacher, hidden_size=width, variant=VARIANTS[0], objective=ObjectiveConfig()).eval()
+    fill_start(pair, teacher, StartConfig(method="pca"), calibration(), seed=0)
+    assert measure_pair(pair, held_out()).kl < 1e-4
+    plain = PairModel(teacher, hidden_size=width, variant=VARIANTS[0], objective=ObjectiveConfig()).eval()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lrc.models.start.subtracts_mean", lambda *_: False)
+        fill_start(plain, teacher, StartConfig(method="pca"), calibration(), seed=0)
+    assert measure_pair(plain, held_out()).kl > 1e-3
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_calibrated_beats_every_other_start(family: str) -> None:
     found = {method: measure_pair(started(family, method)[0], held_out()).kl for method in ("random", "channel", "pca")}
@@ -111,6 +133,32 @@ def test_calibrated_at_full_width_is_nearly_the_teacher() -> None:
     pair, report = started("llama", "calibrated", size=32)
     assert max(report.layer_errors) < 1e-2
     assert measure_pair(pair, held_out()).kl < 5e-3
+
+
+@pytest.mark.parametrize("family", ["gemma3_text"])
+def test_a_writer_before_a_norm_adds_the_projected_update_of_the_teacher(family: str) -> None:
+    teacher = tiny_teacher(family, tie_word_embeddings=True)
+    norm = teacher.model.layers[0].post_attention_layernorm
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        norm.weight.copy_(3 * torch.rand(32, generator=generator) - 1)  # gains of 0 to 3
+    pair = make_pair(teacher, 16)
+    fill_start(pair, teacher, StartConfig(method="pca"), calibration(), seed=0)
+    trained = {name: value.detach().double() for name, value in pair.trained().items()}
+    written = torch.randn(400, 32, generator=generator, dtype=torch.float64)
+    basis = trained["projections.model.embed_tokens"] / math.sqrt(2)  # sqrt(d_T / d_S) times the basis
+    gain = 1 + norm.weight.detach().double()
+
+    def rms(rows: Tensor) -> Tensor:
+        return rows.square().mean(1, keepdim=True).sqrt()
+
+    wanted = (gain * written / rms(written)) @ basis
+    ours = written @ trained["projections.model.layers.0.self_attn.o_proj"]
+    ours = (1 + trained["gains.model.layers.0.post_attention_layernorm.weight"]) * ours / rms(ours)
+    plain = written @ basis
+    assert torch.nn.functional.cosine_similarity(ours, wanted).min() > 1 - 1e-6
+    assert float((ours.norm() / wanted.norm()).log().abs()) < 0.5  # half of white rows lies outside the basis
+    assert torch.nn.functional.cosine_similarity(plain, wanted).mean() < 0.95
 
 
 def test_outlier_channels_become_identity_columns() -> None:

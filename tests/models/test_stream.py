@@ -7,7 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrc.models.stream import norm_magnitudes, stream_moments, stream_readers
+from lrc.clone.sites import Variant
+from lrc.config import ObjectiveConfig
+from lrc.models.pair_model import PairModel
+from lrc.models.stream import norm_magnitudes, stream_moments, stream_readers, subtracts_mean
+from lrc.models.tiny import random_model
+from tests.models.family_configs import FAMILY_CONFIGS
 from tests.models.stock_student import num_hooks, recorded
 from tests.models.test_pair import make_pair
 from tests.models.tiny_configs import FAMILIES
@@ -66,6 +71,21 @@ def test_norm_magnitudes_are_means_of_the_gained_directions(family: str) -> None
             rows += len(flat)
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, total / rows, rtol=1e-4, atol=1e-5)
+
+
+def test_centred_states_have_no_mean_and_the_stream_s_width_as_their_trace() -> None:
+    teacher = tiny_teacher("llama")
+    found = stream_moments(make_pair(teacher, 16), teacher, id_batches(), silent, is_centred=True).second_moment
+    torch.testing.assert_close(found.sum(0), torch.zeros(32, dtype=torch.float64), rtol=0, atol=1e-4)
+    assert float(found.trace()) == pytest.approx(32, rel=1e-5)
+
+
+@pytest.mark.parametrize(("family", "expected"), [("llama", False), ("cohere2", True), ("starcoder2", True)])
+def test_what_a_norm_does_to_a_shifted_input_tells_whether_it_subtracts_the_mean(family: str, expected: bool) -> None:
+    teacher = random_model(FAMILY_CONFIGS[family]())
+    pair = PairModel(teacher, hidden_size=16, variant=Variant(), objective=ObjectiveConfig())
+    assert subtracts_mean(pair, teacher) == expected
+    assert subtracts_mean(pair, teacher.bfloat16()) == expected
 
 
 def test_the_second_moment_has_the_stream_s_width_as_its_trace() -> None:
