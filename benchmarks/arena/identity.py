@@ -24,11 +24,18 @@ def identity(recipe: Mapping[str, Any], texts: Mapping[str, Any], teacher_hash: 
 
 
 def settings_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe's settings without places and guards, one key a value."""
+    """Return a recipe's settings without places, guards, and the calibration tokens of a start that reads none of them.
+
+    One key a value.
+    """
     values = {key: value for key, value in recipe.items() if key not in PLACES}
+    start = dict(values.pop("start", {}))
+    is_few = start.get("method") == "channel" and start.get("channel_score", "magnitude") == "magnitude"
+    if is_few or start.get("method") == "random" or recipe.get("method", "clone") != "clone":
+        start.pop("tokens", None)
     data = {key: value for key, value in values.pop("data", {}).items() if key not in ("train", "held_out")}
     train = {key: value for key, value in values.pop("train", {}).items() if key not in GUARDS}
-    return _flat(_plain({**values, "data": data, "train": train}))
+    return _flat(_plain({**values, "start": start, "data": data, "train": train}))
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

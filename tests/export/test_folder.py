@@ -76,7 +76,7 @@ def test_the_marks_are_what_the_verbs_write() -> None:
     assert [set(product) for product in PRODUCTS] == marks
 
 
-@pytest.mark.parametrize("product", PRODUCTS, ids=", ".join)
+@pytest.mark.parametrize("product", PRODUCTS, ids=lambda names: ", ".join(sorted(names)))
 def test_what_lrc_has_written_is_replaced(tmp_path: Path, product: frozenset[str]) -> None:
     for name in (*product, "model.safetensors"):
         (tmp_path / name).write_text("")

@@ -1,0 +1,54 @@
+"""What tells two runs of the arena apart, and what does not."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.arena.cells import cell_recipe, parse_cell
+from benchmarks.arena.identity import check_same, differing, identity, settings_of
+from lrc.config import recipe_to_dict
+from lrc.errors import ConfigError
+
+TEXTS = {role: Path(f"{role}.jsonl") for role in ("train", "development", "held_out", "fresh")}
+
+
+def settings(method: str, *, run: str = "here", **start: object) -> dict[str, object]:
+    recipe = recipe_to_dict(
+        cell_recipe(parse_cell(f"smollm2/half/{method}/250k/seed0"), run=Path(run), teacher="t", texts=TEXTS, rates={})
+    )
+    return settings_of({**recipe, "start": {**recipe["start"], **start}})
+
+
+@pytest.mark.parametrize(
+    ("method", "reads_them"),
+    [
+        ("published", False),
+        ("red", False),
+        ("only-kd", False),
+        ("minitron", True),
+        ("default", True),
+        ("slicegpt", True),
+    ],
+)
+def test_calibration_tokens_count_where_a_start_reads_them(method: str, reads_them: bool) -> None:
+    found = differing(settings(method), settings(method, tokens=4_096))
+    assert found == (["start.tokens"] if reads_them else [])
+
+
+def test_places_and_guards_tell_nothing_apart_and_all_else_does() -> None:
+    assert settings("red") == settings("red", run="there")
+    assert "train.divergence_factor" not in settings("red")
+    assert differing(settings("red"), settings("published")) == [
+        "objective.temperature",
+        "start.method",
+        "train.learning_rate",
+    ]
+
+
+def test_texts_and_teacher_are_part_of_it_and_a_missing_key_says_nothing() -> None:
+    texts = {"origin": "folder", "sha256": {"train": "a"}}
+    one = identity({"run": "x", "train": {"seed": 1}}, texts, "h")
+    assert one == {"train.seed": 1, "texts.sha256.train": "a", "teacher_hash": "h"}
+    check_same(one, {"train.seed": 1, "of.another.version": 3}, "there")
+    with pytest.raises(ConfigError, match=r"^there was made with other settings: train\.seed \(2 there, 1 now\)"):
+        check_same(one, {**one, "train.seed": 2}, "there")
