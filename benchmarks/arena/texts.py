@@ -30,7 +30,7 @@ FILES = {
     "train": ("train.jsonl", "train.jsonl.gz", "corpus/textbooks_train.jsonl.gz"),
     "development": ("development.jsonl", "development.jsonl.gz", "corpus/textbooks_validation.jsonl.gz"),
     "held_out": ("held_out.jsonl", "held_out.jsonl.gz", "wikitext2/validation.jsonl"),
-    "fresh": ("fresh.jsonl", "fresh.jsonl.gz", "corpus/tinystories_validation.jsonl.gz"),
+    "fresh": ("fresh.jsonl", "fresh.jsonl.gz", "wikitext2/test.jsonl"),
 }
 """Where `--data DIR` is looked through for each text; the first that is there counts."""
 FIELDS = ("text", "page")
