@@ -3,6 +3,7 @@
 import ctypes
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -13,8 +14,8 @@ PRODUCT_ROWS, PRODUCT_SIZE = 128, 512
 
 RATE_ROUNDS = 25
 """Times four products that a rate is the best of."""
-DTYPE_ROUNDS = 5
-"""The same when a dtype is chosen, by every verb: where bfloat16 is emulated, below 2 GFLOP/s, they take 0.7 s."""
+DTYPE_ROUNDS = 2
+"""The same when a dtype is chosen, by every verb, on one core."""
 
 
 MALLOC_SETTINGS = {-1: 2**31 - 1, -3: 2**30}
@@ -52,7 +53,8 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
     """Return the compute dtype; `auto` takes bfloat16 where its matrix product is the faster.
 
     On a GPU that is where it has units for it: an older one (V100, T4) emulates bfloat16 and is slower than in float32.
-    On a CPU both are measured in turn, the best of several: a busy moment must not settle a whole run's dtype.
+    On a CPU both are measured in turn, on one core in its own time: beside a busy process threads wait for each other
+    longer than either product takes, and that must not settle a whole run's dtype.
     """
     if wanted == "float32":
         return torch.float32
@@ -61,9 +63,7 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
     if device.type != "cpu":
         has_units = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if has_units else torch.float32
-    rounds = [
-        {dtype: _product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)} for _ in range(DTYPE_ROUNDS)
-    ]
+    rounds = [{dtype: _core_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)} for _ in range(DTYPE_ROUNDS)]
     return min(rounds[0], key=lambda dtype: min(seconds[dtype] for seconds in rounds))
 
 
@@ -77,12 +77,23 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _product_seconds(dtype: torch.dtype) -> float:
+def _core_seconds(dtype: torch.dtype) -> float:
+    """Processor seconds that one core takes for the product; what other processes take of it is not counted."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _product_seconds(dtype, time.thread_time)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _product_seconds(dtype: torch.dtype, clock: Callable[[], float] | None = None) -> float:
+    clock = clock or time.perf_counter
     left = torch.ones(PRODUCT_ROWS, PRODUCT_SIZE, dtype=dtype)
     right = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE, dtype=dtype)
     times = []
     for _ in range(4):
-        began = time.perf_counter()
+        began = clock()
         left @ right
-        times.append(time.perf_counter() - began)
+        times.append(clock() - began)
     return min(times)

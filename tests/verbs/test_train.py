@@ -395,7 +395,7 @@ def test_the_compute_dtype_is_the_first_processs(tmp_path: Path, monkeypatch: py
         return torch.float32
 
     monkeypatch.setattr("lrc.verbs.train.by_first", tell)
-    monkeypatch.setattr("lrc.models.compute._product_seconds", lambda dtype: float(dtype != torch.bfloat16))
+    monkeypatch.setattr("lrc.models.compute._core_seconds", lambda dtype: float(dtype != torch.bfloat16))
     train(recipe)
     assert agreed == [torch.bfloat16]
 
