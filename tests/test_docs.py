@@ -189,7 +189,7 @@ def test_checkpoint_facts_and_held_out_measures_are_listed() -> None:
         data=DataConfig(train="d"),
         train=TrainConfig(max_steps=1),
     )
-    facts = checkpoint_facts(recipe, teacher_hash="h", d_teacher=3, step=1, tokens=1)
+    facts = checkpoint_facts(recipe, teacher_hash="h", d_teacher=3, compute_dtype="float32")
     assert keys_after(formats, "`lrc_config.json` (`lrc/models/checkpoint.py:checkpoint_facts`)") == set(facts)
     assert keys_after(formats, "### Held-out measures") == set(Agreement().summary())
     ranks = {"effective_rank", "teacher_effective_rank", "effective_rank_share", "has_collapsed"}

@@ -43,7 +43,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def checkpoint_facts(recipe: Recipe, *, teacher_hash: str, d_teacher: int, step: int, tokens: int) -> dict[str, Any]:
+def checkpoint_facts(
+    recipe: Recipe, *, teacher_hash: str, d_teacher: int, compute_dtype: str, step: int = 0, tokens: int = 0
+) -> dict[str, Any]:
     """Make the content of `lrc_config.json`."""
     return {
         "format": 1,
@@ -55,6 +57,7 @@ def checkpoint_facts(recipe: Recipe, *, teacher_hash: str, d_teacher: int, step:
         "method": recipe.method,
         "phase": dense_to_facts(None),
         "recipe": recipe_to_dict(recipe),
+        "compute_dtype": compute_dtype,
         "step": step,
         "tokens": tokens,
         "versions": versions(),

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from lrc.config import Recipe, TrainConfig, recipe_to_dict
 from lrc.data.blocks import BatchPlan
 from lrc.errors import CheckpointError, ConfigError
 from lrc.models.checkpoint import read_facts
+from lrc.models.compute import dtype_name
 from lrc.models.dense import Dense, dense_of_facts
 from lrc.training.checkpoint import clear_drafts, read_checkpoint, read_state, write_failure
 from lrc.training.checkpoint_list import discard_after
@@ -96,8 +98,10 @@ def check_resume(checkpoint: Path, recipe: Recipe, teacher_hash: str, note: Call
     return phase
 
 
-def resume_from(checkpoint: Path, engine: Engine, log: MetricsLog) -> RunState:
+def resume_from(checkpoint: Path, engine: Engine, log: MetricsLog, *, compute_dtype: torch.dtype) -> RunState:
     """Go back to a checkpoint; what the run wrote after it is dropped, for it will be written anew.
+
+    Another compute dtype than before is told: `auto` follows the machine.
 
     Raises:
         CheckpointError: The checkpoint is damaged or another student's, or the run folder can't be written.
@@ -114,5 +118,10 @@ def resume_from(checkpoint: Path, engine: Engine, log: MetricsLog) -> RunState:
         except OSError as error:
             raise CheckpointError(write_failure(f"The folder {folder}", error)) from error
         log.say(f"resumed from {checkpoint} at step {saved.state.step}")
+        before, dtype = (read_facts(checkpoint) or {}).get("compute_dtype"), dtype_name(compute_dtype)
+        if before not in (None, dtype):
+            log.say(
+                f"note: computed in {before} before and in {dtype} from here on; train.compute_dtype={before} keeps it"
+            )
     log.accelerator.wait_for_everyone()
     return saved.state

@@ -16,7 +16,7 @@ from lrc.evaluation.held_out import AlsoMeasure, HeldOutText
 from lrc.method_config import method_objective
 from lrc.models.checkpoint import checkpoint_facts, variant_of
 from lrc.models.compiled import compile_layers
-from lrc.models.compute import choose_device, choose_dtype, keep_freed_memory
+from lrc.models.compute import choose_device, choose_dtype, dtype_name, keep_freed_memory
 from lrc.models.dense import FROM_SCRATCH, Dense, dense_to_facts
 from lrc.models.discovery import Architecture, discover
 from lrc.models.facts import logit_softcap
@@ -155,10 +155,10 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, resume: s
     )
     state = RunState(step=0, tokens=0, seconds=0.0, sequences_per_step=plan.sequences_per_step)
     if place.resume is not None:
-        state = resume_from(place.resume, engine, log)
+        state = resume_from(place.resume, engine, log, compute_dtype=pair.compute_dtype)
 
-    width = pair.architecture.hidden_size
-    lasting = checkpoint_facts(recipe, teacher_hash=inputs.teacher_hash, d_teacher=width, step=0, tokens=0)
+    width, dtype = pair.architecture.hidden_size, dtype_name(pair.compute_dtype)
+    lasting = checkpoint_facts(recipe, teacher_hash=inputs.teacher_hash, d_teacher=width, compute_dtype=dtype)
 
     with bar_on_terminal("train", "steps") as progress:
         parts = LoopParts(

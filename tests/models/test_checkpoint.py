@@ -159,7 +159,7 @@ def recipe() -> Recipe:
 
 
 def facts() -> dict[str, Any]:
-    return checkpoint_facts(recipe(), teacher_hash="abc", d_teacher=32, step=5, tokens=70)
+    return checkpoint_facts(recipe(), teacher_hash="abc", d_teacher=32, compute_dtype="float32", step=5, tokens=70)
 
 
 def test_a_checkpoint_says_what_it_was_made_from(tmp_path: Path) -> None:

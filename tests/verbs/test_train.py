@@ -1,6 +1,7 @@
 """`lrc train`: the start that it measures and writes down, and runs that are begun anew, gone on with or finished."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -145,6 +146,18 @@ def test_going_on_with_a_finished_run_changes_nothing(root: Path, capsys: pytest
     assert last == root / "run" / "train" / "checkpoint-4"
     assert files_below(root) == before
     assert f"resumed from {last} at step 4" in capsys.readouterr().err
+
+
+def test_going_on_in_another_dtype_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes: dict[str, Any] = {"train__max_steps": 2, "train__save_steps": 1, "start__method": "random"}
+    last = train(tiny_recipe(tmp_path, **changes))
+    assert json.loads((last / "lrc_config.json").read_text())["compute_dtype"] == "float32"
+    shutil.rmtree(last)
+    assert "computed in" not in capsys.readouterr().err
+    train(tiny_recipe(tmp_path, **changes, train__compute_dtype="bfloat16"), resume="auto")
+    assert (
+        "note: computed in float32 before and in bfloat16 from here on; train.compute_dtype=float32 keeps it"
+    ) in capsys.readouterr().err
 
 
 def test_a_dry_run_says_where_the_checkpoint_will_lie(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
