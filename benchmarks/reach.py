@@ -29,7 +29,7 @@ from torch import Tensor
 
 from lrc.config import Recipe, load_recipe
 from lrc.data.blocks import BatchPlan, Blocks, open_blocks, step_batches
-from lrc.errors import CheckpointError, ConfigError, LrcError
+from lrc.errors import CheckpointError, ConfigError
 from lrc.method_config import method_objective
 from lrc.models.checkpoint import TRAINED_TENSORS, variant_of
 from lrc.models.compute import choose_device
@@ -39,6 +39,7 @@ from lrc.models.step_weights import StepWeights
 from lrc.models.stored_tensors import StoredTensors, stored_files
 from lrc.models.teacher import load_tokenizer
 from lrc.training.checkpoint_list import checkpoints
+from lrc.verbs.exit_code import run_for_exit_code
 from lrc.verbs.progress import progress_lines, say
 from lrc.verbs.sources import locate_data, locate_teacher
 from lrc.verbs.teacher_weights import load_teacher
@@ -259,11 +260,10 @@ def main() -> None:
     parser.add_argument("--weights", help="safetensors file of trained tensors; none: the newest checkpoint's")
     parser.add_argument("--out", help="JSON file; none: RUN/train/reach.json")
     parser.add_argument("--batches", type=int, default=24, help="micro-batches (24)")
-    try:
-        run(parser.parse_args())
-    except LrcError as error:
-        say(str(error))
-        sys.exit(error.exit_code)
+    arguments = parser.parse_args()
+    code = run_for_exit_code(lambda: run(arguments))
+    if code:
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from lrc.verbs.evaluate_flags import evaluate_verb
 from lrc.verbs.exit_code import run_for_exit_code
 from lrc.verbs.export import export_verb
 from lrc.verbs.plan_verb import plan_verb
-from lrc.verbs.quiet import quiet_imports
 from lrc.verbs.serve_check import serve_check_verb
 from lrc.verbs.sft_command import sft_verb
 
@@ -220,7 +219,6 @@ VERBS: dict[str, Callable[..., None]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns 0, 1 (failed), 2 (bad input) or 130 (ctrl-C)."""
-    quiet_imports()
     return run_for_exit_code(
         lambda: tyro.extras.subcommand_cli_from_dict(VERBS, prog=PROGRAM, args=arguments, description=_DESCRIPTION),
         prefix=f"{PROGRAM}: ",

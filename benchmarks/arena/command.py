@@ -1,11 +1,11 @@
 """The command line of the arena; `benchmarks/quality.py` has its help."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lrc.errors import ConfigError, LrcError, nearest_name
+from lrc.errors import ConfigError, nearest_name
+from lrc.verbs.exit_code import run_for_exit_code
 from lrc.verbs.progress import say
 
 from .cells import Cell, parse_cell, quick_cells, table_cells
@@ -23,12 +23,7 @@ from .teachers import teachers
 def run_command(arguments: Sequence[str], *, help_text: str) -> int:
     """Run the arena; returns the exit code."""
     options = _parser(help_text).parse_args(arguments)
-    try:
-        _run(options)
-    except LrcError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run_for_exit_code(lambda: _run(options))
 
 
 def _parser(help_text: str) -> argparse.ArgumentParser:

@@ -16,18 +16,17 @@ from benchmarks.speed.one_shape import Settings, measure_shape, shape_table
 from benchmarks.speed.parts import parts_table
 from benchmarks.speed.shapes import AXES, SHAPES, Shape
 from benchmarks.speed.sweep import measure_sweep, sweep_table
-from lrc.errors import ConfigError, LrcError
+from lrc.errors import ConfigError
 from lrc.models.compute import choose_device, choose_dtype, dtype_name, keep_freed_memory
+from lrc.verbs.exit_code import run_for_exit_code
 
 
 def main(description: str | None) -> None:
     """Measure what the command line asks for, print tables, write JSON."""
     arguments = _parse(description)
-    try:
-        _measure(arguments)
-    except LrcError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from error
+    code = run_for_exit_code(lambda: _measure(arguments))
+    if code:
+        raise SystemExit(code)
 
 
 def _measure(arguments: argparse.Namespace) -> None:

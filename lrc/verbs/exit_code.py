@@ -6,13 +6,16 @@ import traceback
 from collections.abc import Callable
 
 from lrc.errors import LrcError
+from lrc.verbs.quiet import quiet_imports
 
 INTERRUPTED = 130
 """As a shell reports a program that ctrl-C has ended."""
 
 
 def run_for_exit_code(command: Callable[[], object], *, prefix: str = "") -> int:
-    """Run a command and return its exit code; `LRC_DEBUG=1` in the environment shows tracebacks of explained ends too.
+    """Run a command and return its exit code; notes of the packages that it imports are held back.
+
+    `LRC_DEBUG=1` in the environment shows tracebacks of explained ends too.
 
     Args:
         command: What to run.
@@ -22,6 +25,7 @@ def run_for_exit_code(command: Callable[[], object], *, prefix: str = "") -> int
         0, the code of an `LrcError`, 130 for ctrl-C, or 1 where a GPU's memory was too small. Any other exception, a
         defect, is the caller's.
     """
+    quiet_imports()
     try:
         command()
     except KeyboardInterrupt:

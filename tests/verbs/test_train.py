@@ -23,6 +23,7 @@ from lrc.models.folder import resolve_folder
 from lrc.training.checkpoint_list import find_resume
 from lrc.training.run_folder import only_run
 from lrc.verbs.convert import convert
+from lrc.verbs.quiet import quiet_imports
 from lrc.verbs.train import train
 from lrc.verbs.train_start import fill
 from tests.tiny import tiny_recipe, write_rows
@@ -121,6 +122,7 @@ def test_a_random_start_looks_at_no_data(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_what_is_going_on_is_said_on_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quiet_imports()  # as every command does: DeepSpeed's note goes to standard output
     last = train(tiny_recipe(tmp_path, train__max_steps=1))
     captured = capsys.readouterr()
     assert captured.out == ""
