@@ -19,6 +19,7 @@ from lrc.errors import ConfigError, did_you_mean
 from lrc.home_folder import expand_home
 from lrc.method_config import Method, PhasesConfig, method_problems
 from lrc.method_config import ObjectiveConfig as ObjectiveConfig
+from lrc.overrides import read_overrides
 from lrc.sft_config import SftConfig, sft_problems
 from lrc.start_config import StartConfig
 from lrc.teacher_config import TeacherWeightsConfig
@@ -182,15 +183,7 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise ConfigError(f"The recipe {path} can't be read as YAML: {error}") from error
     if not OmegaConf.is_dict(values):
         raise ConfigError(f"The recipe {path} must hold keys and values, but it is a list.")
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or "" in key.split("."):
-            raise ConfigError(f"{path}: an override must look like section.key=value, found {override!r}.")
-    try:
-        changes = OmegaConf.from_dotlist(list(overrides))
-    except (yaml.YAMLError, TypeError, OmegaConfBaseException) as error:
-        raise ConfigError(f"An override of {list(overrides)} can't be read as section.key=value: {error}") from error
-    return _resolve([values, changes], origin=str(path))
+    return _resolve([values, read_overrides(overrides, origin=str(path))], origin=str(path))
 
 
 def recipe_from_dict(values: dict[str, Any], *, origin: str) -> Recipe:
@@ -231,7 +224,8 @@ def _resolve(layers: list[Any], *, origin: str) -> Recipe:
 
 def _with_policy_names(layer: Any) -> Any:
     """Name the policy where a recipe still says whether layers are recomputed."""
-    found = OmegaConf.select(layer, "train.activation_checkpointing") if OmegaConf.is_dict(layer.get("train")) else None
+    key = "train.activation_checkpointing"
+    found = OmegaConf.select(layer, key) if OmegaConf.is_dict(layer.get("train")) else None
     if not isinstance(found, bool):
         return layer
     return OmegaConf.merge(layer, {"train": {"activation_checkpointing": "layer" if found else "none"}})

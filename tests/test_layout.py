@@ -26,6 +26,7 @@ SHARED = {
     "lrc.data_config",
     "lrc.home_folder",
     "lrc.method_config",
+    "lrc.overrides",
     "lrc.sft_config",
     "lrc.start_config",
     "lrc.teacher_config",

@@ -129,21 +129,18 @@ def rate_cells(teacher: str, width: str, method: str, tokens: str | None = None)
     return [parse_cell(f"{name}/{tokens or teachers()[teacher].short}/seed0") for name in names]
 
 
+def picked_rate(cell: Cell, rates: Rates) -> float | None:
+    """Return the learning rate in a cell's name, or the one picked for its method or for the base of that; or None."""
+    picked = rates.get(cell.teacher, {})
+    base = find_method(cell.method).base
+    found = (cell.rate, picked.get(cell.method), picked.get(base) if base is not None else None)
+    return next((rate for rate in found if rate is not None), None)
+
+
 def cell_rate(cell: Cell, rates: Rates) -> float:
-    """Return the learning rate that a cell trains with."""
-    method = find_method(cell.method)
-    if cell.rate is not None:
-        return cell.rate
-    picked = rates.get(cell.teacher, {})
-    own = picked.get(cell.method)
-    from_base = picked.get(method.base) if method.base is not None else None
-    return next((rate for rate in (own, from_base) if rate is not None), method.rate)
-
-
-def is_picked(cell: Cell, rates: Rates) -> bool:
-    """Say whether a cell's learning rate is in its name or was picked, for it or its base."""
-    picked = rates.get(cell.teacher, {})
-    return cell.rate is not None or cell.method in picked or find_method(cell.method).base in picked
+    """Return the learning rate that a cell trains with: the picked one, else its method's own."""
+    picked = picked_rate(cell, rates)
+    return find_method(cell.method).rate if picked is None else picked
 
 
 def cell_recipe(cell: Cell, *, run: Path, teacher: str, texts: Mapping[str, Path], rates: Rates) -> Recipe:

@@ -142,9 +142,8 @@ def _against_red(known: Groups, on: str, budgets: Sequence[str]) -> Iterable[Cla
         yield from _against_forms(known, on, "red", budget, 0.75)
     for budget in budgets:
         own = f"{on}/default/{budget}"
-        red = next(
-            iter(_best(known, [f"{on}/{name}/{budget}" for name in ("red", *FORMS["red"])])), f"{on}/red/{budget}"
-        )
+        forms = [f"{on}/{name}/{budget}" for name in ("red", *FORMS["red"])]
+        red = (_best(known, forms) or forms)[0]
         name, needed, looked_at, tokens = red.split("/")[2], None, 0, 1.0
         if own in known and red in known:
             tokens, level = mean_curve(known[red])[-1]

@@ -23,7 +23,7 @@ from lrc.verbs.sources import locate_teacher
 from lrc.verbs.train import train
 
 from .alone import alone
-from .cells import Cell, Rates, cell_recipe, is_picked
+from .cells import Cell, Rates, cell_recipe, picked_rate
 from .committed import COMMITTED
 from .gemma import gemma_teacher
 from .identity import check_same, identity, identity_of
@@ -101,7 +101,8 @@ def run_cell(arena: Arena, cell: Cell, *, overwrite: bool = False) -> dict[str, 
 def _run_alone(arena: Arena, cell: Cell, run: Path, *, overwrite: bool) -> dict[str, Any]:
     texts = arena.texts(cell)
     teacher = arena.teacher(cell, texts)
-    recipe = cell_recipe(cell, run=run, teacher=teacher, texts=texts.paths, rates=arena.rates())
+    rates = arena.rates()
+    recipe = cell_recipe(cell, run=run, teacher=teacher, texts=texts.paths, rates=rates)
     teacher_folder = resolve_folder(locate_teacher(teacher))
     teacher_hash = weights_hash(teacher_folder)
     wanted = identity(recipe_to_dict(recipe), _texts_facts(cell, texts), teacher_hash)
@@ -117,8 +118,8 @@ def _run_alone(arena: Arena, cell: Cell, run: Path, *, overwrite: bool) -> dict[
         write_beside(path, json.dumps(result, indent=1) + "\n")
         return result
     _check_begun(run, wanted, teacher_hash, overwrite=overwrite)
-    picked = "" if is_picked(cell, arena.rates()) else ", the method's own: none was picked"
-    say(f"{cell.name}: {cell.num_steps} steps, learning rate {recipe.train.learning_rate:g}{picked}")
+    whose = ", the method's own: none was picked" if picked_rate(cell, rates) is None else ""
+    say(f"{cell.name}: {cell.num_steps} steps, learning rate {recipe.train.learning_rate:g}{whose}")
     measure = _point_measure(arena, cell, texts, teacher)
     start = start_file(
         arena.root / "starts",

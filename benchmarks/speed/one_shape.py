@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.speed.parts import profile_parts
+from benchmarks.speed.parts import profile_parts, profiled
 from benchmarks.speed.rates import Prediction, ProductRates, part_products, predict, predict_floor, shape_sizes
 from benchmarks.speed.rounds import FLOOR, OURS, PLAIN, Way, list_ways, run_rounds
 from benchmarks.speed.shapes import Shape
@@ -75,8 +74,8 @@ def measure_shape(shape: Shape, settings: Settings, report: Callable[[str], None
     if settings.traces is not None:
         for way in (way for way in ways if way.name == OURS):
             trace = settings.traces / f"{shape.name}-{way.title.replace(', ', '-')}.json"
-            if way.compiled:
-                write_trace(way.pieces["step"], settings.device, trace)
+            if way.compiled:  # without marks: layers that get some inside would be compiled anew
+                profiled(way.pieces["step"], settings.device, trace)
             else:
                 parts[way.title] = profile_parts(bench, way.pieces["step"], trace)
             report(f"{shape.name}: trace in {trace}")
@@ -89,17 +88,6 @@ def measure_shape(shape: Shape, settings: Settings, report: Callable[[str], None
         "parts": parts,
         "ways": [way_facts(way, ways, shape, sizes, bench, rates) for way in ways],
     }
-
-
-def write_trace(step: Callable[[], object], device: torch.device, path: Path) -> None:
-    """Write the chrome trace of one step, without marks: layers that get some inside would be compiled anew."""
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    with profile(activities=activities) as profiler:
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    profiler.export_chrome_trace(str(path))
 
 
 def _chosen(ways: list[Way], words: str) -> list[Way]:

@@ -74,16 +74,23 @@ def profile_parts(bench: Bench, step: Callable[[], object], trace: Path | None) 
         step: One step of ours.
         trace: File for the chrome trace, or None.
     """
-    is_gpu = bench.device.type == "cuda"
+    with marked_parts(bench):
+        profiler = profiled(step, bench.device, trace)
+    return seconds_by_part(list(profiler.events() or []), is_gpu=bench.device.type == "cuda")
+
+
+def profiled(step: Callable[[], object], device: torch.device, trace: Path | None) -> profile:
+    """Run one step under the profiler, and write its chrome trace if there is a file for it."""
+    is_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_gpu else [])]
-    with marked_parts(bench), profile(activities=activities) as profiler:
+    with profile(activities=activities) as profiler:
         step()
         if is_gpu:
-            torch.cuda.synchronize(bench.device)
+            torch.cuda.synchronize(device)
     if trace is not None:
         trace.parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(trace))
-    return seconds_by_part(list(profiler.events() or []), is_gpu=is_gpu)
+    return profiler
 
 
 def seconds_by_part(events: list[Any], *, is_gpu: bool) -> dict[str, float]:

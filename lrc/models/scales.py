@@ -119,10 +119,11 @@ def check_layer_constants(narrow: nn.Module, wide: nn.Module, *, layers: str, ki
     Raises:
         ConfigError: One does (the factors on the latents of LongCat-Flash and dots3).
     """
-    others = dict(wide.get_submodule(layers).named_modules())
+    others = {name: vars(module) for name, module in wide.get_submodule(layers).named_modules()}
     for name, module in narrow.get_submodule(layers).named_modules():
+        theirs = others.get(name, {})
         for attribute, value in vars(module).items():
-            other = vars(others[name]).get(attribute) if name in others else None
+            other = theirs.get(attribute)
             if isinstance(value, float) and isinstance(other, float) and not _is_same(value, other):
                 raise ConfigError(
                     f"{kind} can't be cloned: {layers}.{name}.{attribute} follows the hidden size ({value:.4g} and "

@@ -164,14 +164,15 @@ def _fill_post_norms(pair: PairModel, tensors: Mapping[str, Tensor], basis: Tens
     """
     offset = 1.0 - pair.architecture.scales.unit_gain
     growth: float = (basis.shape[0] / basis.shape[1]) ** 0.5
+    trained = pair.trained()
     for index, stages in enumerate(pair.architecture.stages):
+        prefix = f"{pair.architecture.layers}.{index}"
         for stage in stages:
-            prefix = f"{pair.architecture.layers}.{index}"
             gain = tensors.get(f"{prefix}.{stage.post_norm}.weight")
             if stage.post_norm is None or gain is None:
                 continue
             gain = gain.double() + offset
             for writer in stage.writers:
-                pair.trained()[f"projections.{prefix}.{writer}"].copy_(gain[:, None] * basis)
+                trained[f"projections.{prefix}.{writer}"].copy_(gain[:, None] * basis)
             size = float(gain.square().mean().sqrt())
-            pair.trained()[f"gains.{prefix}.{stage.post_norm}.weight"].fill_(growth * size - offset)
+            trained[f"gains.{prefix}.{stage.post_norm}.weight"].fill_(growth * size - offset)

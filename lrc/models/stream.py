@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lrc.clone.initialise import ProductSum
 from lrc.models.pair_model import PairModel
@@ -36,11 +37,29 @@ def stream_readers(pair: PairModel, teacher: nn.Module, use: Callable[[Tensor], 
     handles = [
         teacher.get_submodule(point).register_forward_pre_hook(hook) for point in [*points, pair.architecture.norm]
     ]
+    with _removed_after(handles):
+        yield
+
+
+@contextmanager
+def _removed_after(handles: list[RemovableHandle]) -> Iterator[None]:
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _run_base(
+    pair: PairModel, teacher: nn.Module, batches: list[Tensor], stage: str, progress: Callable[[str, int, int], None]
+) -> None:
+    """Run the teacher's base over the batches and tell of `stage` after each, first with none done."""
+    base = teacher.get_submodule(pair.architecture.base)
+    device = next(teacher.parameters()).device
+    progress(stage, 0, len(batches))
+    for done, batch in enumerate(batches):
+        base(input_ids=batch.to(device), use_cache=False)
+        progress(stage, done + 1, len(batches))
 
 
 def norm_magnitudes(
@@ -80,15 +99,8 @@ def norm_magnitudes(
     handles = [
         teacher.get_submodule(name).register_forward_hook(hook) for name in sorted({*norms, pair.architecture.norm})
     ]
-    base = teacher.get_submodule(pair.architecture.base)
-    progress("channels", 0, len(batches))
-    try:
-        for done, batch in enumerate(batches):
-            base(input_ids=batch.to(device), use_cache=False)
-            progress("channels", done + 1, len(batches))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with _removed_after(handles):
+        _run_base(pair, teacher, batches, "channels", progress)
     return total / rows
 
 
@@ -136,10 +148,6 @@ def stream_moments(
         second.add(flat, flat)
         rows += flat.shape[0]
 
-    base = teacher.get_submodule(pair.architecture.base)
-    progress("basis", 0, len(batches))
     with stream_readers(pair, teacher, add):
-        for done, batch in enumerate(batches):
-            base(input_ids=batch.to(device), use_cache=False)
-            progress("basis", done + 1, len(batches))
+        _run_base(pair, teacher, batches, "basis", progress)
     return StreamMoments(second_moment=second.total() / rows, mean_magnitude=magnitude / rows)

@@ -7,7 +7,6 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from lrc.config import CHECKPOINTING, Checkpointing, Recipe, load_recipe, recipe_from_dict
@@ -22,6 +21,7 @@ from lrc.models.merge_plan import merge_plan
 from lrc.models.oracles import require_family
 from lrc.models.teacher import load_config
 from lrc.models.terms import measured_terms
+from lrc.overrides import read_overrides
 from lrc.plan.devices import Machine, parse_machine, usual_machines
 from lrc.plan.inverse import allowed_sizes, hidden_size_for, largest_size, parse_count
 from lrc.plan.memory import strategies_for
@@ -152,13 +152,10 @@ def _with_overrides(values: dict[str, Any], overrides: tuple[str, ...]) -> dict[
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or "" in key.split("."):
-            raise ConfigError(f"lrc plan: an override must look like section.key=value, found {override!r}.")
+    changes = read_overrides(overrides, origin="lrc plan")
     try:
-        merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.from_dotlist(list(overrides)))
-    except (yaml.YAMLError, TypeError, OmegaConfBaseException) as error:
+        merged = OmegaConf.merge(OmegaConf.create(values), changes)
+    except (TypeError, OmegaConfBaseException) as error:
         raise ConfigError(f"An override of {list(overrides)} can't be read as section.key=value: {error}") from error
     plain: dict[str, Any] = OmegaConf.to_container(merged)  # type: ignore[assignment]  # keys are strings here
     return plain

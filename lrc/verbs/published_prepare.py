@@ -162,8 +162,8 @@ def _generate(argv: Sequence[str]) -> None:
         raise ConfigError(f"{PROGRAM}: --data-max-len and --num-workers must be at least 1.")
     root = Path(__file__).parents[2]
     mix = load_mix(root / RECIPES / f"{flags.version}.yaml", data_root=Path(flags.data_root))
-    teacher = resolve_folder(locate_teacher(flags.tkn_path), weights=False)
-    config, tokenizer = load_config(str(teacher)), load_tokenizer(teacher)
+    teacher = locate_teacher(flags.tkn_path)
+    config, tokenizer = load_config(teacher), load_tokenizer(resolve_folder(teacher, weights=False))
     sha256 = None if tokenizer is None else tokenizer_sha256(tokenizer)
     family = family_name(config.model_type, config.vocab_size)
     folder = Path(flags.data_root) / f"mix_general_{family}_tokenized_{flags.version}"

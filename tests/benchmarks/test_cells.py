@@ -9,8 +9,8 @@ from benchmarks.arena.cells import (
     Rates,
     cell_rate,
     cell_recipe,
-    is_picked,
     parse_cell,
+    picked_rate,
     quick_cells,
     rate_cells,
     table_cells,
@@ -135,7 +135,7 @@ def test_a_cell_takes_its_own_rate_then_the_picked_one_then_the_methods() -> Non
             assert cell_rate(cell, rates) == rate
     assert cell_rate(parse_cell("smollm2/half/default/60k/seed0"), {}) == find_method("default").rate
     for name, found in {"default": True, "temperature-4": True, "published": False, "published@0.1": True}.items():
-        assert is_picked(parse_cell(f"smollm2/half/{name}/60k/seed0"), rates) == found
+        assert (picked_rate(parse_cell(f"smollm2/half/{name}/60k/seed0"), rates) is not None) == found
 
 
 def test_rates_are_picked_from_short_cells_of_one_seed() -> None:

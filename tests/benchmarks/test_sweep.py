@@ -1,11 +1,10 @@
 """Exponents from synthetic timings, and sizes that a sweep doubles."""
 
 import pytest
-import torch
 
-from benchmarks.speed.one_shape import Settings
 from benchmarks.speed.shapes import AXES, SHAPES
 from benchmarks.speed.sweep import exponent, measure_sweep, sweep_table
+from tests.benchmarks.tiny_settings import tiny_settings
 
 FACTORS = [1, 2, 4, 8]
 
@@ -57,16 +56,8 @@ def test_the_table_ends_with_the_exponents() -> None:
 
 
 def test_a_tiny_sweep_measures_every_point() -> None:
-    settings = Settings(
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-        accumulations=[1],
-        rounds=1,
-        with_plain=False,
-        optimizer="adamw",
-    )
     said: list[str] = []
-    found = measure_sweep(SHAPES["tiny"], "vocabulary", 2, settings, said.append)
+    found = measure_sweep(SHAPES["tiny"], "vocabulary", 2, tiny_settings(), said.append)
     assert [point["value"] for point in found["points"]] == [512, 1024]
     assert all(point["peak_bytes"] > 0 < point["median_seconds"] for point in found["points"])
     assert 0 < found["exponents"]["flops"] < 1

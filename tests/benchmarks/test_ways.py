@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import benchmarks.speed.ways as module
-from benchmarks.speed.one_shape import Settings, measure_shape
+from benchmarks.speed.one_shape import measure_shape
 from benchmarks.speed.rounds import list_ways
 from benchmarks.speed.shapes import SHAPES
 from benchmarks.speed.ways import Bench
 from lrc.models.pair_model import PairModel
+from tests.benchmarks.tiny_settings import tiny_settings
 
 
 def test_layers_run_compiled_in_the_ways_that_say_so_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,17 +53,7 @@ def test_a_timed_step_counts_no_labels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_compiled_way_is_profiled_without_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "compile_layers", lambda pair, tell: None)
-    settings = Settings(
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-        accumulations=[1],
-        rounds=1,
-        with_plain=False,
-        optimizer="adamw",
-        with_compiled=True,
-        only="ours, compiled",
-        traces=tmp_path,
-    )
+    settings = tiny_settings(with_compiled=True, only="ours, compiled", traces=tmp_path)
     found = measure_shape(SHAPES["tiny"], settings, lambda line: None)
     assert [way["title"] for way in found["ways"]] == ["ours, compiled", "floor"]
     assert found["parts"] == {}

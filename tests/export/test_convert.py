@@ -102,6 +102,25 @@ def trained_a_step(root: Path) -> Path:
     return train(tiny_recipe(root, train__max_steps=1, data__held_out=None))
 
 
+def converted_with_wide(root: Path, kept: dict[str, torch.Tensor]) -> tuple[Path, Path, dict[str, torch.Tensor]]:
+    """Convert a student of a teacher whose `kept` tensors are float32, in the teacher's dtype and in float16.
+
+    Returns:
+        The checkpoint, the folder in the teacher's dtype, and its tensors, of which those of `kept` are not bfloat16.
+    """
+    assert len(kept) == 2
+    checkpoint = trained_a_step(root)
+    out = convert(checkpoint, root / "out")
+    found = load_file(out / "model.safetensors")
+    assert {name for name, tensor in found.items() if tensor.dtype != torch.bfloat16} == set(kept)
+    facts = json.loads((out / "parity.json").read_text())
+    assert (facts["dtype"], facts["passed"]) == ("bfloat16", True)
+    assert facts["after_reload"]["relative_difference"] < 1e-5
+    half = load_file(convert(checkpoint, root / "half", dtype="float16") / "model.safetensors")
+    assert {tensor.dtype for tensor in half.values()} == {torch.float16}
+    return checkpoint, out, found
+
+
 @pytest.mark.parametrize("whole_bytes", [2**30, 0], ids=["whole", "streamed"])
 def test_an_inherited_tensor_keeps_the_dtype_that_the_teacher_stores_it_in(
     tmp_path: Path, whole_bytes: int, monkeypatch: pytest.MonkeyPatch
@@ -113,21 +132,12 @@ def test_an_inherited_tensor_keeps_the_dtype_that_the_teacher_stores_it_in(
     sharp = {name: torch.full_like(value, 4 + 2**-6) for name, value in tensors.items() if "q_norm" in name}
     save_file(tensors | sharp, path, metadata={"format": "pt"})
     kept = round_all_but(tmp_path / "teacher", "q_norm")
-    assert len(kept) == 2
-    checkpoint = trained_a_step(tmp_path)
-    out = convert(checkpoint, tmp_path / "out")
-    found = load_file(out / "model.safetensors")
-    assert {name for name, tensor in found.items() if tensor.dtype != torch.bfloat16} == set(kept)
+    checkpoint, out, found = converted_with_wide(tmp_path, kept)
     assert all(torch.equal(found[name], tensor) for name, tensor in kept.items())
-    facts = json.loads((out / "parity.json").read_text())
-    assert (facts["dtype"], facts["passed"]) == ("bfloat16", True)
-    assert facts["after_reload"]["relative_difference"] < 1e-5
     rounded = {name: tensor.to(torch.bfloat16) for name, tensor in found.items()}
     save_file(rounded, out / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(NumericsError, match="Nothing was published"):
         check_parity(read_source(checkpoint, teacher=None, student=None), out)
-    half = load_file(convert(checkpoint, tmp_path / "half", dtype="float16") / "model.safetensors")
-    assert {tensor.dtype for tensor in half.values()} == {torch.float16}
 
 
 @pytest.mark.parametrize("whole_bytes", [2**30, 0], ids=["whole", "streamed"])
@@ -137,17 +147,8 @@ def test_a_merged_tensor_is_stored_as_the_teacher_s_is_where_that_is_wider(
     monkeypatch.setattr(parity, "WHOLE_BYTES", whole_bytes)
     teacher_folder(tmp_path / "teacher")
     kept = round_all_but(tmp_path / "teacher", "up_proj")
-    assert len(kept) == 2
-    checkpoint = trained_a_step(tmp_path)
-    out = convert(checkpoint, tmp_path / "out")
-    found = load_file(out / "model.safetensors")
-    assert {name for name, tensor in found.items() if tensor.dtype != torch.bfloat16} == set(kept)
+    _, _, found = converted_with_wide(tmp_path, kept)
     assert not any(torch.equal(found[name], found[name].to(torch.bfloat16).float()) for name in kept)
-    facts = json.loads((out / "parity.json").read_text())
-    assert (facts["dtype"], facts["passed"]) == ("bfloat16", True)
-    assert facts["after_reload"]["relative_difference"] < 1e-5
-    half = load_file(convert(checkpoint, tmp_path / "half", dtype="float16") / "model.safetensors")
-    assert {tensor.dtype for tensor in half.values()} == {torch.float16}
 
 
 @pytest.mark.filterwarnings("ignore:The explicitly set RoPE scaling factor")

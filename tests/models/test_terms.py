@@ -1,0 +1,56 @@
+"""Which clone terms are measured, and which of them a layer has."""
+
+from typing import Any
+
+import pytest
+
+from lrc.clone.sites import Variant
+from lrc.config import ObjectiveConfig
+from lrc.errors import ConfigError
+from lrc.method_config import Method
+from lrc.models.discovery import discover
+from lrc.models.terms import measured_points, measured_terms
+from tests.models.family_configs import FAMILY_CONFIGS
+from tests.models.tiny_configs import tiny_config
+
+LLAMA = ("attn-q", "attn-k", "attn-v", "attn-out", "mlp-gate", "mlp-up", "mlp-out")
+
+
+def terms_of(method: Method = "clone", variant: Variant | None = None, **objective: Any) -> tuple[str, ...]:
+    architecture = discover(tiny_config("llama"))
+    return measured_terms(architecture, variant or Variant(), ObjectiveConfig(**objective), method)
+
+
+def test_every_reader_and_writer_is_a_term_and_shared_inputs_are_one() -> None:
+    assert terms_of() == LLAMA
+    shared = Variant(attention_projections="io", ffn_projections="io")
+    assert terms_of(variant=shared) == ("attn-in", "attn-out", "mlp-in", "mlp-out")
+    assert terms_of(without=("attn-k", "mlp-out")) == ("attn-q", "attn-v", "attn-out", "mlp-gate", "mlp-up")
+    assert terms_of(without=("all",)) == ()
+
+
+def test_the_terms_of_tiny_bert_are_its_own() -> None:
+    assert terms_of("tiny_bert") == ("hidden", "attention-map")
+    assert terms_of("tiny_bert", clone_weight=0.0) == ("attention-map",)
+
+
+def test_a_term_that_the_student_lacks_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"lacks: attn-in\. It has attn-q, attn-k"):
+        terms_of(without=("attn-in",))
+
+
+def test_layers_of_one_kind_have_every_term() -> None:
+    architecture = discover(tiny_config("llama"))
+    assert measured_points(architecture, Variant(), LLAMA) == (frozenset(LLAMA),) * 2
+    assert measured_points(architecture, Variant(), ("attn-q",)) == (frozenset({"attn-q"}),) * 2
+    assert measured_points(architecture, Variant(), ("hidden", "attention-map")) == (
+        frozenset({"hidden", "attention-map"}),
+    ) * len(architecture.stages)
+
+
+def test_a_dense_layer_and_one_of_experts_have_each_their_own() -> None:
+    architecture = discover(FAMILY_CONFIGS["deepseek_v3"]())
+    names = measured_terms(architecture, Variant(), ObjectiveConfig())
+    points = measured_points(architecture, Variant(), names)
+    assert len(set(points)) > 1
+    assert set().union(*points) == set(names)
