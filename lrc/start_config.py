@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 StartMethod = Literal["random", "channel", "pca", "calibrated"]
+Basis = Literal["sensitive", "principal"]
 ChannelScore = Literal["magnitude", "normalised"]
 
 
@@ -18,6 +19,9 @@ class StartConfig:
     channel_score: ChannelScore = "magnitude"
     """What `channel` keeps the largest of: `magnitude` of the stream over 15 rows (RED), or `normalised`, the outputs
     of the norms over all `tokens` (Minitron)."""
+    basis: Basis = "sensitive"
+    """Directions of the stream that a `calibrated` student keeps: those that the teacher's logits would miss most, by
+    gradients over a sixth of `tokens` (`sensitive`), or those of most energy (`principal`, as `pca` always does)."""
     outlier_channels: int = 0
     """Channels of the teacher's stream kept as identity columns of the basis, those with the largest mean square."""
     rotation: bool = True

@@ -24,7 +24,7 @@ def identity(recipe: Mapping[str, Any], texts: Mapping[str, Any], teacher_hash: 
 
 
 def settings_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe's settings without places, guards, and the calibration tokens of a start that reads none of them.
+    """Return a recipe's settings without places, guards, and what a start does not read: calibration tokens, basis.
 
     One key a value.
     """
@@ -33,6 +33,10 @@ def settings_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
     is_few = start.get("method") == "channel" and start.get("channel_score", "magnitude") == "magnitude"
     if is_few or start.get("method") == "random" or recipe.get("method", "clone") != "clone":
         start.pop("tokens", None)
+    if start.get("method") == "calibrated" and recipe.get("method", "clone") == "clone":
+        start.setdefault("basis", "principal")  # as every start was before the key came
+    else:
+        start.pop("basis", None)
     data = {key: value for key, value in values.pop("data", {}).items() if key not in ("train", "held_out")}
     train = {key: value for key, value in values.pop("train", {}).items() if key not in GUARDS}
     return _flat(_plain({**values, "start": start, "data": data, "train": train}))

@@ -126,6 +126,11 @@ def rounds_logits(states: Tensor) -> bool:
     return states.dtype == torch.bfloat16 and stays_in_cache(states)
 
 
+def float32_logits(states: Tensor, head: Tensor) -> Tensor:
+    """Return `states @ head.T` in float32, `[positions, vocabulary]`."""
+    return exact_product(states, head, out=head.new_empty(len(states), len(head), dtype=torch.float32))
+
+
 def softcapped(logits: Tensor, softcap: float | None, *, out: Tensor | None = None) -> Tensor:
     """Return `softcap * tanh(logits / softcap)`, in the memory of `out` if it is given, or the logits unchanged."""
     if softcap is None:

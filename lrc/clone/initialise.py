@@ -98,13 +98,25 @@ def ridge_regression(moments: Moments, prior: Tensor, ridge: float = RIDGE) -> T
     return start + torch.cholesky_solve(moments.input_target - gram @ start, torch.linalg.cholesky(damped))
 
 
-def principal_basis(second_moment: Tensor, size: int, outlier_channels: int = 0) -> Tensor:
-    """Choose the orthonormal basis `Q` that keeps the most of the stream's second moment.
+SENSITIVITY_FLOOR = 1e-6
+"""Of every direction, as a share of the mean: where no gradient was seen, energy decides."""
+
+
+def principal_basis(
+    second_moment: Tensor, size: int, outlier_channels: int = 0, *, sensitivity: Tensor | None = None
+) -> Tensor:
+    """Choose the orthonormal basis `Q` whose coordinates `Q.T x` say most of the stream `x`.
+
+    What a linear reader of them can't recover costs `tr G (C - C Q (Q.T C Q)^-1 Q.T C)`, with the second moment `C` and
+    the sensitivity `G`. The cost is least where `C^1/2 Q` spans the leading eigenvectors `U` of `C^1/2 G C^1/2`, so
+    where `Q` spans `G C^1/2 U`. Without a sensitivity, `G = I`, that is the span of the leading eigenvectors of `C`.
+    Within its span the columns are turned so that the coordinates are uncorrelated.
 
     Args:
-        second_moment: `E[x x.T]` of the (RMS-normalised) residual stream, `[d_T, d_T]`.
+        second_moment: `C = E[x x.T]` of the (RMS-normalised) residual stream, `[d_T, d_T]`.
         size: `d_S`, columns of `Q`.
         outlier_channels: Channels with the largest mean square that get an identity column each.
+        sensitivity: `G = E[g g.T]` of a loss's gradients with respect to `x`, `[d_T, d_T]`; None: all alike.
 
     Returns:
         `[d_T, size]` float64 with orthonormal columns.
@@ -116,32 +128,59 @@ def principal_basis(second_moment: Tensor, size: int, outlier_channels: int = 0)
     rest = torch.ones(width, dtype=torch.bool, device=moment.device)
     rest[kept] = False
     others = moment[rest][:, rest]
-    vectors = torch.linalg.eigh(others).eigenvectors.flip(-1)[:, : size - outlier_channels]
+    if sensitivity is None:
+        vectors = _leading(others, size - outlier_channels)
+    else:
+        vectors = _sensitive(others, sensitivity.double()[rest][:, rest], size - outlier_channels)
     basis = torch.zeros(width, size, dtype=torch.float64, device=moment.device)
     basis[:, :outlier_channels] = identity[:, kept]
     basis[rest, outlier_channels:] = vectors
     return basis
 
 
-def centred_basis(second_moment: Tensor, size: int) -> Tensor:
+def _sensitive(moment: Tensor, sensitivity: Tensor, count: int) -> Tensor:
+    """Return `count` orthonormal columns that span `G C^1/2 U`, `[d, count]`; see `principal_basis`."""
+    mean = sensitivity.diagonal().mean()
+    floor = SENSITIVITY_FLOOR * mean if mean > 0 else torch.ones_like(mean)
+    metric = sensitivity + floor * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    values, vectors = torch.linalg.eigh(moment)
+    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    span = metric @ root @ _leading(root @ metric @ root, count)
+    basis: Tensor = torch.linalg.qr(span / span.norm(dim=0).clamp_min(torch.finfo(span.dtype).tiny)).Q
+    return basis @ _leading(basis.T @ moment @ basis, count)
+
+
+def _leading(matrix: Tensor, count: int) -> Tensor:
+    """Return the eigenvectors of a symmetric matrix's `count` largest eigenvalues, `[d, count]`."""
+    vectors: Tensor = torch.linalg.eigh(matrix).eigenvectors
+    return vectors.flip(-1)[:, :count]
+
+
+def centred_basis(second_moment: Tensor, size: int, *, sensitivity: Tensor | None = None) -> Tensor:
     """Choose the basis `Q` for norms that subtract the mean over the channels: `Q 1_S / sqrt(d_S) = 1_T / sqrt(d_T)`.
 
     With it the student's norm takes the mean of `Q.T x` out exactly where the teacher's takes out that of `x`. The
-    other `size - 1` directions are the leading ones of the centred stream; all are turned so that the equation holds.
+    other `size - 1` directions are those of `principal_basis` for the centred stream; all are turned so that the
+    equation holds.
 
     Args:
         second_moment: `E[x x.T]` of the centred and normalised stream, `[d_T, d_T]`.
         size: `d_S`, columns of `Q`.
+        sensitivity: As in `principal_basis`; the mean over the channels is taken out of it.
 
     Returns:
         `[d_T, size]` float64 with orthonormal columns.
     """
-    moment = second_moment.double()
-    ones = torch.full((moment.shape[0],), moment.shape[0] ** -0.5, dtype=torch.float64, device=moment.device)
-    below_all = moment - 2 * moment.diagonal().sum() * torch.outer(ones, ones)  # the mean comes after every direction
-    basis = torch.cat([ones[:, None], principal_basis(below_all, size - 1)], 1)
+    ones = torch.full((second_moment.shape[0], 1), second_moment.shape[0] ** -0.5).to(second_moment.device).double()
+    ones, centred = torch.linalg.qr(ones, mode="complete").Q.split([1, second_moment.shape[0] - 1], 1)
+    ones = ones.abs()  # the decomposition may turn it round
+    moment, metric = (
+        None if matrix is None else centred.T @ matrix.double() @ centred for matrix in (second_moment, sensitivity)
+    )
+    assert moment is not None
+    basis = torch.cat([ones, centred @ principal_basis(moment, size - 1, sensitivity=metric)], 1)
     # a reflection of the columns that sends the student's mean to the first of them, which is the teacher's
-    mirror = torch.full((size,), size**-0.5, dtype=torch.float64, device=moment.device)
+    mirror = torch.full((size,), size**-0.5, dtype=torch.float64, device=basis.device)
     mirror[0] -= 1
     length = mirror.square().sum()
     return basis if length == 0 else basis - 2 * torch.outer(basis @ mirror, mirror) / length

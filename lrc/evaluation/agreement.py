@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrc.clone.head import IGNORED_LABEL, chunk_positions, softcapped
-from lrc.clone.products import exact_product
+from lrc.clone.head import IGNORED_LABEL, chunk_positions, float32_logits, softcapped
 from lrc.models.pair_model import PairModel
 
 JOINED_POSITIONS = 1024
@@ -122,8 +121,3 @@ def _add_rows(
     for student, teacher, labels in zip(*(side[labelled].split(chunk) for side in rows), strict=True):
         ours, theirs = float32_logits(student, student_head), float32_logits(teacher, teacher_head)
         agreement.add(softcapped(ours, softcap), softcapped(theirs, softcap), labels)
-
-
-def float32_logits(states: Tensor, head: Tensor) -> Tensor:
-    """Return `states @ head.T` in float32, `[positions, vocabulary]`."""
-    return exact_product(states, head, out=head.new_empty(len(states), len(head), dtype=torch.float32))

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrc.clone.head import IGNORED_LABEL, chunk_positions, softcapped
-from lrc.evaluation.agreement import Agreement, float32_logits
+from lrc.clone.head import IGNORED_LABEL, chunk_positions, float32_logits, softcapped
+from lrc.evaluation.agreement import Agreement
 from lrc.models.head_reader import HeadReader
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lrc.clone.head import IGNORED_LABEL, chunk_positions
+from lrc.clone.head import IGNORED_LABEL, chunk_positions, float32_logits
 from lrc.data.blocks import Batch
 from lrc.errors import NumericsError
-from lrc.evaluation.agreement import Agreement, float32_logits
+from lrc.evaluation.agreement import Agreement
 from lrc.evaluation.effective_rank import stream_ranks
 from lrc.evaluation.generation import write_tokens
 from lrc.models.compute import dtype_name

@@ -16,10 +16,13 @@ from lrc.models.calibrate import calibrate
 from lrc.models.pair_model import PairModel
 from lrc.models.part import is_bias
 from lrc.models.rotate import rotate_student
+from lrc.models.sensitivity import stream_sensitivity
 from lrc.models.stream import norm_magnitudes, stream_moments, subtracts_mean
 from lrc.start_config import StartConfig
 
 CHANNEL_SAMPLES = 15  # RED's calibration samples
+SENSITIVE_SHARE = 6
+"""One of so many calibration tokens is run backward too, which with the recomputed layers takes three forwards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +82,7 @@ def fill_start(
             scores = norm_magnitudes(pair, teacher, batches, progress)
         _fill_channels(pair, teacher, scores)
     else:
-        # the basis needs fewer tokens than the regressions: half of them keeps the walk at 1.5 teacher forwards
-        some = batches if settings.method == "pca" else batches[: -(-len(batches) // 2)]
-        size, outliers = pair.student_config.hidden_size, settings.outlier_channels
-        is_centred = outliers == 0 and subtracts_mean(pair, teacher)  # a channel that is kept is none of the mean
-        moment = stream_moments(pair, teacher, some, progress, is_centred=is_centred).second_moment
-        basis = centred_basis(moment, size) if is_centred else principal_basis(moment, size, outliers)
+        basis = _choose_basis(pair, teacher, settings, batches, progress, seed=seed)
         _fill_basis(pair, teacher, basis)
         if settings.method == "calibrated":
             errors, kept = calibrate(pair, teacher, basis, batches, progress)
@@ -95,6 +93,31 @@ def fill_start(
     return StartReport(
         method=settings.method, tokens=tokens, seconds=seconds, layer_errors=errors, kept=kept, unrotated=reason
     )
+
+
+def _choose_basis(
+    pair: PairModel,
+    teacher: nn.Module,
+    settings: StartConfig,
+    batches: list[Tensor],
+    progress: Callable[[str, int, int], None],
+    *,
+    seed: int,
+) -> Tensor:
+    """Choose `Q`, `[d_T, d_S]`; with the walk of a calibrated start it takes 1.5 teacher forwards over the batches."""
+    size, outliers = pair.student_config.hidden_size, settings.outlier_channels
+    is_centred = outliers == 0 and subtracts_mean(pair, teacher)  # a channel that is kept is none of the mean
+    sensitivity = None
+    if settings.method == "calibrated" and settings.basis == "sensitive":
+        some = batches[: -(-len(batches) // SENSITIVE_SHARE)]
+        found = stream_sensitivity(pair, teacher, some, progress, is_centred=is_centred, seed=seed)
+        moment, sensitivity = found.second_moment, found.sensitivity
+    else:
+        some = batches if settings.method == "pca" else batches[: -(-len(batches) // 2)]
+        moment = stream_moments(pair, teacher, some, progress, is_centred=is_centred).second_moment
+    if is_centred:
+        return centred_basis(moment, size, sensitivity=sensitivity)
+    return principal_basis(moment, size, outliers, sensitivity=sensitivity)
 
 
 def _embedding_scale(pair: PairModel) -> tuple[str, float]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lrc.clone.initialise import ProductSum
+from lrc.clone.sites import Stage
 from lrc.models.pair_model import PairModel
 
 
@@ -24,25 +25,50 @@ class StreamMoments:
 
 
 @contextmanager
-def stream_readers(pair: PairModel, teacher: nn.Module, use: Callable[[Tensor], None]) -> Iterator[None]:
-    """Hand every stream point of the teacher's forward to `use`: the input of each stage's norm and of the last."""
-    layers = pair.architecture.layers
+def stream_readers(pair: PairModel, teacher: nn.Module, use: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Hand every stream point of the teacher's forward to `use`: the input of each stage's norm and of the last.
+
+    A norm that two stages share is one point, and so are the readers of a stage without a norm. What `use` returns, if
+    anything, is read there instead.
+    """
     points = [
-        f"{layers}.{index}.{stage.point}" for index, stages in enumerate(pair.architecture.stages) for stage in stages
+        tuple(f"{pair.architecture.layers}.{index}.{module}" for module in _reading_modules(stage))
+        for index, stages in enumerate(pair.architecture.stages)
+        for stage in stages
     ]
-
-    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-        use(args[0])
-
-    handles = [
-        teacher.get_submodule(point).register_forward_pre_hook(hook) for point in [*points, pair.architecture.norm]
-    ]
-    with _removed_after(handles):
+    handles = []
+    for modules in dict.fromkeys([*points, (pair.architecture.norm,)]):
+        hook = _point_hook(use, len(modules))
+        handles += [teacher.get_submodule(module).register_forward_pre_hook(hook) for module in modules]
+    with removed_after(handles):
         yield
 
 
+def _reading_modules(stage: Stage) -> tuple[str, ...]:
+    """Name the modules that get the stream of a stage, relative to the layer."""
+    if stage.norm or stage.block:
+        return (stage.point,)
+    return tuple(dict.fromkeys(stage.module_of(reader) for reader in stage.readers))
+
+
+def _point_hook(use: Callable[[Tensor], Tensor | None], readers: int) -> Callable[..., tuple[Any, ...] | None]:
+    """Return the hook of a point's modules, `readers` of them, that calls `use` once for what they all get."""
+    calls: list[tuple[Tensor, Tensor | None]] = []
+
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        known = [read for stream, read in calls if stream is args[0]]
+        read = known[0] if known else use(args[0])
+        calls.append((args[0], read))
+        if len(calls) == readers:
+            calls.clear()  # so that no stream outlives its point
+        return None if read is None else (read, *args[1:])
+
+    return hook
+
+
 @contextmanager
-def _removed_after(handles: list[RemovableHandle]) -> Iterator[None]:
+def removed_after(handles: list[RemovableHandle]) -> Iterator[None]:
+    """Remove hooks at the end of the block."""
     try:
         yield
     finally:
@@ -50,15 +76,24 @@ def _removed_after(handles: list[RemovableHandle]) -> Iterator[None]:
             handle.remove()
 
 
-def _run_base(
-    pair: PairModel, teacher: nn.Module, batches: list[Tensor], stage: str, progress: Callable[[str, int, int], None]
+def run_base(
+    pair: PairModel,
+    teacher: nn.Module,
+    batches: list[Tensor],
+    stage: str,
+    progress: Callable[[str, int, int], None],
+    *,
+    use: Callable[[Tensor], None] = lambda states: None,
 ) -> None:
-    """Run the teacher's base over the batches and tell of `stage` after each, first with none done."""
+    """Run the teacher's base over the batches and tell of `stage` after each, first with none done.
+
+    `use` is called with the states after the last norm, `[batch, seq, d_T]`.
+    """
     base = teacher.get_submodule(pair.architecture.base)
     device = next(teacher.parameters()).device
     progress(stage, 0, len(batches))
     for done, batch in enumerate(batches):
-        base(input_ids=batch.to(device), use_cache=False)
+        use(base(input_ids=batch.to(device), use_cache=False).last_hidden_state)
         progress(stage, done + 1, len(batches))
 
 
@@ -99,8 +134,8 @@ def norm_magnitudes(
     handles = [
         teacher.get_submodule(name).register_forward_hook(hook) for name in sorted({*norms, pair.architecture.norm})
     ]
-    with _removed_after(handles):
-        _run_base(pair, teacher, batches, "channels", progress)
+    with removed_after(handles):
+        run_base(pair, teacher, batches, "channels", progress)
     return total / rows
 
 
@@ -113,6 +148,23 @@ def subtracts_mean(pair: PairModel, teacher: nn.Module) -> bool:
     rows = torch.randn(4, pair.architecture.hidden_size, generator=generator).to(parameter)
     normed = norm(rows)
     return bool((norm(rows + 1) - normed).abs().max() < 0.1 * normed.abs().max())
+
+
+def normalised_stream(stream: Tensor, *, is_centred: bool) -> tuple[Tensor, Tensor]:
+    """Return a stream as the norms see it, `[tokens, d]` float32 of root mean square 1, and what it was divided by.
+
+    Args:
+        stream: `[..., d]`.
+        is_centred: Take each state's mean over the channels out first.
+
+    Returns:
+        The states, and their root mean squares, `[tokens, 1]`.
+    """
+    flat = stream.flatten(0, -2).float()
+    if is_centred:
+        flat = flat - flat.mean(-1, keepdim=True)
+    size = flat.square().mean(-1, keepdim=True).clamp_min(1e-12).sqrt()
+    return flat / size, size
 
 
 def stream_moments(
@@ -140,14 +192,11 @@ def stream_moments(
 
     def add(stream: Tensor) -> None:
         nonlocal rows
-        flat = stream.flatten(0, -2).float()
-        magnitude.add_(flat.abs().sum(0))
-        if is_centred:
-            flat = flat - flat.mean(-1, keepdim=True)
-        flat = flat * flat.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
-        second.add(flat, flat)
-        rows += flat.shape[0]
+        magnitude.add_(stream.flatten(0, -2).float().abs().sum(0))
+        normed, _ = normalised_stream(stream, is_centred=is_centred)
+        second.add(normed, normed)
+        rows += normed.shape[0]
 
     with stream_readers(pair, teacher, add):
-        _run_base(pair, teacher, batches, "basis", progress)
+        run_base(pair, teacher, batches, "basis", progress)
     return StreamMoments(second_moment=second.total() / rows, mean_magnitude=magnitude / rows)

@@ -35,6 +35,15 @@ def test_calibration_tokens_count_where_a_start_reads_them(method: str, reads_th
     assert found == (["start.tokens"] if reads_them else [])
 
 
+@pytest.mark.parametrize(("method", "reads_it"), [("default", True), ("only-kd", False), ("slicegpt", False)])
+def test_a_start_made_before_the_basis_could_be_chosen_had_the_principal_one(method: str, reads_it: bool) -> None:
+    cell = parse_cell(f"smollm2/half/{method}/250k/seed0")
+    recipe = recipe_to_dict(cell_recipe(cell, run=Path("run"), teacher="t", texts=TEXTS, rates={}))
+    old = settings_of({**recipe, "start": {key: value for key, value in recipe["start"].items() if key != "basis"}})
+    assert differing(settings(method), old) == (["start.basis"] if reads_it else [])
+    assert settings(method, basis="principal") == old
+
+
 def test_places_and_guards_tell_nothing_apart_and_all_else_does() -> None:
     assert settings("red") == settings("red", run="there")
     assert "train.divergence_factor" not in settings("red")

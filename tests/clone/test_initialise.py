@@ -169,6 +169,73 @@ def test_a_centred_basis_maps_mean_to_mean_and_keeps_the_leading_directions(size
     assert float((basis.T @ moment @ basis).trace()) == pytest.approx(float(kept), rel=1e-9, abs=1e-9)
 
 
+def unrecovered(rows: Tensor, answers: Tensor, basis: Tensor) -> float:
+    """Mean of `(g . e)^2` over all rows and gradients, `e` what least squares on `Q.T x` leaves of `x`."""
+    seen = rows @ basis
+    left = rows - seen @ (torch.linalg.pinv(seen, rtol=1e-9) @ rows)
+    return float((left @ answers.T).square().mean())
+
+
+@pytest.mark.parametrize("size", [1, 4, 9])
+def test_a_sensitive_basis_costs_least(size: int) -> None:
+    rows = random(200, 10) @ random(10, 10, seed=1)
+    answers = random(150, 10, seed=2) @ (random(10, 10, seed=3) * torch.linspace(0.1, 3, 10, dtype=torch.float64))
+    moment, metric = rows.T @ rows / 200, answers.T @ answers / 150
+    basis = principal_basis(moment, size, sensitivity=metric)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(size, dtype=torch.float64), rtol=0, atol=1e-12)
+    values = torch.linalg.eigvals(metric @ moment).real.sort().values  # of C^1/2 G C^1/2 too
+    cost = unrecovered(rows, answers, basis)
+    assert cost == pytest.approx(float(values[: 10 - size].sum()), rel=1e-4)  # a floor under the sensitivity
+    assert cost < 0.95 * unrecovered(rows, answers, principal_basis(moment, size))
+    seen = basis.T @ moment @ basis
+    torch.testing.assert_close(seen, torch.diag(seen.diagonal()), rtol=0, atol=1e-9 * float(seen.max()))
+    for seed in range(5):
+        other = torch.linalg.qr(basis + 0.01 * random(10, size, seed=10 + seed)).Q
+        assert unrecovered(rows, answers, other) > cost
+
+
+def test_a_sensitivity_to_all_alike_changes_nothing() -> None:
+    moment = second_moment(10)
+    plain = principal_basis(moment, 4, 1)
+    alike = principal_basis(moment, 4, 1, sensitivity=3 * torch.eye(10))
+    torch.testing.assert_close(alike @ alike.T, plain @ plain.T, rtol=0, atol=1e-9)
+
+
+def test_directions_that_no_gradient_asks_for_are_filled_by_their_energy() -> None:
+    """Few gradients span few directions; beyond these the basis is the principal one of what they leave."""
+    moment = torch.diag(torch.arange(10, 0, -1, dtype=torch.float64))
+    asked = torch.zeros(10, 10, dtype=torch.float64)
+    asked[7, 7] = 1.0
+    basis = principal_basis(moment, 3, sensitivity=asked)
+    torch.testing.assert_close((basis @ basis.T).diagonal()[[0, 1, 7]], torch.ones(3, dtype=torch.float64))
+    unasked, plain = principal_basis(moment, 3, sensitivity=torch.zeros(10, 10)), principal_basis(moment, 3)
+    torch.testing.assert_close(unasked @ unasked.T, plain @ plain.T)
+
+
+def test_a_centred_basis_of_few_states_is_orthonormal() -> None:
+    """Directions without energy are as many as the channels that are left, and the mean over the channels is one."""
+    rows = random(3, 12) - random(3, 12).mean(1, keepdim=True)
+    moment = rows.T @ rows
+    for sensitivity in (None, moment):
+        basis = centred_basis(moment, 9, sensitivity=sensitivity)
+        torch.testing.assert_close(basis.T @ basis, torch.eye(9, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("size", [2, 5, 12])
+def test_a_centred_and_sensitive_basis_maps_mean_to_mean(size: int) -> None:
+    rows = random(200, 12) * torch.arange(1, 13)
+    centred = rows - rows.mean(1, keepdim=True)
+    answers = random(150, 12, seed=2) * torch.arange(12, 0, -1)
+    answers = answers - answers.mean(1, keepdim=True)  # as behind a norm that subtracts the mean
+    moment, metric = centred.T @ centred / 200, answers.T @ answers / 150
+    basis = centred_basis(moment, size, sensitivity=metric)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(size, dtype=torch.float64))
+    projected = rows @ basis
+    torch.testing.assert_close(projected - projected.mean(1, keepdim=True), centred @ basis)
+    values = torch.linalg.eigvals(metric @ moment).real.sort().values
+    assert unrecovered(centred, answers, basis) == pytest.approx(float(values[: 13 - size].sum()), rel=1e-6, abs=1e-9)
+
+
 def test_channel_selection_keeps_the_loudest_channels_in_their_order() -> None:
     selection = channel_selection(torch.tensor([0.1, 5.0, 0.3, 2.0, 9.0]), 3)
     stream = random(7, 5)
