@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,6 @@ def stream_sensitivity(
         stack.enter_context(removed_after([embedding.register_forward_hook(_need_gradient)]))
         stack.enter_context(stream_readers(pair, teacher, watched))
         stack.enter_context(_recomputed(layers))
-        stack.enter_context(ShortAttention())
         stack.enter_context(torch.enable_grad())
         run_base(pair, teacher, batches, "basis", progress, use=backward)
     return StreamSensitivity(second_moment=second.total() / rows, sensitivity=sensitive.total() / max(1, answered))
@@ -118,7 +118,8 @@ def _recomputed(layers: list[nn.Module]) -> Iterator[None]:
     """Let each layer keep its input alone for the backward pass, and run again there."""
     own = [layer.__dict__.get("forward") for layer in layers]
     for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        run = partial(_run_layer, layer.forward)
+        layer.forward = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
     try:
         yield
     finally:
@@ -127,3 +128,9 @@ def _recomputed(layers: list[nn.Module]) -> Iterator[None]:
                 del layer.forward
             else:
                 layer.forward = forward
+
+
+def _run_layer(forward: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+    """Run a layer, the second time too, with the gradient of attention that is fast on a CPU."""
+    with ShortAttention():
+        return forward(*args, **keywords)

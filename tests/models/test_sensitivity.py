@@ -93,6 +93,17 @@ def test_both_moments_are_means_over_all_tokens_and_points(family: str, monkeypa
     torch.testing.assert_close(found.sensitivity, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max()))
 
 
+def test_a_teacher_in_bfloat16_has_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a layer runs again its attention must be the one that ran before."""
+    monkeypatch.setattr(sensitivity, "_drawn_labels", lambda inputs, *_: torch.arange(len(inputs)) % 48)
+    exact, rounded = tiny_teacher("llama"), tiny_teacher("llama").bfloat16()
+    plain, found = (
+        stream_sensitivity(make_pair(teacher, 16), teacher, id_batches(), silent).sensitivity
+        for teacher in (exact, rounded)
+    )
+    assert 1e-6 < float((found - plain).norm() / plain.norm()) < 0.05
+
+
 def test_the_second_moment_is_that_of_the_forward_alone() -> None:
     teacher = tiny_teacher("llama")
     pair = make_pair(teacher, 16)
