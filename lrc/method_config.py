@@ -1,7 +1,7 @@
 """What is trained and on what: the recipe's `method`, its phases and its objective (docs/methods.md)."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Method = Literal["clone", "origin", "only_kd", "tiny_bert"]
@@ -34,6 +34,10 @@ class ObjectiveConfig:
     """`relative`: squared error over the teacher's mean square, per position. `raw`: mean squared error, published."""
     clone_reduction: Literal["mean", "sum"] = "mean"
     """Over layers and clone points: `mean`, or `sum` as published."""
+    clone_term_weights: dict[str, float] = field(default_factory=dict)
+    """What single clone terms count, by name, for example `{attn-out: 0.5}`; 1 where a term is not named."""
+    clone_depth_slope: float = 0.0
+    """What clone terms count by depth: from `1 - slope` in the first layer evenly to `1 + slope` in the last."""
     attention_output_space: Literal["student", "teacher"] = "student"
     """Where attention outputs are compared: `student` (paper) or `teacher`, before the projection (published code)."""
     without: tuple[str, ...] = ()
@@ -83,6 +87,12 @@ def method_problems(method: Method, phases: PhasesConfig, objective: ObjectiveCo
         problems.append(f"phases.dense_learning_rate must be a finite number above 0, found {rate}")
     if not 0 <= objective.kl_skew < 1:
         problems.append(f"objective.kl_skew must lie in 0..1, 1 left out, found {objective.kl_skew}")
+    if not -1 <= objective.clone_depth_slope <= 1:
+        problems.append(f"objective.clone_depth_slope must lie in -1..1, found {objective.clone_depth_slope}")
+    for term, weight in objective.clone_term_weights.items():
+        if not (weight >= 0 and math.isfinite(weight)):
+            key = f"objective.clone_term_weights.{term}"
+            problems.append(f"{key} must be a finite number of at least 0, found {weight}")
     if method != "clone" and phases.dense_share:
         problems.append(
             f"phases.dense_share must be 0 with method = {method}, whose student is dense from the start, found "

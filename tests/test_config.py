@@ -147,7 +147,16 @@ recipes = st.fixed_dictionaries(
     optional={
         "trust_remote_code": st.booleans(),
         "start": st.fixed_dictionaries({}, optional={"outlier_channels": st.integers(0, 64), "tokens": positive}),
-        "objective": st.fixed_dictionaries({}, optional={"temperature": finite, "without": words, "lm_weight": finite}),
+        "objective": st.fixed_dictionaries(
+            {},
+            optional={
+                "temperature": finite,
+                "without": words,
+                "lm_weight": finite,
+                "clone_term_weights": st.dictionaries(st.sampled_from(["attn-q", "mlp-out"]), finite),
+                "clone_depth_slope": st.floats(-1, 1),
+            },
+        ),
     },
 )
 

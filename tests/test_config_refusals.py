@@ -180,6 +180,17 @@ def test_shares_must_lie_in_0_to_1(recipe_file: Path, key: str) -> None:
         assert refusal(recipe_file, f"{key}={value}").startswith(f"{key} must lie in 0..1, found {float(value)}")
 
 
+def test_weights_of_single_terms_and_of_depth_have_their_ranges(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ("objective.clone_term_weights.mlp-out=0.5", "objective.clone_depth_slope=-1"))
+    assert (recipe.objective.clone_term_weights, recipe.objective.clone_depth_slope) == ({"mlp-out": 0.5}, -1.0)
+    for value in ("-1.1", "1.1", "nan"):
+        found = refusal(recipe_file, f"objective.clone_depth_slope={value}")
+        assert found.startswith("objective.clone_depth_slope must lie in -1..1")
+    for value in ("-1", "nan"):
+        found = refusal(recipe_file, f"objective.clone_term_weights.mlp-out={value}")
+        assert "clone_term_weights.mlp-out must be a finite number of at least 0" in found
+
+
 @pytest.mark.parametrize(
     "override",
     ["train.seed=-1", "train.beta1=1", "train.beta1=-0.1", "train.beta2=1.5", "evaluate.sample_tokens=0", "run=''"],

@@ -161,6 +161,12 @@ def default_sweeps() -> dict[str, dict[str, tuple[str, ...]]]:
             ),
         },
         "clone-terms": _per_value("without", "objective.without", ("[]", *(f"[{term}]" for term in TERMS), "[all]")),
+        "term-weights": {
+            f"{term}-{weight:g}": (f"objective.clone_term_weights.{term}={weight}",)
+            for term in TERMS
+            for weight in (0.2, 5)
+        },
+        "depth": _per_value("depth", "objective.clone_depth_slope", (-0.9, 0, 0.9)),
         "schedule": _per_value("schedule", "train.schedule", ("linear", "cosine", "wsd", "constant")),
         "optimizer": {
             **{f"muon-{rate:g}": ("train.optimizer=muon", f"train.learning_rate={rate}") for rate in MUON_RATES},

@@ -21,7 +21,7 @@ from lrc.models.pair import Cloning, Lockstep, PairEmbedding, PairLayer, PairNor
 from lrc.models.pair_head import PairHead
 from lrc.models.part import Pieces, ProjectedPart, part_plan
 from lrc.models.student import change_buffers, empty_student, student_config
-from lrc.models.terms import measured_points, measured_terms
+from lrc.models.terms import measured_points, measured_terms, point_weights
 from lrc.models.tiny_bert import ALIGNMENT, HIDDEN, MAP, attention_module, zero_alignment
 
 
@@ -92,6 +92,7 @@ class PairModel(nn.Module):
         self.term_names = measured_terms(self.architecture, variant, objective, method)
         self.points = measured_points(self.architecture, variant, self.term_names)
         """The terms of each layer."""
+        self.point_weights = point_weights(objective, len(self.points), self.term_names)
         self.lockstep = Lockstep()
         self.alignment: nn.Parameter | None = None
         if method == "tiny_bert":
@@ -309,7 +310,8 @@ class PairModel(nn.Module):
             share = objective.clone_weight / max(1, counts.positions)
             if objective.clone_reduction == "mean":
                 share /= sum(map(len, self.points))
-            total = total + share * terms.sum()
+            counted = self.point_weights
+            total = total + share * (terms if counted is None else terms * counted.to(terms.device)).sum()
         return PairLosses(total, lm.view_as(labels).sum(-1), kl.sum(), terms.detach())
 
     def _kl_scale(self, counts: StepCounts) -> float:

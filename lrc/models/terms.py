@@ -2,6 +2,9 @@
 
 from collections.abc import Collection
 
+import torch
+from torch import Tensor
+
 from lrc.clone.sites import Variant, layer_terms
 from lrc.config import ObjectiveConfig
 from lrc.errors import ConfigError
@@ -16,17 +19,19 @@ def measured_terms(
     """List the terms that are measured in each layer, the columns of the clone sums.
 
     Raises:
-        ConfigError: `objective.without` names a term that the student lacks.
+        ConfigError: `objective.without` or `objective.clone_term_weights` names a term that the student lacks.
     """
     names = dict.fromkeys(term for stages in architecture.stages for term in layer_terms(stages, variant))
     if method == "tiny_bert":
         names = dict.fromkeys(TERMS)
-    unknown = set(objective.without) - set(names) - {"all"}
-    if unknown:
-        raise ConfigError(
-            f"objective.without names clone terms that this student lacks: {', '.join(sorted(unknown))}. "
-            f"It has {', '.join(names)}."
-        )
+    without = [term for term in objective.without if term != "all"]
+    for key, named in (("without", without), ("clone_term_weights", objective.clone_term_weights)):
+        unknown = set(named) - set(names)
+        if unknown:
+            raise ConfigError(
+                f"objective.{key} names clone terms that this student lacks: {', '.join(sorted(unknown))}. "
+                f"It has {', '.join(names)}."
+            )
     left_out = set(names) if "all" in objective.without else set(objective.without)
     if objective.clone_weight == 0:  # a term through an alignment that nothing trains
         left_out.add(HIDDEN)
@@ -48,3 +53,21 @@ def measured_points(
             own.add(MAP)
         found.append(frozenset(own.intersection(term_names)))
     return tuple(found)
+
+
+def point_weights(objective: ObjectiveConfig, num_layers: int, term_names: Collection[str]) -> Tensor | None:
+    """Return what each clone point counts: its term's weight times its layer's. None if all count 1.
+
+    Args:
+        objective: `clone_term_weights` and `clone_depth_slope`.
+        num_layers: A single layer counts 1.
+        term_names: The columns of the clone sums.
+
+    Returns:
+        `[layers, terms]` float32, on the CPU.
+    """
+    if objective.clone_depth_slope == 0 and all(weight == 1 for weight in objective.clone_term_weights.values()):
+        return None
+    terms = torch.tensor([objective.clone_term_weights.get(name, 1.0) for name in term_names])
+    places = torch.linspace(-1, 1, num_layers) if num_layers > 1 else torch.zeros(1)
+    return torch.outer(1 + objective.clone_depth_slope * places, terms)

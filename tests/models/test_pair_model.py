@@ -70,6 +70,12 @@ def plain_objective(pair: PairModel, teacher: Any, inputs: tuple[Tensor, Tensor,
     errors = plain_clone(pair, ours, theirs, valid)
     published = settings.kl_reduction == "published"
     kl_share = kl / COUNTS.sequences if published else kl * settings.temperature**2 / COUNTS.labels
+    terms = ("attn-q", "attn-k", "attn-v", "mlp-gate", "mlp-up", "attn-out", "mlp-out")  # as `plain_clone` has them
+    if len(errors) == 8:
+        terms = ("attn-in", "mlp-in", "attn-out", "mlp-out")
+    by_term = torch.tensor([settings.clone_term_weights.get(term, 1.0) for term in terms], dtype=errors.dtype)
+    by_layer = [(1 + settings.clone_depth_slope * end) * by_term for end in (-1, 1)]
+    errors = errors * torch.cat(by_layer)
     clone = errors.mean() if settings.clone_reduction == "mean" else errors.sum()
     return (
         settings.lm_weight * lm / COUNTS.labels
@@ -99,6 +105,8 @@ PUBLISHED = {
         {"kl_direction": "reverse"},
         {"kl_direction": "skewed", "kl_skew": 0.3},
         {"kl_direction": "skewed", "kl_skew": 0.3, "temperature": 2.0},
+        {"clone_weight": 2.0, "clone_term_weights": {"mlp-out": 3.0}, "clone_depth_slope": -0.5},
+        {"clone_weight": 2.0, "clone_reduction": "sum", "clone_depth_slope": 1.0},
     ],
     ids=[
         "default",
@@ -110,6 +118,8 @@ PUBLISHED = {
         "reverse",
         "skewed",
         "skewed, hotter",
+        "term and depth",
+        "late layers",
     ],
 )
 @pytest.mark.parametrize("variant", VARIANTS, ids=["all", "io", "tied-projection"])

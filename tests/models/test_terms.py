@@ -9,7 +9,7 @@ from lrc.config import ObjectiveConfig
 from lrc.errors import ConfigError
 from lrc.method_config import Method
 from lrc.models.discovery import discover
-from lrc.models.terms import measured_points, measured_terms
+from lrc.models.terms import measured_points, measured_terms, point_weights
 from tests.models.family_configs import FAMILY_CONFIGS
 from tests.models.tiny_configs import tiny_config
 
@@ -37,6 +37,23 @@ def test_the_terms_of_tiny_bert_are_its_own() -> None:
 def test_a_term_that_the_student_lacks_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"lacks: attn-in\. It has attn-q, attn-k"):
         terms_of(without=("attn-in",))
+    with pytest.raises(
+        ConfigError, match=r"objective\.clone_term_weights names .* lacks: mlp-in\. It has attn-q, attn-k"
+    ):
+        terms_of(clone_term_weights={"mlp-in": 2.0, "mlp-out": 1.0})
+    with pytest.raises(ConfigError, match=r"objective\.clone_term_weights names .* lacks: all"):
+        terms_of(clone_term_weights={"all": 2.0})
+
+
+def test_points_count_by_their_term_and_evenly_more_with_depth() -> None:
+    assert point_weights(ObjectiveConfig(clone_term_weights={"mlp-out": 1.0}), 3, LLAMA) is None
+    both = ObjectiveConfig(clone_term_weights={"b": 3.0}, clone_depth_slope=0.5)
+    found = point_weights(both, 3, ("a", "b"))
+    assert found is not None
+    assert found.tolist() == [[0.5, 1.5], [1.0, 3.0], [1.5, 4.5]]
+    single = point_weights(ObjectiveConfig(clone_depth_slope=0.5), 1, ("a",))
+    assert single is not None
+    assert single.tolist() == [[1.0]]
 
 
 def test_layers_of_one_kind_have_every_term() -> None:
