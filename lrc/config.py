@@ -62,6 +62,8 @@ class TrainConfig:
     """`adamw`: published. `muon`: orthogonalised steps in units of each projection row's size at the start."""
     learning_rate: float = 1e-4
     """Peak learning rate (published: 1e-4 and 6.7e-5 for adamw); of `muon` the share of its size an entry moves by."""
+    rate_shares: dict[str, float] = field(default_factory=dict)
+    """Shares of the learning rate by a part of tensors' names (`down_proj`, `gains`), multiplied where several fit."""
     schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
     """After warm-up: linear or cosine decay to 0, warmup-stable-decay, or constant."""
     warmup_ratio: float = 0.005
@@ -293,6 +295,10 @@ def validate(recipe: Recipe, *, origin: str) -> None:
     problems += [f"{key} must lie in 0..1, found {value}" for key, value in shares.items() if not 0 <= value <= 1]
     decays = {"train.beta1": train.beta1, "train.beta2": train.beta2}
     problems += [f"{key} must lie in 0..1, 1 left out, found {b}" for key, b in decays.items() if not 0 <= b < 1]
+    found = {f"train.rate_shares.{key}": share for key, share in train.rate_shares.items()}
+    problems += [
+        f"{key} must be at least 0, found {share}" for key, share in found.items() if not 0 <= share < math.inf
+    ]
     problems += prepare_problems(recipe.prepare)
     problems += sft_problems(recipe.sft)
     problems += method_problems(recipe.method, recipe.phases, objective)

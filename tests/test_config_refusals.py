@@ -180,6 +180,14 @@ def test_shares_must_lie_in_0_to_1(recipe_file: Path, key: str) -> None:
         assert refusal(recipe_file, f"{key}={value}").startswith(f"{key} must lie in 0..1, found {float(value)}")
 
 
+def test_shares_of_the_rate_must_not_be_negative(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ("train.rate_shares.down_proj=0.5", "train.rate_shares.gains=0"))
+    assert recipe.train.rate_shares == {"down_proj": 0.5, "gains": 0.0}
+    for value in ("-1", "nan", "inf"):
+        found = refusal(recipe_file, f"train.rate_shares.gains={value}")
+        assert found.startswith("train.rate_shares.gains must be at least 0, found")
+
+
 def test_weights_of_single_terms_and_of_depth_have_their_ranges(recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file, ("objective.clone_term_weights.mlp-out=0.5", "objective.clone_depth_slope=-1"))
     assert (recipe.objective.clone_term_weights, recipe.objective.clone_depth_slope) == ({"mlp-out": 0.5}, -1.0)

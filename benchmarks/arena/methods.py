@@ -172,6 +172,21 @@ def default_sweeps() -> dict[str, dict[str, tuple[str, ...]]]:
             **{f"muon-{rate:g}": ("train.optimizer=muon", f"train.learning_rate={rate}") for rate in MUON_RATES},
             **{f"adamw-{rate:g}": (*ADAMW, f"train.learning_rate={rate}") for rate in ADAMW_RATES},
         },
+        # docs/log.md, 2026-11-30: whose steps stir the loss most
+        "rates-by-kind": {
+            "rates-alike": (),
+            "rates-by-kind": tuple(
+                f"train.rate_shares.{part}={share}"
+                for part, share in {
+                    "down_proj": 0.5,
+                    "v_proj": 0.5,
+                    "o_proj": 0.7,
+                    "q_proj": 1.5,
+                    "k_proj": 1.5,
+                    "embed_tokens": 1.5,
+                }.items()
+            ),
+        },
         "momentum": _per_value("momentum", "train.beta1", (0.8, 0.9, 0.95)),
         "kl-direction": _per_value("kl", "objective.kl_direction", ("forward", "reverse", "skewed")),
         "start": _per_value("start", "start.method", ("random", "channel", "pca", "calibrated")),

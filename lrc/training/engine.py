@@ -140,7 +140,7 @@ class FullEngine:
         shapes = {name: value.shape for name, value in self.trained.items()}
         tables = self.pair.tables()
         self.moment_shapes = moment_shapes(shapes, self.settings.optimizer, tables)
-        groups = parameter_groups(self.trained, tables, self.dense_rate_share)
+        groups = parameter_groups(self.trained, tables, self.dense_rate_share, self.settings.rate_shares)
         self.optimizer = make_optimizer(groups, self.settings, self.pair.compute_dtype)
         sizes = merged_row_sizes(self.pair, self.settings)
         for name, value in self.trained.items():

@@ -10,7 +10,7 @@ learning rate is the share of its own size that an entry moves by.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, overload
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lrc.config import TrainConfig
+from lrc.errors import ConfigError
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the odd polynomial that drives singular values to about 1 (Jordan 2024, torch.optim.Muon)."""
@@ -33,8 +34,37 @@ GAIN_SHARE = 0.3
 ADAM_EPSILON = 1e-8
 
 
+def rate_share(name: str, shares: Mapping[str, float]) -> float:
+    """Return a tensor's share of the learning rate: the product of those whose key is a part of its name.
+
+    Args:
+        name: Checkpoint name, `projections.model.layers.0.mlp.down_proj`.
+        shares: `train.rate_shares`, by part (`down_proj`, `gains`).
+    """
+    parts = name.split(".")
+    return math.prod(share for key, share in shares.items() if key in parts)
+
+
+def check_rate_shares(shares: Mapping[str, float], names: Collection[str]) -> None:
+    """Check that every key is a part of some trained tensor's name.
+
+    Raises:
+        ConfigError: One is not, with all parts there are.
+    """
+    parts = sorted({part for name in names for part in name.split(".") if not part.isdigit()})
+    unknown = sorted(set(shares) - set(parts))
+    if unknown:
+        raise ConfigError(
+            f"train.rate_shares names what no trained tensor is called: {', '.join(unknown)}. Parts of their names are "
+            f"{', '.join(parts)}."
+        )
+
+
 def parameter_groups(
-    trained: dict[str, nn.Parameter], tables: Collection[str], dense_rate_share: float
+    trained: dict[str, nn.Parameter],
+    tables: Collection[str],
+    dense_rate_share: float,
+    rate_shares: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Group trained tensors by their share of the learning rate: projections and gains, free weights, free tables.
 
@@ -42,14 +72,17 @@ def parameter_groups(
         trained: By checkpoint name.
         tables: Names of embedding and head, of which a batch touches few rows.
         dense_rate_share: What free weights' learning rate is of the run's.
+        rate_shares: Shares by parts of names, on top of that.
     """
-    free = {name: value for name, value in trained.items() if name.startswith("dense.")}
-    plain = [value for name, value in trained.items() if name not in free]
-    groups: list[dict[str, Any]] = [{"params": plain, "rate_share": 1.0, "is_table": False}]
-    for is_table in (False, True):
-        values = [value for name, value in free.items() if (name in tables) is is_table]
-        groups.append({"params": values, "rate_share": dense_rate_share, "is_table": is_table})
-    return [group for group in groups if group["params"]]
+    groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
+    for name, value in trained.items():
+        is_free = name.startswith("dense.")
+        share = (dense_rate_share if is_free else 1.0) * rate_share(name, rate_shares or {})
+        groups.setdefault((is_free, is_free and name in tables, share), []).append(value)
+    return [
+        {"params": values, "rate_share": share, "is_table": is_table}
+        for (_, is_table, share), values in sorted(groups.items(), key=lambda group: group[0])
+    ]
 
 
 def set_rate(optimizer: Any, rate: float) -> None:

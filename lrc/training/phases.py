@@ -72,6 +72,8 @@ def check_strategy(recipe: Recipe, strategy: str) -> None:
         problem = f"phases.dense_share = {share} keeps frozen projections, which DeepSpeed does not hand out"
     elif strategy in ("fsdp2", *ZERO_STAGES) and recipe.method == "tiny_bert":
         problem = "method = tiny_bert has one alignment for all layers, which no shard of a layer holds"
+    elif strategy in ZERO_STAGES and recipe.train.rate_shares:
+        problem = "train.rate_shares needs several groups of tensors, and DeepSpeed is given one"
     elif strategy in ZERO_STAGES and recipe.train.compile:
         problem = "train.compile = true has not been held against DeepSpeed's hooks, which take gradients away"
     if problem is not None:

@@ -72,7 +72,7 @@ class ShardedEngine:
         # else whoever calls a part of the pair before the whole, as a measure after resuming does, makes it a root
         self.model._get_fsdp_state()._lazy_init()
         self.trained, self.stored = pair.trained(), pair.stored()
-        groups = parameter_groups(self.trained, pair.tables(), dense_rate_share)
+        groups = parameter_groups(self.trained, pair.tables(), dense_rate_share, settings.rate_shares)
         self.optimizer = make_optimizer(groups, settings, pair.compute_dtype)
         for name, value in sizes.items():
             parameter = self.trained[name]

@@ -8,14 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from lrc.config import TrainConfig
+from lrc.errors import ConfigError
 from lrc.models.moments import MOMENTS, moment_shapes
 from lrc.training import optimizer as module
 from lrc.training.optimizer import (
     GAIN_SHARE,
     Muon,
+    check_rate_shares,
     make_optimizer,
     orthogonalise,
     parameter_groups,
+    rate_share,
     row_sizes,
     set_rate,
 )
@@ -208,6 +211,45 @@ def test_free_weights_have_a_rate_of_their_own_on_the_run_s_schedule() -> None:
     set_rate(optimizer, 0.2)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.2, 0.6, 0.6])
     assert len(parameter_groups({"gains.norm": trained["gains.norm"]}, {TABLE}, 3.0)) == 1
+
+
+def test_shares_of_the_rate_go_by_parts_of_names_and_multiply() -> None:
+    shares = {"gains": 0.5, "norm": 3.0, "up": 2.0, "no": 9.0}
+    found = {name: rate_share(name, shares) for name in free_tensors()}
+    assert found == {"projections.q": 1, "gains.norm": 1.5, "dense.up": 2, "dense.experts": 1, TABLE: 1}
+    trained = free_tensors()
+    groups = parameter_groups(trained, {TABLE}, 3.0, shares)
+    rates = {id(value): group["rate_share"] for group in groups for value in group["params"]}
+    assert [rates[id(value)] for value in trained.values()] == [1.0, 1.5, 6.0, 3.0, 3.0]
+    assert [group["is_table"] for group in groups].count(True) == 1
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_is_as_long_as_its_share(optimizer: Any) -> None:
+    moved = []
+    for shares in ({}, {"q": 0.25}, {"q": 0.0}):
+        trained = {"projections.q": parameter(6, 4), "projections.k": parameter(6, 4, seed=1)}
+        before = {name: value.detach().clone() for name, value in trained.items()}
+        settings = TrainConfig(max_steps=1, optimizer=optimizer)
+        made = make_optimizer(parameter_groups(trained, (), 1.0, shares), settings)
+        set_rate(made, 1e-3)
+        for seed, value in enumerate(trained.values()):
+            value.grad = parameter(*value.shape, seed=10 + seed).detach()
+        made.step()
+        moved.append({name: (value.detach() - before[name]) for name, value in trained.items()})
+    plain, quarter, none = moved
+    torch.testing.assert_close(quarter["projections.q"], plain["projections.q"] / 4, rtol=1e-3, atol=1e-7)
+    assert not none["projections.q"].any()
+    for other in (quarter, none):
+        torch.testing.assert_close(other["projections.k"], plain["projections.k"])
+
+
+def test_a_share_of_what_is_not_trained_is_refused_with_what_there_is() -> None:
+    check_rate_shares({"q": 0.5, "gains": 2.0}, free_tensors())
+    with pytest.raises(
+        ConfigError, match=r"what no trained tensor is called: lm_head, q_proj\. Parts .* experts, gains,"
+    ):
+        check_rate_shares({"q_proj": 0.5, "q": 1.0, "lm_head": 0.1}, free_tensors())
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -213,6 +213,7 @@ def test_a_resumed_run_does_not_make_free_weights_projections_again(tmp_path: Pa
         ("fsdp2", {"phases__dense_share": 0.0, "method": "tiny_bert"}),
         ("zero3", {"phases__dense_share": 0.0, "train__compile": True}),
         ("zero1", {"phases__dense_share": 0.0, "train__compile": True}),
+        ("zero2", {"phases__dense_share": 0.0, "train__rate_shares": {"gains": 0.5}}),
     ],
 )
 def test_strategies_that_can_t_follow_are_refused(tmp_path: Path, strategy: str, changes: dict[str, Any]) -> None:

@@ -275,6 +275,11 @@ def test_a_start_that_can_t_follow_the_teacher_leaves_the_earlier_run(
     refuses_without_a_change(tmp_path, ConfigError, "layers called by position")
 
 
+def test_a_rate_for_what_is_not_trained_leaves_the_earlier_run(tmp_path: Path) -> None:
+    train(tiny_recipe(tmp_path, start__method="random", train__max_steps=2))
+    refuses_without_a_change(tmp_path, ConfigError, "no trained tensor is called", train__rate_shares={"query": 0.5})
+
+
 def test_a_tracker_that_refuses_leaves_the_earlier_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Accelerator, *arguments: Any, **options: Any) -> None:
         raise RuntimeError("No API key.")
