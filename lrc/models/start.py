@@ -21,8 +21,9 @@ from lrc.models.stream import norm_magnitudes, stream_moments, subtracts_mean
 from lrc.start_config import StartConfig
 
 CHANNEL_SAMPLES = 15  # RED's calibration samples
-SENSITIVE_SHARE = 6
-"""One of so many calibration tokens is run backward too, which with the recomputed layers takes three forwards."""
+SENSITIVE_SHARE = 9
+"""One of so many calibration tokens is run backward too. With layers that run again, the head and two sums a point that
+takes four to five forwards: half a forward over all of them, as the principal basis of half of them does."""
 
 
 @dataclass(frozen=True, kw_only=True)
