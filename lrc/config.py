@@ -17,7 +17,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 from lrc.data_config import DataConfig, PrepareConfig, prepare_problems
 from lrc.errors import ConfigError, did_you_mean
 from lrc.home_folder import expand_home
-from lrc.method_config import Method, PhasesConfig, method_problems
+from lrc.method_config import Method, PhasesConfig, method_problems, not_negative_problems
 from lrc.method_config import ObjectiveConfig as ObjectiveConfig
 from lrc.overrides import read_overrides
 from lrc.sft_config import SftConfig, sft_problems
@@ -295,10 +295,7 @@ def validate(recipe: Recipe, *, origin: str) -> None:
     problems += [f"{key} must lie in 0..1, found {value}" for key, value in shares.items() if not 0 <= value <= 1]
     decays = {"train.beta1": train.beta1, "train.beta2": train.beta2}
     problems += [f"{key} must lie in 0..1, 1 left out, found {b}" for key, b in decays.items() if not 0 <= b < 1]
-    found = {f"train.rate_shares.{key}": share for key, share in train.rate_shares.items()}
-    problems += [
-        f"{key} must be at least 0, found {share}" for key, share in found.items() if not 0 <= share < math.inf
-    ]
+    problems += not_negative_problems("train.rate_shares", train.rate_shares)
     problems += prepare_problems(recipe.prepare)
     problems += sft_problems(recipe.sft)
     problems += method_problems(recipe.method, recipe.phases, objective)

@@ -1,8 +1,9 @@
 """What is trained and on what: the recipe's `method`, its phases and its objective (docs/methods.md)."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 Method = Literal["clone", "origin", "only_kd", "tiny_bert"]
 """`clone`: a student of projections. The others train a stock student of the same shape from scratch."""
@@ -70,11 +71,19 @@ def method_objective(method: Method, objective: ObjectiveConfig) -> ObjectiveCon
 
     `only_kd` has no clone terms; `origin` is the cross entropy alone.
     """
+    no_clone_terms: dict[str, Any] = {"clone_weight": 0.0, "without": ("all",)}
+    no_clone_terms |= {"clone_term_weights": {}, "clone_depth_slope": 0.0}
     if method == "only_kd":
-        return replace(objective, clone_weight=0.0, without=("all",))
+        return replace(objective, **no_clone_terms)
     if method == "origin":
-        return replace(objective, lm_weight=1.0, kl_weight=0.0, clone_weight=0.0, without=("all",))
+        return replace(objective, lm_weight=1.0, kl_weight=0.0, **no_clone_terms)
     return objective
+
+
+def not_negative_problems(where: str, values: Mapping[str, float]) -> list[str]:
+    """Check numbers that a recipe gives by name; returns a line a problem."""
+    message = "must be a finite number of at least 0, found"
+    return [f"{where}.{key} {message} {value}" for key, value in values.items() if not 0 <= value < math.inf]
 
 
 def method_problems(method: Method, phases: PhasesConfig, objective: ObjectiveConfig) -> list[str]:
@@ -89,10 +98,7 @@ def method_problems(method: Method, phases: PhasesConfig, objective: ObjectiveCo
         problems.append(f"objective.kl_skew must lie in 0..1, 1 left out, found {objective.kl_skew}")
     if not -1 <= objective.clone_depth_slope <= 1:
         problems.append(f"objective.clone_depth_slope must lie in -1..1, found {objective.clone_depth_slope}")
-    for term, weight in objective.clone_term_weights.items():
-        if not (weight >= 0 and math.isfinite(weight)):
-            key = f"objective.clone_term_weights.{term}"
-            problems.append(f"{key} must be a finite number of at least 0, found {weight}")
+    problems += not_negative_problems("objective.clone_term_weights", objective.clone_term_weights)
     if method != "clone" and phases.dense_share:
         problems.append(
             f"phases.dense_share must be 0 with method = {method}, whose student is dense from the start, found "

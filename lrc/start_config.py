@@ -21,7 +21,7 @@ class StartConfig:
     of the norms over all `tokens` (Minitron)."""
     basis: Basis = "sensitive"
     """Directions of the stream that a `calibrated` student keeps: those that the teacher's logits would miss most, by
-    gradients over a ninth of `tokens` (`sensitive`), or those of most energy (`principal`, as `pca` always does)."""
+    gradients over some of `tokens` (`sensitive`), or those of most energy (`principal`, as `pca` always does)."""
     outlier_channels: int = 0
     """Channels of the teacher's stream kept as identity columns of the basis, those with the largest mean square."""
     rotation: bool = True

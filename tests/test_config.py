@@ -141,6 +141,7 @@ recipes = st.fixed_dictionaries(
                 "save_total_limit": st.none() | positive,
                 "tags": words,
                 "warmup_ratio": st.floats(0, 1),
+                "rate_shares": st.dictionaries(st.sampled_from(["gains", "o_proj"]), finite),
             },
         ),
     },

@@ -185,7 +185,7 @@ def test_shares_of_the_rate_must_not_be_negative(recipe_file: Path) -> None:
     assert recipe.train.rate_shares == {"down_proj": 0.5, "gains": 0.0}
     for value in ("-1", "nan", "inf"):
         found = refusal(recipe_file, f"train.rate_shares.gains={value}")
-        assert found.startswith("train.rate_shares.gains must be at least 0, found")
+        assert found.startswith("train.rate_shares.gains must be a finite number of at least 0, found")
 
 
 def test_weights_of_single_terms_and_of_depth_have_their_ranges(recipe_file: Path) -> None:

@@ -93,7 +93,9 @@ def _against_published(known: Groups, on: str, tokens: str) -> Iterable[Claim]:
     for budget, limit in ((tokens, 0.35), (LARGE, 0.5)):
         yield _final_ratio(known, f"{on}/default/{budget}", f"{on}/published/{budget}", limit)
         yield from _against_forms(known, on, "published", budget, limit)
-    starts = (f"{on}/default/{LARGE}", f"{on}/default/{tokens}", f"{on}/calibration-{START_TOKENS}/{tokens}")
+    few = f"{on}/calibration-{START_TOKENS}/"  # a start is the same whatever is trained from it
+    begun = [name for name in known if name.startswith(few)]
+    starts = (f"{on}/default/{LARGE}", f"{on}/default/{tokens}", *begun, f"{few}{tokens}")
     own, other = next((name for name in starts if _starts_small(known, name)), starts[-1]), f"{on}/published/{LARGE}"
     ratio = None
     if own in known and other in known:

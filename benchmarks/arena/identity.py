@@ -11,6 +11,13 @@ PLACES = ("run", "teacher")
 GUARDS = ("divergence_factor",)
 """Settings of `train` that can end a run and change nothing of one that ended by itself."""
 
+LATER: tuple[tuple[str, str, Any], ...] = (
+    ("objective", "clone_term_weights", {}),
+    ("objective", "clone_depth_slope", 0.0),
+    ("train", "rate_shares", {}),
+)
+"""Keys that came after the first results, and what every recipe had before."""
+
 
 def identity_of(result: Mapping[str, Any], teacher_hash: str) -> dict[str, Any]:
     """Return what a result is the same as; one without its teacher's hash is of the teacher that has its name now."""
@@ -39,7 +46,12 @@ def settings_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
         start.pop("basis", None)
     data = {key: value for key, value in values.pop("data", {}).items() if key not in ("train", "held_out")}
     train = {key: value for key, value in values.pop("train", {}).items() if key not in GUARDS}
-    return _flat(_plain({**values, "start": start, "data": data, "train": train}))
+    sections = {**values, "start": start, "data": data, "train": train}
+    for section, key, was in LATER:
+        if section in sections:  # a recipe from before the key has what it stands for
+            found = sections[section] = {key: was, **sections[section]}
+            found[key] = sorted(found[key].items()) if isinstance(found[key], Mapping) else found[key]
+    return _flat(_plain(sections))
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

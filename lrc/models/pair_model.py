@@ -92,7 +92,7 @@ class PairModel(nn.Module):
         self.term_names = measured_terms(self.architecture, variant, objective, method)
         self.points = measured_points(self.architecture, variant, self.term_names)
         """The terms of each layer."""
-        self.point_weights = point_weights(objective, len(self.points), self.term_names)
+        self.point_weights = point_weights(objective, len(self.points), self.term_names, next(teacher.parameters()))
         self.lockstep = Lockstep()
         self.alignment: nn.Parameter | None = None
         if method == "tiny_bert":
@@ -310,8 +310,7 @@ class PairModel(nn.Module):
             share = objective.clone_weight / max(1, counts.positions)
             if objective.clone_reduction == "mean":
                 share /= sum(map(len, self.points))
-            counted = self.point_weights
-            total = total + share * (terms if counted is None else terms * counted.to(terms.device)).sum()
+            total = total + share * (terms if self.point_weights is None else terms * self.point_weights).sum()
         return PairLosses(total, lm.view_as(labels).sum(-1), kl.sum(), terms.detach())
 
     def _kl_scale(self, counts: StepCounts) -> float:

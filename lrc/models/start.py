@@ -24,6 +24,8 @@ CHANNEL_SAMPLES = 15  # RED's calibration samples
 SENSITIVE_SHARE = 9
 """One of so many calibration tokens is run backward too. With layers that run again, the head and two sums a point that
 takes four to five forwards: half a forward over all of them, as the principal basis of half of them does."""
+SENSITIVE_TOKENS = 8_192
+"""At least, if there are so many: of fewer gradients the basis is no better than the principal one (docs/log.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +107,13 @@ def _choose_basis(
     *,
     seed: int,
 ) -> Tensor:
-    """Choose `Q`, `[d_T, d_S]`; with the walk of a calibrated start it takes 1.5 teacher forwards over the batches."""
+    """Choose `Q`, `[d_T, d_S]`; with the walk of a calibrated start it takes 1.5 teacher forwards over many batches."""
     size, outliers = pair.student_config.hidden_size, settings.outlier_channels
     is_centred = outliers == 0 and subtracts_mean(pair, teacher)  # a channel that is kept is none of the mean
     sensitivity = None
     if settings.method == "calibrated" and settings.basis == "sensitive":
-        some = batches[: -(-len(batches) // SENSITIVE_SHARE)]
+        count = max(-(-len(batches) // SENSITIVE_SHARE), -(-SENSITIVE_TOKENS // batches[0].numel()))
+        some = batches[:count]
         found = stream_sensitivity(pair, teacher, some, progress, is_centred=is_centred, seed=seed)
         moment, sensitivity = found.second_moment, found.sensitivity
     else:

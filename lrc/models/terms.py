@@ -25,7 +25,8 @@ def measured_terms(
     if method == "tiny_bert":
         names = dict.fromkeys(TERMS)
     without = [term for term in objective.without if term != "all"]
-    for key, named in (("without", without), ("clone_term_weights", objective.clone_term_weights)):
+    weighted = [term for term, weight in objective.clone_term_weights.items() if weight != 1]
+    for key, named in (("without", without), ("clone_term_weights", weighted)):
         unknown = set(named) - set(names)
         if unknown:
             raise ConfigError(
@@ -55,19 +56,23 @@ def measured_points(
     return tuple(found)
 
 
-def point_weights(objective: ObjectiveConfig, num_layers: int, term_names: Collection[str]) -> Tensor | None:
+def point_weights(
+    objective: ObjectiveConfig, num_layers: int, term_names: Collection[str], beside: Tensor | None = None
+) -> Tensor | None:
     """Return what each clone point counts: its term's weight times its layer's. None if all count 1.
 
     Args:
         objective: `clone_term_weights` and `clone_depth_slope`.
         num_layers: A single layer counts 1.
         term_names: The columns of the clone sums.
+        beside: A tensor on the result's device; None: the CPU.
 
     Returns:
-        `[layers, terms]` float32, on the CPU.
+        `[layers, terms]` float32.
     """
     if objective.clone_depth_slope == 0 and all(weight == 1 for weight in objective.clone_term_weights.values()):
         return None
     terms = torch.tensor([objective.clone_term_weights.get(name, 1.0) for name in term_names])
     places = torch.linspace(-1, 1, num_layers) if num_layers > 1 else torch.zeros(1)
-    return torch.outer(1 + objective.clone_depth_slope * places, terms)
+    found = torch.outer(1 + objective.clone_depth_slope * places, terms)
+    return found if beside is None else found.to(beside.device)

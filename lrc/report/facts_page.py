@@ -92,10 +92,11 @@ def _recipe_rows(recipe: Recipe) -> list[tuple[str, str]]:
     sequences = f"{train.batch_size} x {train.gradient_accumulation_steps}"
     projections = f"{student.attention_projections} attn, {student.ffn_projections} ffn"
     shared = ", one for embedding and head" if student.tie_embedding_projection else ""
+    shares = "".join(f", {part} x {share:g}" for part, share in sorted(train.rate_shares.items()) if share != 1)
     rows = [
         ("Steps", f"{train.max_steps:,}"),
         ("Batch", f"{sequences} sequences on each process, {recipe.data.sequence_length:,} tokens each"),
-        ("Optimiser", f"{code(train.optimizer)}, learning rate {train.learning_rate:g}, {train.schedule}"),
+        ("Optimiser", f"{code(train.optimizer)}, learning rate {train.learning_rate:g}{shares}, {train.schedule}"),
     ]
     return [*rows, ("Projections", f"{projections}{shared}")] if recipe.method == "clone" else rows
 
@@ -123,11 +124,15 @@ def data_name(path: str) -> str:
 def _objective_text(data: RunData) -> str:
     assert data.recipe is not None
     objective = method_objective(data.recipe.method, data.recipe.objective)
+    weights = {f"{term} x {weight:g}": weight for term, weight in sorted(objective.clone_term_weights.items())}
+    weighted = "".join(f", {said}" for said, weight in weights.items() if weight != 1)
+    if objective.clone_depth_slope:
+        weighted += f", depth slope {objective.clone_depth_slope:g}"
     direction = "" if objective.kl_direction == "forward" else f"{objective.kl_direction}, "
     return (
         f"{objective.lm_weight:g} x LM + {objective.kl_weight:g} x KL ({direction}T = {objective.temperature:g}, "
         f"{objective.kl_reduction}) + {objective.clone_weight:g} x clone ({objective.clone_error}, "
-        f"{objective.clone_reduction})"
+        f"{objective.clone_reduction}{weighted})"
     )
 
 

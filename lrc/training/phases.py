@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from lrc.config import Recipe
 from lrc.errors import ConfigError
 from lrc.method_config import first_dense_step
+from lrc.models.checkpoint import variant_of
 from lrc.models.dense import FROM_SCRATCH, Dense
+from lrc.models.discovery import Architecture
+from lrc.models.merge_plan import merge_plan
+from lrc.models.tiny_bert import ALIGNMENT
+from lrc.training.optimizer import check_rate_shares
 from lrc.training.strategy import ZERO_STAGES
 
 
@@ -72,12 +77,27 @@ def check_strategy(recipe: Recipe, strategy: str) -> None:
         problem = f"phases.dense_share = {share} keeps frozen projections, which DeepSpeed does not hand out"
     elif strategy in ("fsdp2", *ZERO_STAGES) and recipe.method == "tiny_bert":
         problem = "method = tiny_bert has one alignment for all layers, which no shard of a layer holds"
-    elif strategy in ZERO_STAGES and recipe.train.rate_shares:
+    elif strategy in ZERO_STAGES and any(share != 1 for share in recipe.train.rate_shares.values()):
         problem = "train.rate_shares needs several groups of tensors, and DeepSpeed is given one"
     elif strategy in ZERO_STAGES and recipe.train.compile:
         problem = "train.compile = true has not been held against DeepSpeed's hooks, which take gradients away"
     if problem is not None:
         raise ConfigError(f"The strategy {strategy} can't train this recipe: {problem}. Take train.strategy=ddp.")
+
+
+def check_rates(recipe: Recipe, architecture: Architecture) -> None:
+    """Check that `train.rate_shares` names parts of what is trained in one of the phases.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    phases, variant = plan_phases(recipe), variant_of(recipe.student)
+    names = {ALIGNMENT} if recipe.method == "tiny_bert" else set()
+    if phases.first_step > 0:
+        names |= merge_plan(architecture, variant).trained
+    if phases.dense is not None:
+        names |= merge_plan(architecture, variant, phases.dense).trained
+    check_rate_shares(recipe.train.rate_shares, names)
 
 
 def _words(dense: Dense) -> str:

@@ -45,8 +45,7 @@ from lrc.training.launch import (
 from lrc.training.loop import run_loop
 from lrc.training.loop_parts import LoopParts
 from lrc.training.metrics import MetricsLog
-from lrc.training.optimizer import check_rate_shares
-from lrc.training.phases import check_strategy, plan_phases
+from lrc.training.phases import check_rates, check_strategy, plan_phases
 from lrc.training.preemption import Preemption, preemption_signals
 from lrc.training.resume import check_resume, plan_batches, resume_from
 from lrc.training.run_folder import check_run_folder, only_run, prepare_folder
@@ -160,6 +159,7 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, resume: s
 
     width, dtype = pair.architecture.hidden_size, dtype_name(pair.compute_dtype)
     lasting = checkpoint_facts(recipe, teacher_hash=inputs.teacher_hash, d_teacher=width, compute_dtype=dtype)
+
     with bar_on_terminal("train", "steps") as progress:
         parts = LoopParts(
             accelerator=accelerator,
@@ -227,7 +227,6 @@ def _load_pair(recipe: Recipe, inputs: _Inputs, accelerator: Accelerator, strate
     )
     if recipe.method != "clone":
         pair.enter(FROM_SCRATCH)
-    check_rate_shares(recipe.train.rate_shares, pair.trained())
     pair.set_activation_checkpointing(recipe.train.activation_checkpointing)
     pair.has_liger_head = takes_liger(recipe.train.head_kernel, pair.objective, pair.softcap, accelerator.device)
     if recipe.train.compile:
@@ -313,6 +312,7 @@ def _check_method(recipe: Recipe, config: Any, architecture: Architecture) -> No
         check_isolation(config)
     variant, objective = variant_of(recipe.student), method_objective(recipe.method, recipe.objective)
     measured_terms(architecture, variant, objective, recipe.method)
+    check_rates(recipe, architecture)
     if recipe.method != "clone":
         tied = architecture.is_student_tied(variant)
         check_scratch(config, architecture, recipe.student.hidden_size, tied=tied)

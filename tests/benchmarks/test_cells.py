@@ -162,7 +162,10 @@ def test_a_variant_changes_what_its_sweep_asks_about_and_nothing_else() -> None:
         for variant in list(sweeps()[name])[-1:]:
             recipe = recipe_of(f"smollm2/half/{variant}/60k/seed0")
             if name != "optimizer":
-                own = {key: getattr(default.train, key) for key in ("schedule", "beta1", "divergence_factor")}
+                own = {
+                    key: getattr(default.train, key)
+                    for key in ("schedule", "beta1", "divergence_factor", "rate_shares")
+                }
                 assert replace(recipe.train, **own) == default.train, variant
             assert recipe.data == default.data
         assert len(variants) == len(sweeps()[name])

@@ -93,6 +93,9 @@ def test_the_start_that_counts_is_one_of_few_tokens() -> None:
         "not run",
     ]
     assert claims_of([large, small, published])[2][3:] == ["0.500", "holds"]
+    short = falling(f"{ON}/calibration-128000/60k/seed0", 0.5, start=1.0)
+    short["calibration_tokens"] = 128_000
+    assert claims_of([large, short, published])[2][3:] == ["0.250", "holds"]  # whatever is trained from it
     large["calibration_tokens"] = 128_000
     assert claims_of([large, small, published])[2][3:] == ["0.750", "holds"]
 

@@ -44,6 +44,18 @@ def test_a_start_made_before_the_basis_could_be_chosen_had_the_principal_one(met
     assert settings(method, basis="principal") == old
 
 
+def test_weights_by_name_count_as_a_whole_and_older_recipes_had_none() -> None:
+    recipe = {"train": {"seed": 1}, "objective": {"clone_weight": 0.2}}
+    old = settings_of(recipe)
+    assert old == settings_of({"train": {"seed": 1, "rate_shares": {}}, "objective": {**recipe["objective"]}})
+    shares = {"train": {"seed": 1, "rate_shares": {"down_proj": 0.5}}}
+    more = {"train": {"seed": 1, "rate_shares": {"down_proj": 0.5, "v_proj": 0.5}}}
+    assert differing(old, settings_of(shares)) == ["train.rate_shares"]
+    assert differing(settings_of(more), settings_of(shares)) == ["train.rate_shares"]
+    terms = {"objective": {"clone_weight": 0.2, "clone_term_weights": {"mlp-out": 2.0}, "clone_depth_slope": 0.5}}
+    assert differing(old, settings_of(terms)) == ["objective.clone_depth_slope", "objective.clone_term_weights"]
+
+
 def test_places_and_guards_tell_nothing_apart_and_all_else_does() -> None:
     assert settings("red") == settings("red", run="there")
     assert "train.divergence_factor" not in settings("red")
@@ -57,7 +69,7 @@ def test_places_and_guards_tell_nothing_apart_and_all_else_does() -> None:
 def test_texts_and_teacher_are_part_of_it_and_a_missing_key_says_nothing() -> None:
     texts = {"origin": "folder", "sha256": {"train": "a"}}
     one = identity({"run": "x", "train": {"seed": 1}}, texts, "h")
-    assert one == {"train.seed": 1, "texts.sha256.train": "a", "teacher_hash": "h"}
+    assert one == {"train.seed": 1, "train.rate_shares": [], "texts.sha256.train": "a", "teacher_hash": "h"}
     check_same(one, {"train.seed": 1, "of.another.version": 3}, "there")
     with pytest.raises(ConfigError, match=r"^there was made with other settings: train\.seed \(2 there, 1 now\)"):
         check_same(one, {**one, "train.seed": 2}, "there")

@@ -109,6 +109,18 @@ def test_a_baseline_and_a_dense_phase_are_named(data: RunData) -> None:
     assert "1 x KL (skewed, T = 1, token_mean)" in text
 
 
+def test_weights_of_terms_and_shares_of_the_rate_are_told(data: RunData) -> None:
+    assert data.recipe is not None
+    plain = facts_block(data)
+    objective = replace(data.recipe.objective, clone_term_weights={"mlp-out": 5, "attn-q": 1}, clone_depth_slope=-0.9)
+    train = replace(data.recipe.train, rate_shares={"gains": 0.5, "lm_head": 1})
+    text = facts_block(replace(data, recipe=replace(data.recipe, objective=objective, train=train)))
+    assert "x clone (relative, mean, mlp-out x 5, depth slope -0.9) |" in text
+    assert f"learning rate {train.learning_rate:g}, gains x 0.5, " in text
+    assert "slope" not in plain
+    assert "gains x" not in plain
+
+
 def test_plots_that_are_there_are_linked() -> None:
     assert plot_blocks({"losses": Plot(light_png=b"", dark_png=b"")}) == ["![Training losses](losses.png)"]
     assert plot_blocks({}) == []

@@ -14,9 +14,11 @@ from lrc.config import Recipe
 from lrc.data.folder_hash import write_sums
 from lrc.errors import ConfigError
 from lrc.models.dense import FROM_SCRATCH, Dense
+from lrc.models.discovery import discover
 from lrc.models.student import student_config
+from lrc.models.teacher import load_config
 from lrc.training import loop
-from lrc.training.phases import check_phase, check_strategy, plan_phases
+from lrc.training.phases import check_phase, check_rates, check_strategy, plan_phases
 from lrc.verbs.convert import convert
 from lrc.verbs.train import train
 from tests.tiny import tiny_recipe
@@ -204,6 +206,36 @@ def test_a_resumed_run_does_not_make_free_weights_projections_again(tmp_path: Pa
     check_phase(Dense(tensors="mlp"), plan_phases(recipe), SWITCH + 1, origin="it")
 
 
+def test_shares_of_the_rate_hold_before_and_after_the_switch(tmp_path: Path) -> None:
+    shares = {"gains": 0.0, "down_proj": 0.0}
+    recipe = phased(tmp_path, train__optimizer="muon", train__rate_shares=shares)
+    train(recipe)
+    first, half, last = (load_file(checkpoint(recipe, step) / "model.safetensors") for step in (1, SWITCH, STEPS))
+    for name in half:
+        stays = name.startswith("gains.") or ".down_proj" in name
+        assert torch.equal(first[name], half[name]) == stays, name
+    student = stock(convert(checkpoint(recipe, SWITCH), tmp_path / "merged", dtype="float32"))
+    merged = dict(student.named_parameters())
+    free = {name.removeprefix("dense."): value for name, value in last.items() if name.startswith("dense.")}
+    assert len(free) == 3 * len(student.model.layers)
+    for name, value in free.items():
+        assert torch.allclose(value, merged[name], atol=1e-7) == (".down_proj" in name), name
+
+
+def test_shares_are_checked_against_what_any_phase_trains(tmp_path: Path) -> None:
+    shared = {"student__ffn_projections": "io", "train__rate_shares": {"gate_proj": 0.5, "input": 0.5}}
+    recipe = phased(tmp_path, **shared)  # one projection for gate and up, and free weights of each
+    architecture = discover(load_config(recipe.teacher))
+    check_rates(recipe, architecture)
+    for changes in ({"phases__dense_share": 0.0}, {"phases__dense_share": 1.0}):
+        with pytest.raises(ConfigError, match=r"no trained tensor is called: (gate_proj|input)"):
+            check_rates(phased(tmp_path, **{**shared, **changes}), architecture)
+    scratch = {"method": "tiny_bert", "phases__dense_share": 0.0}
+    check_rates(phased(tmp_path, **scratch, train__rate_shares={"alignment": 0.5, "dense": 2.0}), architecture)
+    with pytest.raises(ConfigError, match="no trained tensor is called: projections"):
+        check_rates(phased(tmp_path, **scratch, train__rate_shares={"projections": 0.5}), architecture)
+
+
 @pytest.mark.parametrize(
     ("strategy", "changes"),
     [
@@ -222,3 +254,4 @@ def test_strategies_that_can_t_follow_are_refused(tmp_path: Path, strategy: str,
     check_strategy(phased(tmp_path, **changes), "ddp")
     check_strategy(phased(tmp_path, phases__dense_share=1.0), "fsdp2")
     check_strategy(phased(tmp_path, phases__dense_share=0.0, method="only_kd"), "zero3")
+    check_strategy(phased(tmp_path, phases__dense_share=0.0, train__rate_shares={"gains": 1.0}), "zero3")

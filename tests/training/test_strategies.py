@@ -113,7 +113,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs.append(job(root, "one-tied", "one", **{**tied, "train__activation_checkpointing": "none"}))
     # rows that two ranks can't share out evenly
     muon = {"teacher": str(teacher_folder(root / "odd", "qwen2", hidden_size=33, head_dim=8))}
-    muon |= {"train__optimizer": "muon", "train__learning_rate": 1e-3}
+    muon |= {"train__optimizer": "muon", "train__learning_rate": 1e-3, "train__rate_shares": {"o_proj": 0.2}}
     jobs += [job(root, f"{name}-muon", name, **muon) for name in ("one", "fsdp2")]
     for name, (saved, other) in MUON_RESUMES.items():
         resume = str(root / f"{saved}-muon" / "train" / f"checkpoint-{HALF}")

@@ -130,7 +130,7 @@ def test_what_is_going_on_is_said_on_standard_error(tmp_path: Path, capsys: pyte
     assert lines[0] == f"teacher {tmp_path / 'teacher'} on cpu in float32"
     share = read_start(tmp_path / "run")["held_out"]["effective_rank_share"]
     assert any(line.startswith("held out   step      0") and line.endswith(f"rank {share:.0%}") for line in lines)
-    for part in ("start: basis 4/4 batches", "start: calibrate 2/2 layers"):
+    for part in ("start: basis 8/8 batches", "start: calibrate 2/2 layers"):
         assert any(line.startswith(part) for line in lines)
     assert lines[-1] == f"trained: {last}"
 
