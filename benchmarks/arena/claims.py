@@ -93,9 +93,10 @@ def _against_published(known: Groups, on: str, tokens: str) -> Iterable[Claim]:
     for budget, limit in ((tokens, 0.35), (LARGE, 0.5)):
         yield _final_ratio(known, f"{on}/default/{budget}", f"{on}/published/{budget}", limit)
         yield from _against_forms(known, on, "published", budget, limit)
-    few = f"{on}/calibration-{START_TOKENS}/"  # a start is the same whatever is trained from it
-    begun = [name for name in known if name.startswith(few)]
-    starts = (f"{on}/default/{LARGE}", f"{on}/default/{tokens}", *begun, f"{few}{tokens}")
+    # a start is the same whatever is trained from it
+    few = [f"{on}/{what}-{START_TOKENS}/" for what in ("calibration", "basis-principal")]
+    begun = [name for prefix in few for name in known if name.startswith(prefix)]
+    starts = (f"{on}/default/{LARGE}", f"{on}/default/{tokens}", *begun, f"{few[0]}{tokens}")
     own, other = next((name for name in starts if _starts_small(known, name)), starts[-1]), f"{on}/published/{LARGE}"
     ratio = None
     if own in known and other in known:

@@ -191,7 +191,11 @@ def default_sweeps() -> dict[str, dict[str, tuple[str, ...]]]:
         "kl-direction": _per_value("kl", "objective.kl_direction", ("forward", "reverse", "skewed")),
         "start": _per_value("start", "start.method", ("random", "channel", "pca", "calibrated")),
         "calibration": _per_value("calibration", "start.tokens", CALIBRATION_TOKENS),
-        "basis": _per_value("basis", "start.basis", ("sensitive", "principal")),
+        "basis": {
+            "basis-sensitive": (),
+            "basis-principal": ("start.basis=principal",),
+            "basis-principal-128000": ("start.basis=principal", "start.tokens=128000"),
+        },
         "outliers": _per_value("outliers", "start.outlier_channels", (0, 8, 16, 48)),
         "variants": {
             "untied": (),
