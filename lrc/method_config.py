@@ -71,8 +71,12 @@ def method_objective(method: Method, objective: ObjectiveConfig) -> ObjectiveCon
 
     `only_kd` has no clone terms; `origin` is the cross entropy alone.
     """
-    no_clone_terms: dict[str, Any] = {"clone_weight": 0.0, "without": ("all",)}
-    no_clone_terms |= {"clone_term_weights": {}, "clone_depth_slope": 0.0}
+    no_clone_terms: dict[str, Any] = {
+        "clone_weight": 0.0,
+        "without": ("all",),
+        "clone_term_weights": {},
+        "clone_depth_slope": 0.0,
+    }
     if method == "only_kd":
         return replace(objective, **no_clone_terms)
     if method == "origin":

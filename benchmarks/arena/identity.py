@@ -12,6 +12,7 @@ GUARDS = ("divergence_factor",)
 """Settings of `train` that can end a run and change nothing of one that ended by itself."""
 
 LATER: tuple[tuple[str, str, Any], ...] = (
+    ("start", "basis", "principal"),
     ("objective", "clone_term_weights", {}),
     ("objective", "clone_depth_slope", 0.0),
     ("train", "rate_shares", {}),
@@ -36,22 +37,19 @@ def settings_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
     One key a value.
     """
     values = {key: value for key, value in recipe.items() if key not in PLACES}
-    start = dict(values.pop("start", {}))
+    for section, key, was in LATER:
+        if section in values:
+            found = values[section] = {key: was, **values[section]}
+            found[key] = sorted(found[key].items()) if isinstance(found[key], Mapping) else found[key]
+    is_clone, start = recipe.get("method", "clone") == "clone", dict(values.pop("start", {}))
     is_few = start.get("method") == "channel" and start.get("channel_score", "magnitude") == "magnitude"
-    if is_few or start.get("method") == "random" or recipe.get("method", "clone") != "clone":
+    if is_few or start.get("method") == "random" or not is_clone:
         start.pop("tokens", None)
-    if start.get("method") == "calibrated" and recipe.get("method", "clone") == "clone":
-        start.setdefault("basis", "principal")  # as every start was before the key came
-    else:
+    if start.get("method") != "calibrated" or not is_clone:
         start.pop("basis", None)
     data = {key: value for key, value in values.pop("data", {}).items() if key not in ("train", "held_out")}
     train = {key: value for key, value in values.pop("train", {}).items() if key not in GUARDS}
-    sections = {**values, "start": start, "data": data, "train": train}
-    for section, key, was in LATER:
-        if section in sections:  # a recipe from before the key has what it stands for
-            found = sections[section] = {key: was, **sections[section]}
-            found[key] = sorted(found[key].items()) if isinstance(found[key], Mapping) else found[key]
-    return _flat(_plain(sections))
+    return _flat(_plain({**values, "start": start, "data": data, "train": train}))
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -171,14 +171,14 @@ def centred_basis(second_moment: Tensor, size: int, *, sensitivity: Tensor | Non
     Returns:
         `[d_T, size]` float64 with orthonormal columns.
     """
-    ones = torch.full((second_moment.shape[0], 1), second_moment.shape[0] ** -0.5).to(second_moment.device).double()
-    ones, centred = torch.linalg.qr(ones, mode="complete").Q.split([1, second_moment.shape[0] - 1], 1)
-    ones = ones.abs()  # the decomposition may turn it round
+    width = second_moment.shape[0]
+    ones = torch.ones(width, 1, dtype=torch.float64, device=second_moment.device)
+    centred = torch.linalg.qr(ones, mode="complete").Q[:, 1:]
     moment, metric = (
         None if matrix is None else centred.T @ matrix.double() @ centred for matrix in (second_moment, sensitivity)
     )
     assert moment is not None
-    basis = torch.cat([ones, centred @ principal_basis(moment, size - 1, sensitivity=metric)], 1)
+    basis = torch.cat([ones * width**-0.5, centred @ principal_basis(moment, size - 1, sensitivity=metric)], 1)
     # a reflection of the columns that sends the student's mean to the first of them, which is the teacher's
     mirror = torch.full((size,), size**-0.5, dtype=torch.float64, device=basis.device)
     mirror[0] -= 1

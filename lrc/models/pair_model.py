@@ -92,14 +92,15 @@ class PairModel(nn.Module):
         self.term_names = measured_terms(self.architecture, variant, objective, method)
         self.points = measured_points(self.architecture, variant, self.term_names)
         """The terms of each layer."""
-        self.point_weights = point_weights(objective, len(self.points), self.term_names, next(teacher.parameters()))
+        device = next(teacher.parameters()).device
+        self.point_weights = point_weights(objective, len(self.points), self.term_names, device)
         self.lockstep = Lockstep()
         self.alignment: nn.Parameter | None = None
         if method == "tiny_bert":
             teacher.set_attn_implementation("eager")  # type: ignore[operator]  # else no layer hands its maps out
             self.student_config._attn_implementation = "eager"
         if HIDDEN in self.term_names:  # what nothing trains has no place among the trained tensors
-            self.alignment = zero_alignment(hidden_size, config.hidden_size, next(teacher.parameters()).device)
+            self.alignment = zero_alignment(hidden_size, config.hidden_size, device)
         self.base, self.head = self._assemble(teacher, hidden_size)
 
     def _assemble(self, teacher: nn.Module, hidden_size: int) -> tuple[nn.Module, PairHead]:

@@ -57,7 +57,7 @@ def measured_points(
 
 
 def point_weights(
-    objective: ObjectiveConfig, num_layers: int, term_names: Collection[str], beside: Tensor | None = None
+    objective: ObjectiveConfig, num_layers: int, term_names: Collection[str], device: torch.device | None = None
 ) -> Tensor | None:
     """Return what each clone point counts: its term's weight times its layer's. None if all count 1.
 
@@ -65,7 +65,7 @@ def point_weights(
         objective: `clone_term_weights` and `clone_depth_slope`.
         num_layers: A single layer counts 1.
         term_names: The columns of the clone sums.
-        beside: A tensor on the result's device; None: the CPU.
+        device: Of the result; None: the CPU.
 
     Returns:
         `[layers, terms]` float32.
@@ -74,5 +74,4 @@ def point_weights(
         return None
     terms = torch.tensor([objective.clone_term_weights.get(name, 1.0) for name in term_names])
     places = torch.linspace(-1, 1, num_layers) if num_layers > 1 else torch.zeros(1)
-    found = torch.outer(1 + objective.clone_depth_slope * places, terms)
-    return found if beside is None else found.to(beside.device)
+    return torch.outer(1 + objective.clone_depth_slope * places, terms).to(device or "cpu")

@@ -1,6 +1,6 @@
 """The facts of a run as blocks of Markdown: what the student is, how it was made, how it scores."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lrc.config import Recipe
 from lrc.method_config import method_objective
@@ -92,7 +92,7 @@ def _recipe_rows(recipe: Recipe) -> list[tuple[str, str]]:
     sequences = f"{train.batch_size} x {train.gradient_accumulation_steps}"
     projections = f"{student.attention_projections} attn, {student.ffn_projections} ffn"
     shared = ", one for embedding and head" if student.tie_embedding_projection else ""
-    shares = "".join(f", {part} x {share:g}" for part, share in sorted(train.rate_shares.items()) if share != 1)
+    shares = _factors(train.rate_shares)
     rows = [
         ("Steps", f"{train.max_steps:,}"),
         ("Batch", f"{sequences} sequences on each process, {recipe.data.sequence_length:,} tokens each"),
@@ -121,11 +121,15 @@ def data_name(path: str) -> str:
     return path if path.startswith("hf://") else short_name(path)
 
 
+def _factors(factors: Mapping[str, float]) -> str:
+    """Return `, NAME x FACTOR` for each factor that is not 1."""
+    return "".join(f", {name} x {factor:g}" for name, factor in sorted(factors.items()) if factor != 1)
+
+
 def _objective_text(data: RunData) -> str:
     assert data.recipe is not None
     objective = method_objective(data.recipe.method, data.recipe.objective)
-    weights = {f"{term} x {weight:g}": weight for term, weight in sorted(objective.clone_term_weights.items())}
-    weighted = "".join(f", {said}" for said, weight in weights.items() if weight != 1)
+    weighted = _factors(objective.clone_term_weights)
     if objective.clone_depth_slope:
         weighted += f", depth slope {objective.clone_depth_slope:g}"
     direction = "" if objective.kl_direction == "forward" else f"{objective.kl_direction}, "
