@@ -42,7 +42,7 @@ def calibrate(
         ConfigError: The stock model hands its layers more than the stream by position.
     """
     device = next(teacher.parameters()).device
-    keywords = _layer_keywords(pair, teacher, batches[0].to(device))
+    keywords = layer_keywords(pair, teacher, batches[0])
     embedding = pair.base.get_submodule(
         pair.architecture.embedding.rpartition(".")[0].removeprefix(f"{pair.architecture.base}.")
     )
@@ -69,8 +69,12 @@ def calibrate(
     return errors, [f"{what} in {count} of {len(pair.layers)} layers" for what, count in kept.items()]
 
 
-def _layer_keywords(pair: PairModel, teacher: nn.Module, batch: Tensor) -> list[dict[str, Any]]:
-    """The keyword arguments (mask, rotary embeddings) that the stock model hands to each layer."""
+def layer_keywords(pair: PairModel, teacher: nn.Module, batch: Tensor) -> list[dict[str, Any]]:
+    """Return the keyword arguments (mask, rotary embeddings) that the stock model hands to each layer.
+
+    Raises:
+        ConfigError: It hands its layers more than the stream by position.
+    """
     found: list[dict[str, Any]] = []
 
     def hook(_: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -81,7 +85,9 @@ def _layer_keywords(pair: PairModel, teacher: nn.Module, batch: Tensor) -> list[
     layers = teacher.get_submodule(pair.architecture.layers)
     handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers.children()]
     try:
-        teacher.get_submodule(pair.architecture.base)(input_ids=batch, use_cache=False)
+        teacher.get_submodule(pair.architecture.base)(
+            input_ids=batch.to(next(teacher.parameters()).device), use_cache=False
+        )
     finally:
         for handle in handles:
             handle.remove()

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lrc.clone.initialise import centred_basis, channel_selection, principal_basis, random_projection
-from lrc.models.calibrate import calibrate
+from lrc.errors import ConfigError, NumericsError
+from lrc.models.calibrate import calibrate, layer_keywords
 from lrc.models.pair_model import PairModel
 from lrc.models.part import is_bias
 from lrc.models.rotate import rotate_student
@@ -26,6 +27,8 @@ SENSITIVE_SHARE = 9
 takes four to five forwards: half a forward over all of them, as the principal basis of half of them does."""
 SENSITIVE_TOKENS = 8_192
 """At least, if there are so many: of fewer gradients the basis is no better than the principal one (docs/log.md)."""
+SENSITIVE_ROW = 2_048
+"""Positions at the front of a row that are run backward: what a pass keeps does not grow with longer rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,10 @@ def fill_start(
         batches: Calibration ids, `[batch, seq]` each, all of one shape, without padding; `random` takes none.
         seed: Seed of `random` and of the rotation.
         progress: Called with (stage, done, total) as work goes on.
+
+    Raises:
+        ConfigError: A calibrated start can't follow this teacher, or its gradients don't fit the device.
+        NumericsError: The teacher's states or gradients are not finite.
     """
     began = time.monotonic()
     unit_gain = pair.architecture.scales.unit_gain
@@ -85,6 +92,8 @@ def fill_start(
             scores = norm_magnitudes(pair, teacher, batches, progress)
         _fill_channels(pair, teacher, scores)
     else:
+        if settings.method == "calibrated":
+            layer_keywords(pair, teacher, batches[0])  # a teacher that the walk can't follow ends here
         basis = _choose_basis(pair, teacher, settings, batches, progress, seed=seed)
         _fill_basis(pair, teacher, basis)
         if settings.method == "calibrated":
@@ -112,16 +121,42 @@ def _choose_basis(
     is_centred = outliers == 0 and subtracts_mean(pair, teacher)  # a channel that is kept is none of the mean
     sensitivity = None
     if settings.method == "calibrated" and settings.basis == "sensitive":
-        count = max(-(-len(batches) // SENSITIVE_SHARE), -(-SENSITIVE_TOKENS // batches[0].numel()))
-        some = batches[:count]
-        found = stream_sensitivity(pair, teacher, some, progress, is_centred=is_centred, seed=seed)
-        moment, sensitivity = found.second_moment, found.sensitivity
+        moment, sensitivity = _weighed_moments(pair, teacher, batches, progress, is_centred=is_centred, seed=seed)
     else:
         some = batches if settings.method == "pca" else batches[: -(-len(batches) // 2)]
         moment = stream_moments(pair, teacher, some, progress, is_centred=is_centred).second_moment
     if is_centred:
         return centred_basis(moment, size, sensitivity=sensitivity)
     return principal_basis(moment, size, outliers, sensitivity=sensitivity)
+
+
+def _weighed_moments(
+    pair: PairModel,
+    teacher: nn.Module,
+    batches: list[Tensor],
+    progress: Callable[[str, int, int], None],
+    *,
+    is_centred: bool,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Return the stream's second moment and its sensitivity over a part of the calibration text, `[d_T, d_T]` each."""
+    tokens = max(-(-sum(batch.numel() for batch in batches) // SENSITIVE_SHARE), SENSITIVE_TOKENS)
+    fronts = [batch[:, :SENSITIVE_ROW] for batch in batches]
+    some = fronts[: -(-tokens // fronts[0].numel())]
+    try:
+        found = stream_sensitivity(pair, teacher, some, progress, is_centred=is_centred, seed=seed)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            "The device's memory is too small for the start's gradients (start.basis: sensitive), which keep the "
+            f"teacher's stream at every layer for {fronts[0].numel()} tokens. Set start.basis=principal, which needs "
+            "forward passes alone."
+        ) from error
+    if not bool(found.sensitivity.isfinite().all()):
+        raise NumericsError(
+            "The teacher's gradients on the calibration text are not finite. Set start.basis=principal, which needs "
+            "none, or train.compute_dtype=float32."
+        )
+    return found.second_moment, found.sensitivity
 
 
 def _embedding_scale(pair: PairModel) -> tuple[str, float]:

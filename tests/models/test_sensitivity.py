@@ -1,5 +1,6 @@
 """The sensitivity of the stream against plain gradients, and against the Fisher information itself."""
 
+import math
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from lrc.clone.sites import Variant
 from lrc.config import ObjectiveConfig
+from lrc.errors import NumericsError
 from lrc.models import sensitivity
 from lrc.models.pair_model import PairModel
 from lrc.models.sensitivity import stream_sensitivity
@@ -189,6 +191,15 @@ def test_hooks_and_layers_are_mended_after_an_error() -> None:
         stream_sensitivity(pair, teacher, id_batches(), fail)
     assert num_hooks(teacher) == hooks
     assert all("forward" not in layer.__dict__ for layer in teacher.model.layers)
+
+
+def test_states_that_are_not_finite_are_an_error_before_labels_are_drawn() -> None:
+    teacher = tiny_teacher("llama")
+    pair = make_pair(teacher, 16)
+    with torch.no_grad():
+        teacher.model.layers[1].mlp.down_proj.weight[0, 0] = math.inf
+    with pytest.raises(NumericsError, match=r"states \(float32\) are not finite .*=float32"):
+        stream_sensitivity(pair, teacher, id_batches(), silent)
 
 
 def test_rows_of_one_token_have_no_sensitivity() -> None:

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from lrc.clone.sites import Variant
 from lrc.config import ObjectiveConfig
+from lrc.errors import ConfigError, NumericsError
 from lrc.evaluation.agreement import measure_pair
+from lrc.models import start
 from lrc.models.pair_model import PairModel
 from lrc.models.start import fill_start
 from lrc.models.stream import norm_magnitudes, stream_moments
@@ -167,3 +169,43 @@ def test_outlier_channels_become_identity_columns() -> None:
     assert torch.equal(writer[:, :3].abs().sum(0), torch.ones(3))
     assert int((writer[:, :3] != 0).sum()) == 3
     torch.testing.assert_close(writer.T @ writer, torch.eye(16), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("row", "tokens", "count"), [(2048, 0, 2), (2048, 64, 2), (8, 64, 4), (8, 9999, 10)])
+def test_gradients_take_the_fronts_of_some_rows(
+    row: int, tokens: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ten batches of 2 x 16 tokens a ninth is 36 tokens, so two of the batches."""
+    found: list[Tensor] = []
+    ours = start.stream_sensitivity
+
+    def watch(pair: Any, teacher: Any, batches: list[Tensor], *rest: Any, **settings: Any) -> Any:
+        found.extend(batches)
+        return ours(pair, teacher, batches, *rest, **settings)
+
+    monkeypatch.setattr(start, "stream_sensitivity", watch)
+    monkeypatch.setattr(start, "SENSITIVE_ROW", row)
+    monkeypatch.setattr(start, "SENSITIVE_TOKENS", tokens)
+    started("llama", "calibrated")
+    assert len(found) == count
+    assert all(torch.equal(part, batch[:, :row]) for part, batch in zip(found, calibration(), strict=False))
+
+
+def test_gradients_that_do_not_fit_or_are_not_finite_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = start.stream_sensitivity
+
+    def too_large(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    def broken(*arguments: Any, **settings: Any) -> Any:
+        found = ours(*arguments, **settings)
+        found.sensitivity[3, 3] = math.nan
+        return found
+
+    monkeypatch.setattr(start, "stream_sensitivity", too_large)
+    with pytest.raises(ConfigError, match=r"for 32 tokens\. Set start\.basis=principal"):
+        started("llama", "calibrated")
+    monkeypatch.setattr(start, "stream_sensitivity", broken)
+    with pytest.raises(NumericsError, match=r"gradients .* not finite\. Set start\.basis=principal"):
+        started("llama", "calibrated")
+    started("llama", "calibrated", basis="principal")

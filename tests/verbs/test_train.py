@@ -272,6 +272,7 @@ def test_a_start_that_can_t_follow_the_teacher_leaves_the_earlier_run(
         return called(self, stream, attention_mask, **keywords)
 
     monkeypatch.setattr(LlamaDecoderLayer, "__call__", by_position)
+    monkeypatch.setattr("lrc.models.start.stream_sensitivity", lambda *_, **__: pytest.fail("the long part ran"))
     refuses_without_a_change(tmp_path, ConfigError, "layers called by position")
 
 
