@@ -22,7 +22,12 @@ Progress = Callable[[str, int, int], None]
 
 @torch.no_grad()
 def calibrate(
-    pair: PairModel, teacher: nn.Module, basis: Tensor, batches: list[Tensor], progress: Progress
+    pair: PairModel,
+    teacher: nn.Module,
+    basis: Tensor,
+    batches: list[Tensor],
+    keywords: list[dict[str, Any]],
+    progress: Progress,
 ) -> tuple[list[float], list[str]]:
     """Solve all projections of the pair, layer by layer.
 
@@ -31,18 +36,15 @@ def calibrate(
         teacher: The model that the pair was made from.
         basis: `Q`, `[d_T, d_S]` float64, orthonormal columns.
         batches: Ids, `[batch, seq]`, all of one shape.
+        keywords: What the stock model hands to each layer beside the stream (`layer_keywords` of one batch).
         progress: Called with ("calibrate", layers done, layers), first with none done.
 
     Returns:
         Relative error of the student's stream after each layer: mean over tokens of
         `|Q.T x_T - x_S|^2 / |Q.T x_T|^2`. Then a line for every kind of writer that kept its `pca` start, with the
         reason and how many layers have it.
-
-    Raises:
-        ConfigError: The stock model hands its layers more than the stream by position.
     """
     device = next(teacher.parameters()).device
-    keywords = layer_keywords(pair, teacher, batches[0])
     embedding = pair.base.get_submodule(
         pair.architecture.embedding.rpartition(".")[0].removeprefix(f"{pair.architecture.base}.")
     )

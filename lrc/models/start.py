@@ -92,12 +92,13 @@ def fill_start(
             scores = norm_magnitudes(pair, teacher, batches, progress)
         _fill_channels(pair, teacher, scores)
     else:
-        if settings.method == "calibrated":
-            layer_keywords(pair, teacher, batches[0])  # a teacher that the walk can't follow ends here
+        is_calibrated = settings.method == "calibrated"
+        # before the basis, which takes long: a teacher that the walk can't follow ends here
+        keywords = layer_keywords(pair, teacher, batches[0]) if is_calibrated else []
         basis = _choose_basis(pair, teacher, settings, batches, progress, seed=seed)
         _fill_basis(pair, teacher, basis)
-        if settings.method == "calibrated":
-            errors, kept = calibrate(pair, teacher, basis, batches, progress)
+        if is_calibrated:
+            errors, kept = calibrate(pair, teacher, basis, batches, keywords, progress)
             if settings.rotation:
                 reason = rotate_student(pair, seed=seed)
     tokens = sum(batch.numel() for batch in batches)

@@ -11,6 +11,8 @@ from torch.utils.hooks import RemovableHandle
 
 from lrc.clone.initialise import ProductSum
 from lrc.clone.sites import Stage
+from lrc.errors import NumericsError
+from lrc.models.compute import dtype_name
 from lrc.models.pair_model import PairModel
 
 
@@ -88,12 +90,21 @@ def run_base(
     """Run the teacher's base over the batches and tell of `stage` after each, first with none done.
 
     `use` is called with the states after the last norm, `[batch, seq, d_T]`.
+
+    Raises:
+        NumericsError: These states are not finite.
     """
     base = teacher.get_submodule(pair.architecture.base)
     device = next(teacher.parameters()).device
     progress(stage, 0, len(batches))
     for done, batch in enumerate(batches):
-        use(base(input_ids=batch.to(device), use_cache=False).last_hidden_state)
+        states = base(input_ids=batch.to(device), use_cache=False).last_hidden_state
+        if not bool(states.isfinite().all()):
+            raise NumericsError(
+                f"The teacher's states ({dtype_name(states.dtype)}) are not finite on the calibration text. Check its "
+                "weights, or set train.compute_dtype=float32."
+            )
+        use(states)
         progress(stage, done + 1, len(batches))
 
 

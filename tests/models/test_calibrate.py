@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lrc.clone.initialise import principal_basis
 from lrc.clone.sites import Variant
-from lrc.models.calibrate import calibrate
+from lrc.models.calibrate import calibrate, layer_keywords
 from lrc.models.pair_model import PairModel
 from lrc.models.start import fill_start
 from lrc.models.stream import stream_moments
@@ -53,7 +53,8 @@ def calibrated(family: str, variant: Variant, num_batches: int = 6, **changes: A
     before = {name: parameter.double() for name, parameter in pair.trained().items()}
     reported: list[tuple[str, int, int]] = []
     hooks = num_hooks(teacher)
-    errors, kept = calibrate(pair, teacher, basis, batches, lambda *report: reported.append(report))
+    keywords = layer_keywords(pair, teacher, batches[0])
+    errors, kept = calibrate(pair, teacher, basis, batches, keywords, lambda *report: reported.append(report))
     assert not kept
     counts = (hooks, num_hooks(teacher))
     exact = teacher.double()
@@ -124,7 +125,7 @@ def test_a_fitted_gain_multiplies_the_last_norm_s_bias_too() -> None:
     gain, bias = (pair.trained()[f"gains.model.norm.{name}"].detach() for name in ("weight", "bias"))
     before = bias.clone()
     basis = principal_basis(stream_moments(pair, teacher, batches, lambda *_: None).second_moment, 16)
-    calibrate(pair, teacher, basis, batches, lambda *_: None)
+    calibrate(pair, teacher, basis, batches, layer_keywords(pair, teacher, batches[0]), lambda *_: None)
     assert float(before.abs().max()) > 0.01
     assert float((gain - 1).abs().max()) > 0.01
     torch.testing.assert_close(bias, before * gain)

@@ -200,6 +200,8 @@ def test_states_that_are_not_finite_are_an_error_before_labels_are_drawn() -> No
         teacher.model.layers[1].mlp.down_proj.weight[0, 0] = math.inf
     with pytest.raises(NumericsError, match=r"states \(float32\) are not finite .*=float32"):
         stream_sensitivity(pair, teacher, id_batches(), silent)
+    with pytest.raises(NumericsError, match=r"states \(float32\) are not finite"):
+        stream_moments(pair, teacher, id_batches(), silent)
 
 
 def test_rows_of_one_token_have_no_sensitivity() -> None:
