@@ -205,7 +205,7 @@ def load_pair(recipe: Recipe, weights: list[Path]) -> tuple[PairModel, Blocks]:
         objective=method_objective(recipe.method, recipe.objective),
     )
     try:
-        found, wanted = StoredTensors(weights), pair.trained()
+        found, wanted = StoredTensors(weights), pair.stored()
     except CheckpointError as error:
         raise ConfigError(f"{weights[0]} must be a safetensors file. {error}") from error
     if found.shapes != {name: value.shape for name, value in wanted.items()}:

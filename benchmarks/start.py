@@ -28,7 +28,8 @@ def cell_recipe(name: str) -> Recipe:
     recipe = demo_recipe(("train.evaluate_steps=null", f"run={ROOT / name}"))
     if name == "calibrated":
         return recipe
-    recipe = replace(recipe, start=StartConfig(method="random"))
+    student = replace(recipe.student, correction=False)  # nothing else fits one
+    recipe = replace(recipe, student=student, start=StartConfig(method="random"))
     if name == "random":
         return recipe
     published = load_recipe(Path("configs/recipes/published_1.5b.yaml"))

@@ -46,6 +46,8 @@ class StudentConfig:
     """`all`: one projection for each of gate, up. `io`: they share one."""
     tie_embedding_projection: bool = False
     """Embedding and head share one projection; the student's head is tied if the teacher's is too."""
+    correction: bool = False
+    """MLP outputs have a fixed correction beside the merge, which a `calibrated` start fits (docs/method.md, 8.5)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,5 +315,10 @@ def validate(recipe: Recipe, *, origin: str) -> None:
     size, channels = recipe.student.hidden_size, recipe.start.outlier_channels
     if channels > size:
         problems.append(f"start.outlier_channels must be at most student.hidden_size = {size}, found {channels}")
+    if recipe.student.correction and (recipe.method, recipe.start.method) != ("clone", "calibrated"):
+        problems.append(
+            "student.correction = true needs method = clone and start.method = calibrated, which fits it, found "
+            f"{recipe.method} and {recipe.start.method}"
+        )
     if problems:
         raise ConfigError(f"{origin}: " + "; ".join(problems) + ".")

@@ -12,6 +12,7 @@ GUARDS = ("divergence_factor",)
 """Settings of `train` that can end a run and change nothing of one that ended by itself."""
 
 LATER: tuple[tuple[str, str, Any], ...] = (
+    ("student", "correction", False),
     ("start", "basis", "principal"),
     ("objective", "clone_term_weights", {}),
     ("objective", "clone_depth_slope", 0.0),

@@ -20,11 +20,14 @@ FORMS = {"published": ("published-long", "published-batch-2"), "red": ("red-toke
 """Other readings of what a paper and its code say; the default is held against the best that was run, too."""
 
 ADAMW = ("train.optimizer=adamw", "train.schedule=linear", "train.warmup_ratio=0.05")
+WITHOUT_CORRECTION = "student.correction=false"
+"""Of what does not begin with a calibrated start, which alone fits corrections."""
 UNGUARDED = "train.divergence_factor=null"
 """Raw errors spike to hundreds of times their median; clipping bounds the step, as in the published code."""
 LOGITS_ALONE = ("objective.lm_weight=0", "objective.clone_weight=0", "objective.without=[all]")
 DENSE_FROM_THE_FIRST_STEP = ("phases.dense_share=1", "phases.dense_tensors=all")
 PUBLISHED = (
+    WITHOUT_CORRECTION,
     "start.method=random",
     "objective.temperature=40",
     "objective.kl_reduction=published",
@@ -61,7 +64,7 @@ class Method:
 
 
 def _adamw(about: str, *changes: str, rate: float = 1e-3, rates: tuple[float, ...] = ADAMW_RATES) -> Method:
-    return Method(about=about, changes=(*ADAMW, *changes), rate=rate, rates=rates)
+    return Method(about=about, changes=(WITHOUT_CORRECTION, *ADAMW, *changes), rate=rate, rates=rates)
 
 
 def methods() -> dict[str, Method]:
@@ -189,12 +192,16 @@ def default_sweeps() -> dict[str, dict[str, tuple[str, ...]]]:
         },
         "momentum": _per_value("momentum", "train.beta1", (0.8, 0.9, 0.95)),
         "kl-direction": _per_value("kl", "objective.kl_direction", ("forward", "reverse", "skewed")),
-        "start": _per_value("start", "start.method", ("random", "channel", "pca", "calibrated")),
+        "start": {
+            **_per_value("start", "start.method", ("random", "channel", "pca"), WITHOUT_CORRECTION),
+            "start-calibrated": (),
+        },
         "calibration": _per_value("calibration", "start.tokens", CALIBRATION_TOKENS),
+        "correction": {"corrected": (), "without-correction": (WITHOUT_CORRECTION,)},
         "basis": {
-            "basis-sensitive": (),
-            "basis-principal": ("start.basis=principal",),
-            "basis-principal-128000": ("start.basis=principal", "start.tokens=128000"),
+            "basis-sensitive": (WITHOUT_CORRECTION,),
+            "basis-principal": (WITHOUT_CORRECTION, "start.basis=principal"),
+            "basis-principal-128000": (WITHOUT_CORRECTION, "start.basis=principal", "start.tokens=128000"),
         },
         "outliers": _per_value("outliers", "start.outlier_channels", (0, 8, 16, 48)),
         "variants": {

@@ -82,6 +82,8 @@ class Variant:
     attention_projections: Literal["all", "io"] = "all"
     ffn_projections: Literal["all", "io"] = "all"
     tie_embedding_projection: bool = False
+    corrects_mlp: bool = False
+    """Weights of MLP outputs are `P.T W + C`, with a fixed `C` (`corrected_weight`)."""
 
     def shares_input(self, kind: StageKind) -> bool:
         """Whether the readers of such a stage share one projection (`io`)."""
@@ -100,6 +102,16 @@ def projection_of(module: str, stage: Stage, variant: Variant) -> str:
     if module in stage.readers and variant.shares_input(stage.kind):
         return f"{stage.readers[0].rpartition('.')[0]}.input"
     return module
+
+
+def corrected_weight(stage: Stage) -> str | None:
+    """Name the tensor of a stage that a correction is added to: the weight of an MLP's one writer, if it is a module.
+
+    An attention's writer needs none: its weight has no more columns than rows, so its projection reaches every value.
+    """
+    if stage.kind != "mlp" or stage.bare or len(stage.writers) != 1 or stage.residual is None:
+        return None
+    return f"{stage.writers[0]}.weight"
 
 
 def clone_terms(stage: Stage, variant: Variant) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Convert: a checkpoint and its teacher become a plain Hugging Face folder, tensor by tensor, shard by shard."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def read_source(
     notes += _held_teacher_note(facts)
     check_trained(plan, stand_ins, architecture.hidden_size, chosen.hidden_size)
     config = student_config(teacher_config, chosen.hidden_size, tied=architecture.is_student_tied(variant))
-    if plan.free:
+    if plan.free or plan.corrections:
         check_free(plan, stand_ins, empty_student(config))
     return Source(
         teacher_folder=teacher_folder,
@@ -153,6 +153,8 @@ def _choose(
             )
         return teacher, student
     stored = StudentConfig(**facts["student"])
+    if student is not None:  # the published flags, which know no corrections
+        student = replace(student, correction=stored.correction)
     if student is not None and student != stored:
         raise ConfigError(_contradiction(student, stored, folder))
     return teacher or str(facts["teacher"]), stored

@@ -125,7 +125,7 @@ def _factored_logits(source: Source, ids: Tensor) -> Tensor:
         objective=ObjectiveConfig(without=("all",)),
     ).eval()
     pair.enter(source.dense)
-    for name, parameter in pair.trained().items():
+    for name, parameter in pair.stored().items():
         parameter.data = source.trained[name].to(parameter)  # float32 is shared, not copied
     return pair.logits(ids)[0]
 

@@ -44,19 +44,19 @@ def is_streamed(source: Source, most_bytes: int) -> bool:
 def streamed_factored_logits(source: Source, ids: Tensor, done: Callable[[], None] = lambda: None) -> Tensor:
     """Return the factored student's logits, `[batch, seq, vocabulary]` float32; layers and the head call `done`."""
     pair, teacher = _hollow_pair(source), source.open_teacher()
-    names = {id(parameter): name for name, parameter in pair.trained().items()}
+    names = {id(parameter): name for name, parameter in pair.stored().items()}
 
     def fill(part: ProjectedPart, rows: Rows | None) -> None:
         for name, tensor in part.teacher.state_dict(keep_vars=True).items():
             if (full := part.prefix + name) in source.plan.names or full == source.architecture.head:
                 tensor.data = _read(teacher, stored_name(source, teacher, full), rows, len(tensor)).to(tensor.dtype)
-        for parameter in part.trained().values():
+        for parameter in (part.trained() | part.frozen()).values():
             name = names[id(parameter)]
             chosen = slice(*rows) if isinstance(rows, tuple) and name.startswith("dense.") else slice(None)
             parameter.data = source.trained[name][chosen].float()
 
     def give_back(part: ProjectedPart) -> None:
-        for tensor in (*part.teacher.parameters(), *part.trained().values()):
+        for tensor in (*part.teacher.parameters(), *part.trained().values(), *part.frozen().values()):
             tensor.data = stand_in(tensor)
 
     embedding = source.architecture.embedding.rpartition(".")[0]

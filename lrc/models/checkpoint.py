@@ -1,7 +1,8 @@
 """What a checkpoint says about itself (`lrc_config.json`) and the names of its tensors, also the original code's.
 
-Our names: `projections.<module>` and `gains.<norm>.weight`, with the stock model's module names; readers that share a
-projection have `<parent>.input`, a projection shared by embedding and head is listed under the embedding.
+Our names: `projections.<module>`, `gains.<norm>.weight` and `corrections.<tensor>`, with the stock model's names;
+readers that share a projection have `<parent>.input`, a projection shared by embedding and head is listed under the
+embedding.
 """
 
 import json
@@ -29,6 +30,7 @@ def variant_of(student: StudentConfig) -> Variant:
         attention_projections=student.attention_projections,
         ffn_projections=student.ffn_projections,
         tie_embedding_projection=student.tie_embedding_projection,
+        corrects_mlp=student.correction,
     )
 
 

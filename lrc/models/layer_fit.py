@@ -3,6 +3,8 @@
 Readers: `P = argmin E|n_T - P n_S|^2`, the teacher's normed input from the student's (independent of the weight).
 Writers: `P = argmin E w |P.T o - (Q.T x_T(after) - x_S(before))|^2`, where `o` is the teacher's writer on the student's
 activations and `w` the inverse mean square of the teacher's stream, so each stage also corrects what came before.
+Corrections, of a student that has them: `C = argmin E w |C a - (what P.T o leaves over)|^2`, where `a` are the
+student's activations before the writer: more numbers than `o` has, so `C` reaches what no projection does.
 In both a window's first token counts more than one row.
 """
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lrc.clone.initialise import Moments, ridge_regression
-from lrc.clone.sites import Stage, projection_of
+from lrc.clone.sites import Stage, corrected_weight, projection_of
 from lrc.errors import ConfigError
 from lrc.models.pair import PairLayer
 from lrc.models.trace import first_tensor
@@ -196,29 +198,63 @@ class LayerFit:
         d_teacher, d_student = self.basis.shape
         moments = Moments(d_teacher, d_student, self.basis.device)
         tensors = self.layer.student_tensors()
-        writes = []
+        module = self.layer.teacher.get_submodule(writer)
+        is_corrected = corrected_weight(stage) in self.layer.plan.corrections
+        writes, inners = [], []
         for after, before in zip(teacher_after, student, strict=True):
             inner = self._writer_input(position, stage, writer, tensors, before)
-            written = self.layer.teacher.get_submodule(writer).forward(inner)
-            writes.append(written)
-            missing, scale = self._missing(after, before)
-            missing = missing / factor
-            if stage.post_norm is not None:
-                # the post-norm divides by the root mean square, so the fit aims at the size before it
-                size = written.float().square().mean(-1).clamp_min(1e-12)
-                missing, scale = missing * size.sqrt()[..., None], scale / size
-            moments.add(written, missing, scale * importance(before))
+            writes.append(module.forward(inner))
+            missing, weights = self._target(stage, writes[-1], after, before)
+            moments.add(writes[-1], missing, weights)
+            if is_corrected:
+                inners.append(inner)
         projection = self.layer.parameter(writer)
         fitted = ridge_regression(moments, projection)
         projection.copy_(fitted)
+        correction = None
+        if is_corrected:
+            correction = self._fit_correction(stage, fitted.float(), inners, writes, teacher_after, student)
         added = []
         while writes:  # each is freed as soon as it is used
-            added.append((writes.pop(0).float() @ fitted.float()) * factor)
+            piece = writes.pop(0).float() @ fitted.float()
+            added.append((piece if correction is None else piece + inners.pop(0).float() @ correction) * factor)
         if stage.post_norm is not None:
             self._fit_post_gain(stage.post_norm, added, teacher_after, student)
             tensors = self.layer.student_tensors()
             added = [_call(self.layer.twin, stage.post_norm, tensors, piece.to(student[0].dtype)) for piece in added]
         return [(before + piece).to(before.dtype) for before, piece in zip(student, added, strict=True)]
+
+    def _target(self, stage: Stage, written: Tensor, after: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """What a stage's writer has to make, `[batch, seq, d_S]`, and each token's weight."""
+        assert stage.residual is not None
+        missing, scale = self._missing(after, before)
+        missing = missing / stage.residual
+        if stage.post_norm is not None:
+            # the post-norm divides by the root mean square, so the fit aims at the size before it
+            size = written.float().square().mean(-1).clamp_min(1e-12)
+            missing, scale = missing * size.sqrt()[..., None], scale / size
+        return missing, scale * importance(before)
+
+    def _fit_correction(
+        self,
+        stage: Stage,
+        fitted: Tensor,
+        inners: list[Tensor],
+        writes: list[Tensor],
+        teacher_after: list[Tensor],
+        student: list[Tensor],
+    ) -> Tensor:
+        """Fit what the merged writer leaves over by the writer's own inputs; returns `C.T`, `[d_inner, d_S]`."""
+        moments = Moments(inners[0].shape[-1], fitted.shape[1], fitted.device)
+        for inner, written, after, before in zip(inners, writes, teacher_after, student, strict=True):
+            missing, weights = self._target(stage, written, after, before)
+            moments.add(inner, missing - written.float() @ fitted, weights)
+        none = torch.zeros(moments.input_target.shape, device=fitted.device)
+        correction = ridge_regression(moments, none).float()
+        name = corrected_weight(stage)
+        assert name is not None
+        self.layer.correction(name).copy_(correction.T)
+        return correction
 
     def _missing(self, after: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """What the stage has to add to the student's stream, `[batch, seq, d_S]`, and each token's weight."""

@@ -24,6 +24,8 @@ class MergePlan:
     inherited: tuple[str, ...]
     free: dict[str, str] = field(default_factory=dict)
     """Student tensor -> free weight's checkpoint name; added to the merged one if the tensor is in `merges` too."""
+    corrections: dict[str, str] = field(default_factory=dict)
+    """Student tensor -> checkpoint name of what is added to the merged one and never trained."""
     spare: frozenset[str] = frozenset()
     """Checkpoint names that training may store beside: projections that only clone terms use."""
 
@@ -38,6 +40,11 @@ class MergePlan:
         projections = {projection for projection, _ in self.merges.values()}
         return projections | set(self.gains.values()) | set(self.free.values())
 
+    @property
+    def stored(self) -> set[str]:
+        """Every tensor that a checkpoint must hold."""
+        return self.trained | set(self.corrections.values())
+
 
 def merge_plan(architecture: Architecture, variant: Variant, dense: Dense | None = None) -> MergePlan:
     """Plan the student of an architecture; of a student from scratch and in a dense phase `dense` is free.
@@ -49,13 +56,14 @@ def merge_plan(architecture: Architecture, variant: Variant, dense: Dense | None
     prefixes = [f"{embedding}.", *(f"{architecture.layers}.{index}." for index in range(architecture.num_layers))]
     prefixes += [f"{architecture.norm}.", f"{head}."]
     merges: dict[str, tuple[str, int]] = {}
-    gains, free = {}, {}
+    gains, free, corrections = {}, {}, {}
     for prefix in prefixes:
         plan = part_plan(architecture, variant, 0, prefix, dense)
         for inner, (projection, axis) in plan.merges.items():
             merges[prefix + inner] = (f"projections.{prefix}{projection}".rstrip("."), axis)
         gains.update({prefix + inner: f"gains.{prefix}{inner}" for inner in plan.gains})
         free.update({prefix + inner: f"dense.{prefix}{inner}" for inner in plan.dense})
+        corrections.update({prefix + inner: f"corrections.{prefix}{inner}" for inner in plan.corrections})
     if variant.tie_embedding_projection:
         if architecture.head in merges:
             merges[architecture.head] = (f"projections.{embedding}", merges[architecture.head][1])
@@ -66,7 +74,7 @@ def merge_plan(architecture: Architecture, variant: Variant, dense: Dense | None
     spare: frozenset[str] = frozenset()
     if dense is not None and dense.form == "replace":
         spare = frozenset(merge_plan(architecture, variant).trained)
-    return MergePlan(merges=merges, gains=gains, inherited=inherited, free=free, spare=spare)
+    return MergePlan(merges=merges, gains=gains, inherited=inherited, free=free, corrections=corrections, spare=spare)
 
 
 def check_trained(plan: MergePlan, trained: dict[str, Tensor], d_teacher: int, d_student: int) -> None:
@@ -75,15 +83,15 @@ def check_trained(plan: MergePlan, trained: dict[str, Tensor], d_teacher: int, d
     Raises:
         CheckpointError: One is missing, left over or of another size.
     """
-    missing, extra = sorted(plan.trained - set(trained)), sorted(set(trained) - plan.trained - plan.spare)
+    missing, extra = sorted(plan.stored - set(trained)), sorted(set(trained) - plan.stored - plan.spare)
     if missing or extra:
         what = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which this student does not"
         raise CheckpointError(
             f"The checkpoint {what} ({len(missing)} missing, {len(extra)} left over). It belongs to another teacher "
-            "or to other attention, ffn or tie settings."
+            "or to other attention, ffn or tie settings, or one of the two has corrections and the other has not."
         )
     for name, tensor in trained.items():
-        if name.startswith("dense."):
+        if name.startswith(("dense.", "corrections.")):
             continue
         wanted = [d_teacher, d_student] if name.startswith("projections.") else [d_student]
         if list(tensor.shape) != wanted:
@@ -91,13 +99,13 @@ def check_trained(plan: MergePlan, trained: dict[str, Tensor], d_teacher: int, d
 
 
 def check_free(plan: MergePlan, trained: dict[str, Tensor], student: nn.Module) -> None:
-    """Check that free weights have the shapes of the student's tensors (`student` may be empty).
+    """Check that free weights and corrections have the shapes of the student's tensors (`student` may be empty).
 
     Raises:
         CheckpointError: One has another shape.
     """
     shapes = {name: list(value.shape) for name, value in student.named_parameters(remove_duplicate=False)}
-    for name, stored in plan.free.items():
+    for name, stored in (*plan.free.items(), *plan.corrections.items()):
         if list(trained[stored].shape) != shapes[name]:
             raise CheckpointError(
                 f"The checkpoint's {stored} must be {shapes[name]}, found {list(trained[stored].shape)}."
@@ -120,6 +128,8 @@ def student_tensor(
     if name in plan.merges:
         projection, axis = plan.merges[name]
         merged = merge(teacher.float(), trained[projection].float(), axis)
+        if name in plan.corrections:
+            merged = merged + trained[plan.corrections[name]].float()
         return merged + trained[plan.free[name]][chosen].float() if name in plan.free else merged
     if name in plan.gains:
         return trained[plan.gains[name]].float()

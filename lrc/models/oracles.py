@@ -213,7 +213,7 @@ def merged_student(pair: PairModel, teacher: Any) -> Any:
     """Make the stock model of the pair's student, merged in float32 by the plan that export uses."""
     plan = merge_plan(pair.architecture, pair.variant, pair.dense)
     stored = teacher.state_dict()
-    trained = {name: parameter.detach() for name, parameter in pair.trained().items()}
+    trained = {name: parameter.detach() for name, parameter in pair.stored().items()}
     student: Any = stock_model(pair.student_config, dtype=torch.float32)
     weights = {name: student_tensor(plan, name, stored[name], trained) for name in plan.names}
     left = student.load_state_dict(weights, strict=False)

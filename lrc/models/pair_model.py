@@ -175,7 +175,7 @@ class PairModel(nn.Module):
         return found if self.alignment is None else found | {ALIGNMENT: self.alignment}
 
     def stored(self) -> dict[str, nn.Parameter]:
-        """List what a checkpoint holds: the trained tensors, and projections that stay for the clone terms."""
+        """List what a checkpoint holds: trained tensors, corrections, and projections that clone terms still need."""
         frozen = {name: value for part in self.parts() for name, value in part.frozen().items()}
         return self.trained() | frozen
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lrc.clone.merge import merge
-from lrc.clone.sites import Stage, Variant, projection_of, site_of
+from lrc.clone.sites import Stage, Variant, corrected_weight, projection_of, site_of
 from lrc.models.dense import Dense, dense_names
 from lrc.models.discovery import Architecture
 from lrc.models.held_teacher import HeldWeight, held_weights, merge_held
@@ -25,6 +25,8 @@ class PartPlan:
     gains: tuple[str, ...]
     dense: tuple[str, ...] = ()
     """Names of free tensors; one that is in `merges` too is added to the merged one."""
+    corrections: tuple[str, ...] = ()
+    """Names of merged tensors that a fixed correction is added to."""
 
     @property
     def projections(self) -> tuple[str, ...]:
@@ -78,6 +80,7 @@ class ProjectedPart(nn.Module):
             {_key(name): nn.Parameter(torch.zeros(plan.d_student, device=device)) for name in plan.gains}
         )
         self.dense = nn.ParameterDict()
+        self.corrections = nn.ParameterDict({_key(name): self._no_correction(name) for name in plan.corrections})
 
     def train(self, mode: bool = True) -> "ProjectedPart":
         """Switch the part's mode; the teacher never drops activations or jitters a router."""
@@ -130,7 +133,10 @@ class ProjectedPart(nn.Module):
         return tensors
 
     def merged_tensors(self) -> dict[str, Tensor]:
-        """Merge every tensor of the twin that is merged, in its own dtype; names relative to the part."""
+        """Merge every tensor of the twin that is merged, in its own dtype; names relative to the part.
+
+        A correction is added to it.
+        """
         teacher = self._teacher_tensors()
         wanted = {name for name, _ in self.twin.named_parameters()} & self.plan.merges.keys()
         projections: dict[tuple[str, torch.dtype], Tensor] = {}
@@ -146,6 +152,8 @@ class ProjectedPart(nn.Module):
                 merged[name] = merge_held(weight, projections[key], axis)
             else:
                 merged[name] = merge(weight, projections[key], axis)
+            if name in self.plan.corrections:
+                merged[name] = merged[name] + self.corrections[_key(name)].to(weight.dtype)
         return merged
 
     def merged_apart(self) -> dict[str, Tensor]:
@@ -174,12 +182,22 @@ class ProjectedPart(nn.Module):
         return named | {f"dense.{self.prefix}{name}": self.dense[_key(name)] for name in self.plan.dense}
 
     def frozen(self) -> dict[str, nn.Parameter]:
-        """List by checkpoint name the projections that only clone points still need."""
-        return {
+        """List by checkpoint name the corrections, and the projections that only clone points still need."""
+        spare = {
             self._projection_name(_name(key)): value
             for key, value in self.projections.items()
             if _name(key) not in self.plan.projections
         }
+        return spare | {f"corrections.{self.prefix}{_name(key)}": value for key, value in self.corrections.items()}
+
+    def correction(self, name: str) -> nn.Parameter:
+        """Return the correction of a tensor, float32 and of the shape of the student's; names relative to the part."""
+        found: nn.Parameter = self.corrections[_key(name)]
+        return found
+
+    def _no_correction(self, name: str) -> nn.Parameter:
+        shape = self.twin.get_parameter(name).shape
+        return nn.Parameter(torch.zeros(shape, device=self._device()), requires_grad=False)
 
     def _projection_name(self, name: str) -> str:
         return f"projections.{self.prefix}{name}".rstrip(".")
@@ -189,7 +207,10 @@ class ProjectedPart(nn.Module):
         """Merge a tensor of the plan as export does, in the projections' dtype (float32)."""
         projection, axis = self.plan.merges[name]
         master = self.projections[_key(projection)]
-        return merge(self.teacher.get_parameter(name).to(master.dtype), master, axis).contiguous()
+        merged = merge(self.teacher.get_parameter(name).to(master.dtype), master, axis)
+        if name in self.plan.corrections:
+            merged = merged + self.corrections[_key(name)]
+        return merged.contiguous()
 
     def dense_start(self, plan: PartPlan) -> dict[str, Tensor]:
         """Return the values that `plan`'s free tensors start at: merged where they replace a merge, else zero."""
@@ -222,6 +243,10 @@ class ProjectedPart(nn.Module):
             del self.dense[key]
         for name in (name for name in plan.dense if _key(name) not in self.dense):
             self.dense[_key(name)] = nn.Parameter(start[name])
+        for key in [key for key in self.corrections if _name(key) not in plan.corrections]:
+            del self.corrections[key]
+        for name in (name for name in plan.corrections if _key(name) not in self.corrections):
+            self.corrections[_key(name)] = self._no_correction(name)
         self.plan = plan
         self.formed = None
 
@@ -231,7 +256,7 @@ def part_plan(
 ) -> PartPlan:
     """Collect what is projected below `prefix` (a module path ending in a dot, or a module's own path and a dot).
 
-    Where `dense` replaces merges, what it frees is no longer projected.
+    Where `dense` replaces merges, what it frees is no longer projected, nor corrected.
     """
     merges: dict[str, tuple[str, int]] = {}
     stages = _stages_below(architecture, prefix)
@@ -249,7 +274,15 @@ def part_plan(
         free = dense_names(dense, merges, inherited, stages)
         if dense.form == "replace":
             merges = {name: source for name, source in merges.items() if name not in free}
-    return PartPlan(d_teacher=architecture.hidden_size, d_student=d_student, merges=merges, gains=gains, dense=free)
+    corrected = {corrected_weight(stage) for stage in stages} if variant.corrects_mlp else set()
+    return PartPlan(
+        d_teacher=architecture.hidden_size,
+        d_student=d_student,
+        merges=merges,
+        gains=gains,
+        dense=free,
+        corrections=tuple(name for name, (_, axis) in merges.items() if name in corrected and axis == 0),
+    )
 
 
 def is_bias(vector: str) -> bool:

@@ -2,8 +2,9 @@
 
 A student made along principal directions has channels whose sizes differ a thousandfold. Formats of few bits give each
 block of 32 neighbours one scale, so the largest rounds the others away. A norm that divides by the root mean square
-commutes with a rotation `R`, as long as its gains are one: with `P R` for every projection `P` the student's stream is
-`x_S R` and its logits are what they were (Ashkboos et al. 2024, QuaRot, arXiv 2404.00456, for finished models).
+commutes with a rotation `R`, as long as its gains are one: with `P R` for every projection `P` and `R.T C` for every
+correction `C` the student's stream is `x_S R` and its logits are what they were (Ashkboos et al. 2024, QuaRot, arXiv
+2404.00456, for finished models).
 """
 
 import torch
@@ -73,8 +74,8 @@ def _tiny_pair(pair: PairModel) -> PairModel:
         objective=ObjectiveConfig(without=("all",)),
     ).eval()
     generator = torch.Generator().manual_seed(0)
-    for name, value in tiny.trained().items():
-        if name.startswith("projections."):
+    for name, value in tiny.stored().items():
+        if name.startswith(("projections.", "corrections.")):
             value.copy_(torch.randn(value.shape, generator=generator) / value.shape[0] ** 0.5)
         else:
             value.fill_(0.0 if is_bias(name) else pair.architecture.scales.unit_gain)
@@ -86,3 +87,7 @@ def _turn(pair: PairModel, rotation: Tensor) -> None:
     rotation = rotation.to(projections[0].device)
     for value in projections:
         value.copy_(value.double() @ rotation)
+    for layer in pair.layers:
+        for name in layer.plan.corrections:
+            value = layer.correction(name)
+            value.copy_(rotation.T @ value.double())

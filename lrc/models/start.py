@@ -75,6 +75,8 @@ def fill_start(
     for part in pair.parts():
         for name in part.plan.gains:
             part.parameter(name).fill_(0.0 if is_bias(name) else unit_gain)
+        for name in part.plan.corrections:
+            part.correction(name).zero_()
     errors: list[float] = []
     kept: list[str] = []
     reason: str | None = None

@@ -194,7 +194,7 @@ class StepMemory:
             gradients = float(GRADIENT_BYTES * self._direct_values)
         return MemoryUse(
             teacher=teacher * shares[strategy.weights],
-            projections=GRADIENT_BYTES * trained * shares[strategy.weights],
+            projections=GRADIENT_BYTES * (trained + self.sizes.correction_parameters) * shares[strategy.weights],
             gradients=merged_gradients + gradients * shares[strategy.gradients],
             optimizer=self.sizes.moment_bytes(self.optimizer) * shares[strategy.optimizer],
             merged=merged,
@@ -266,7 +266,7 @@ class StepMemory:
 
     @cached_property
     def unit_bytes(self) -> int:
-        """The largest pair layer: teacher weights as held, and projections. One is at work, the next is gathered."""
+        """The largest pair layer: teacher as held, projections, corrections. One is at work, the next is gathered."""
         return max(self._weights_of(self.sizes.layer(index)) for index in range(self.sizes.architecture.num_layers))
 
     @property
@@ -288,8 +288,11 @@ class StepMemory:
 
     def _weights_of(self, prefix: str) -> int:
         weights = sum(size for name, size in self._tensor_bytes.items() if name.startswith(prefix))
-        names = (name for name in self.sizes.plan.trained if name.partition(".")[2].startswith(prefix))
-        return weights + GRADIENT_BYTES * sum(map(self.sizes.trained_size, names))
+        plan = self.sizes.plan
+        names = (name for name in plan.trained if name.partition(".")[2].startswith(prefix))
+        corrected = (name for name in plan.corrections if name.startswith(prefix))
+        values = sum(map(self.sizes.trained_size, names)) + sum(map(self.sizes.merged_size, corrected))
+        return weights + GRADIENT_BYTES * values
 
     def largest_batch(self, strategy: Strategy, *, devices: int, limit: float, checkpointing: Checkpointing) -> int:
         """Find the most rows of a micro-batch that fit in `limit` bytes; 0: not even one."""

@@ -72,6 +72,11 @@ class Sizes:
         shapes = {True: torch.Size([self.d_teacher, self.d_student]), False: torch.Size([self.d_student])}
         return {name: shapes[name.startswith("projections.")] for name in self.plan.trained}
 
+    @cached_property
+    def correction_parameters(self) -> int:
+        """Parameters of the corrections, which stay as a start made them: as many as the corrected weights have."""
+        return sum(map(self.merged_size, self.plan.corrections))
+
     def trained_size(self, name: str) -> int:
         """Return the number of values of a trained tensor by its checkpoint name."""
         return self.trained_shapes[name].numel()
@@ -84,8 +89,8 @@ class Sizes:
         return moment_bytes(self.trained_shapes, optimizer)
 
     def checkpoint_bytes(self, optimizer: OptimizerName) -> int:
-        """Return the bytes of one checkpoint: trained tensors and what the optimiser remembers, float32."""
-        return checkpoint_bytes(self.trained_shapes, optimizer)
+        """Return the bytes of one checkpoint: trained tensors, corrections, what the optimiser remembers, float32."""
+        return checkpoint_bytes(self.trained_shapes, optimizer) + 4 * self.correction_parameters
 
     def teacher_shape(self, name: str) -> tuple[int, ...]:
         """Return a teacher tensor's shape; a tied head has the embedding's."""

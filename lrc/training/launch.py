@@ -187,6 +187,7 @@ def check_space(
     if dense is not None:
         phases.append(pair.trained_shapes(dense))
     one = max(checkpoint_bytes(shapes, settings.optimizer, pair.tables()) for shapes in phases)
+    one += 4 * sum(value.numel() for name, value in pair.stored().items() if name.startswith("corrections."))
     most = (settings.save_total_limit or 2) + 2  # the best one beside those kept, and the one that is being written
     if goes_on:
         held = min(sum(_num_bytes(path) for path in checkpoints(folder)), one * (most - 1))  # the next one is new

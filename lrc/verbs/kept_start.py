@@ -1,6 +1,6 @@
 """Start values in a file, so that runs which begin alike compute them once (`keep_start` of `lrc/verbs/train.py`).
 
-The file holds the pair's trained tensors by checkpoint name; its metadata the start's report and the compute dtype.
+The file holds the tensors of a checkpoint by its names; its metadata the start's report and the compute dtype.
 """
 
 import json
@@ -56,7 +56,7 @@ def read_start(path: Path, pair: PairModel) -> StartReport:
     """Fill a pair with kept start values; returns the report of the run that computed them.
 
     Raises:
-        CheckpointError: Names, shapes or dtypes are not those of the pair's trained tensors, the start was computed in
+        CheckpointError: Names, shapes or dtypes are not those of the pair's tensors, the start was computed in
             another compute dtype, or the file is damaged.
     """
     try:
@@ -69,7 +69,7 @@ def read_start(path: Path, pair: PairModel) -> StartReport:
         raise CheckpointError(
             f"{path} must hold kept start values, but can't be read: {error}. Delete it; the start is computed anew."
         ) from error
-    wanted = {name: parameter.data for name, parameter in pair.trained().items()}
+    wanted = {name: parameter.data for name, parameter in pair.stored().items()}
     problems = _differences(values, wanted)
     if compute_dtype != dtype_name(pair.compute_dtype):
         problems.append(f"computed in {compute_dtype}, the run computes in {dtype_name(pair.compute_dtype)}")
@@ -89,7 +89,7 @@ def write_start(path: Path, pair: PairModel, report: StartReport) -> None:
     Raises:
         CheckpointError: The disk is full or not writable.
     """
-    values = {name: parameter.detach().contiguous() for name, parameter in pair.trained().items()}
+    values = {name: parameter.detach().contiguous() for name, parameter in pair.stored().items()}
     metadata = {"report": json.dumps(asdict(report)), "compute_dtype": dtype_name(pair.compute_dtype)}
     draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -19,6 +19,7 @@ def stock_student(pair: PairModel, teacher: nn.Module) -> Any:
     dtype = next(teacher.parameters()).dtype
     student = type(teacher)(pair.student_config).to(dtype).eval().requires_grad_(False)
     theirs = dict(teacher.named_parameters(remove_duplicate=False))
+    stored = {name: parameter.to(dtype) for name, parameter in pair.stored().items()}
     trained = {name: parameter.to(dtype) for name, parameter in pair.trained().items()}
     for name, target in student.named_parameters():
         source = theirs[name]
@@ -33,6 +34,8 @@ def stock_student(pair: PairModel, teacher: nn.Module) -> Any:
             projection = next(trained[name] for name in names if name in trained)
             reads = target.shape[0] == source.shape[0]
             target.copy_(source @ projection if reads else projection.T @ source)
+        if f"corrections.{name}" in stored:
+            target.add_(stored[f"corrections.{name}"])
     return student
 
 

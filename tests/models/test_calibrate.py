@@ -23,6 +23,7 @@ from tests.tiny import tiny_teacher
 
 TIED = Variant(tie_embedding_projection=True)
 IO = Variant(attention_projections="io", ffn_projections="io")
+CORRECTED = Variant(corrects_mlp=True)
 WINDOWED = {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}
 
 
@@ -74,8 +75,10 @@ def calibrated(family: str, variant: Variant, num_batches: int = 6, **changes: A
         ("llama", IO, {}),
         ("qwen3", TIED, {"tie_word_embeddings": True}),
         ("gemma3_text", Variant(), WINDOWED),
+        ("llama", CORRECTED, {}),
+        ("gemma3_text", CORRECTED, WINDOWED),
     ],
-    ids=["all", "io", "tied-projection", "windows-and-post-norms"],
+    ids=["all", "io", "tied-projection", "windows-and-post-norms", "corrected", "corrected-before-post-norms"],
 )
 def test_the_errors_are_those_of_the_stock_merged_student(
     family: str, variant: Variant, changes: dict[str, Any]

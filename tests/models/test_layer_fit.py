@@ -146,6 +146,32 @@ def test_writers_regress_what_the_student_s_stream_lacks_with_the_teacher_s_size
             assert float((rows @ error).abs().max()) < 1e-3 * float((rows @ expected).abs().max()), name
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_a_correction_regresses_what_the_merged_writer_leaves_over_on_its_inputs(family: str) -> None:
+    found = walk(tiny_teacher(family), Variant(corrects_mlp=True), 12)
+    stored = found.pair.stored()
+    assert {name for name in stored if name.startswith("corrections.")} == {
+        f"corrections.model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1)
+    }
+    for layer, stages in enumerate(found.pair.architecture.stages):
+        name = f"model.layers.{layer}.mlp.down_proj"
+        inputs = found.inputs(found.student_calls, name)
+        written = [rows @ found.teacher.get_parameter(f"{name}.weight").T for rows in inputs]
+        missing, weights = found.missing(layer, 1)
+        if stages[1].post_norm is not None:
+            sizes = [rows.square().mean(1) for rows in written]
+            missing = [rows * size.sqrt()[:, None] for rows, size in zip(missing, sizes, strict=True)]
+            weights = [rows / size for rows, size in zip(weights, sizes, strict=True)]
+        projection = found.fitted[f"projections.{name}"]
+        left = [wanted - rows @ projection for wanted, rows in zip(missing, written, strict=True)]
+        weights = [rows * count for rows, count in zip(weights, first_tokens_ten_times(written), strict=True)]
+        expected = explicit_fit(inputs, left, torch.zeros(inputs[0].shape[1], 16, dtype=torch.float64), weights).T
+        correction = stored[f"corrections.{name}.weight"].double()
+        assert float(expected.abs().max()) > 0.01
+        rows = torch.cat(inputs)
+        assert float((rows @ (correction - expected).T).abs().max()) < 2e-3 * float((rows @ expected.T).abs().max())
+
+
 def test_the_gain_behind_a_writer_is_a_weighted_least_squares_a_channel() -> None:
     found = walk(tiny_teacher("gemma3_text"), Variant(), 6)
     eps = found.pair.student_config.rms_norm_eps

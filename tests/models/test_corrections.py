@@ -1,0 +1,202 @@
+"""Fixed corrections beside merges: what a student is with them, what a start makes of them, what later phases do."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from lrc.clone.sites import Stage, Variant, corrected_weight
+from lrc.config import ObjectiveConfig
+from lrc.errors import CheckpointError, ConfigError
+from lrc.export.convert import read_source
+from lrc.models.dense import Dense
+from lrc.models.merge_plan import check_free, check_trained, merge_plan, student_tensor
+from lrc.models.pair_model import PairModel, StepCounts
+from lrc.models.rotate import random_rotation, rotate_student
+from lrc.models.start import fill_start
+from lrc.models.step_weights import StepWeights
+from lrc.models.tiny import random_model
+from lrc.start_config import StartConfig
+from lrc.training.phases import check_strategy
+from lrc.verbs.convert import convert
+from lrc.verbs.train import train
+from tests.models.family_configs import FAMILY_CONFIGS
+from tests.models.stock_student import stock_student
+from tests.models.test_layer_fit import id_batches
+from tests.models.test_pair import batch, fill_random, make_pair
+from tests.tiny import tiny_recipe, tiny_teacher
+
+CORRECTED = Variant(corrects_mlp=True)
+IDS = torch.randint(4, 48, (2, 20), generator=torch.Generator().manual_seed(1))
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+def corrected_pair(family: str = "llama", variant: Variant = CORRECTED) -> PairModel:
+    pair = make_pair(tiny_teacher(family), 16, variant).eval()
+    fill_random(pair)
+    fill_corrections(pair)
+    return pair
+
+
+@torch.no_grad()
+def fill_corrections(pair: PairModel) -> None:
+    generator = torch.Generator().manual_seed(7)
+    for name, value in pair.stored().items():
+        if name.startswith("corrections."):
+            value.copy_(0.2 * torch.randn(value.shape, generator=generator))
+
+
+def corrections(pair: PairModel) -> dict[str, Tensor]:
+    return {name: value for name, value in pair.stored().items() if name.startswith("corrections.")}
+
+
+def stage(kind: str, **more: object) -> Stage:
+    given = {"readers": ("up",), "writers": ("down",), "norm": "norm", "post_norm": None} | more
+    return Stage(kind=kind, **given)  # type: ignore[arg-type]
+
+
+def test_an_mlp_s_single_writer_is_corrected_and_nothing_else() -> None:
+    assert corrected_weight(stage("mlp")) == "down.weight"
+    assert corrected_weight(stage("attn")) is None
+    assert corrected_weight(stage("mlp", writers=("down", "other"))) is None
+    assert corrected_weight(stage("mlp", bare=(("down", "experts"),))) is None
+    assert corrected_weight(stage("mlp", residual=None)) is None
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3"])
+def test_the_student_is_the_merged_one_with_the_corrections_added(family: str) -> None:
+    pair = corrected_pair(family)
+    teacher = tiny_teacher(family)
+    ours = pair.logits(IDS)[0].detach()
+    stock = stock_student(pair, teacher)
+    torch.testing.assert_close(stock(input_ids=IDS).logits, ours, rtol=1e-4, atol=1e-4)
+    plan, stored = merge_plan(pair.architecture, CORRECTED), pair.stored()
+    theirs = dict(stock.named_parameters())
+    for name in plan.corrections:
+        exported = student_tensor(plan, name, teacher.get_parameter(name), stored)
+        torch.testing.assert_close(exported, theirs[name], rtol=1e-5, atol=1e-5)
+    for value in corrections(pair).values():
+        value.data.zero_()
+    assert float((pair.logits(IDS)[0].detach() - ours).abs().max()) > 0.01
+
+
+def test_training_moves_projections_and_leaves_corrections() -> None:
+    pair = corrected_pair().train()
+    assert not any(name.startswith("corrections.") for name in pair.trained())
+    assert not any(value.requires_grad for value in corrections(pair).values())
+    ids, labels, valid = batch()
+    counts = StepCounts(labels=int((labels != -100).sum()), positions=ids.numel(), sequences=len(ids))
+    pair(ids, labels, valid, counts).objective.backward()
+    direct = {name: value.grad.clone() for name, value in pair.trained().items() if value.grad is not None}
+    pair.zero_grad()
+    shares = StepWeights(pair)
+    shares.form()
+    pair(ids, labels, valid, counts).objective.backward()
+    shares.pull_back()
+    assert set(direct) == set(pair.trained())
+    for name, value in pair.trained().items():
+        torch.testing.assert_close(value.grad, direct[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_calibrated_start_with_corrections_errs_less_in_every_layer() -> None:
+    found = {}
+    for variant in (Variant(), CORRECTED):
+        teacher = tiny_teacher("llama")
+        pair = make_pair(teacher, 16, variant)
+        settings = StartConfig(basis="principal", rotation=False)
+        found[variant] = fill_start(pair, teacher, settings, id_batches(12), seed=0).layer_errors
+    assert all(ours < theirs for ours, theirs in zip(found[CORRECTED], found[Variant()], strict=True))
+
+
+def test_a_second_start_forgets_the_first_ones_corrections() -> None:
+    teacher = tiny_teacher("llama")
+    pair = make_pair(teacher, 16, CORRECTED)
+    fill_corrections(pair)
+    fill_start(pair, teacher, StartConfig(method="pca"), id_batches(2), seed=0)
+    assert all(not bool(value.any()) for value in corrections(pair).values())
+
+
+def test_experts_keep_no_correction() -> None:
+    pair = make_pair(random_model(FAMILY_CONFIGS["mixtral"]()), 16, CORRECTED)
+    assert corrections(pair) == {}
+
+
+def test_a_rotation_turns_corrections_too() -> None:
+    teacher = tiny_teacher("llama")
+    pair = make_pair(teacher, 16, CORRECTED)
+    fill_start(pair, teacher, StartConfig(rotation=False, basis="principal"), id_batches(6), seed=0)
+    assert corrections(pair)
+    assert all(bool(value.any()) for value in corrections(pair).values())
+    before = {name: value.detach().clone() for name, value in corrections(pair).items()}
+    logits = pair.eval().logits(IDS)[0].detach()
+    assert rotate_student(pair, seed=5) is None
+    torch.testing.assert_close(pair.logits(IDS)[0], logits, rtol=0, atol=1e-5 * float(logits.abs().max()))
+    turned = random_rotation(16, 5).float().T @ before[f"corrections.{DOWN}"]
+    torch.testing.assert_close(corrections(pair)[f"corrections.{DOWN}"], turned)
+
+
+@pytest.mark.parametrize("form", ["replace", "complement"])
+def test_a_dense_phase_begins_as_the_corrected_student(form: str) -> None:
+    pair = corrected_pair()
+    before = pair.logits(IDS)[0]
+    pair.enter(Dense(tensors="mlp", form=form))  # type: ignore[arg-type]
+    torch.testing.assert_close(pair.logits(IDS)[0], before, rtol=1e-5, atol=1e-5)
+    assert bool(corrections(pair)) is (form == "complement")
+    plan, stored = merge_plan(pair.architecture, CORRECTED, pair.dense), pair.stored()
+    check_trained(plan, stored, 32, 16)
+    pair.enter(None)
+    assert set(corrections(pair)) == {f"corrections.model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1)}
+
+
+def test_a_checkpoint_of_another_setting_or_shape_is_refused() -> None:
+    pair = corrected_pair()
+    stored = pair.stored()
+    with pytest.raises(CheckpointError, match=r"lacks corrections\.model.*has corrections"):
+        check_trained(merge_plan(pair.architecture, CORRECTED), pair.trained(), 32, 16)
+    with pytest.raises(CheckpointError, match=r"has corrections\.model"):
+        check_trained(merge_plan(pair.architecture, Variant()), stored, 32, 16)
+    wrong = {**stored, f"corrections.{DOWN}": torch.zeros(3, 3)}
+    with pytest.raises(CheckpointError, match="corrections"):
+        check_free(merge_plan(pair.architecture, CORRECTED), wrong, stock_student(pair, tiny_teacher("llama")))
+
+
+def test_a_run_keeps_its_corrections_through_resumption_and_into_the_student(tmp_path: Path) -> None:
+    changes = {"student": {"hidden_size": 16, "correction": True}, "convert": {"dtype": "float32"}}
+    whole = train(tiny_recipe(tmp_path, run=str(tmp_path / "whole"), **changes))
+    first = load_file(tmp_path / "whole" / "train" / "checkpoint-2" / "model.safetensors")
+    last = load_file(whole / "model.safetensors")
+    names = [name for name in last if name.startswith("corrections.")]
+    assert len(names) == 2
+    assert all(bool(last[name].any()) and torch.equal(first[name], last[name]) for name in names)
+    assert json.loads((whole / "lrc_config.json").read_text())["student"]["correction"] is True
+
+    train(tiny_recipe(tmp_path, train__max_steps=4, **changes))
+    resumed = train(tiny_recipe(tmp_path, **changes), resume="auto")
+    again = load_file(resumed / "model.safetensors")
+    assert again.keys() == last.keys()
+
+    recipe = tiny_recipe(tmp_path, run=str(tmp_path / "whole"), **changes)
+    folder = convert(whole, tmp_path / "student", dtype="float32")
+    student = AutoModelForCausalLM.from_pretrained(folder if folder is not None else tmp_path / "student")
+    source = read_source(whole, teacher=None, student=None)
+    pair = PairModel(
+        tiny_teacher("llama"), hidden_size=16, variant=CORRECTED, objective=ObjectiveConfig(without=("all",))
+    )
+    for name, value in pair.stored().items():
+        value.data = source.trained[name]
+    with torch.no_grad():
+        ours = pair.eval().logits(IDS)[0]
+        torch.testing.assert_close(student(input_ids=IDS).logits, ours, rtol=1e-4, atol=1e-4)
+    assert recipe.student.correction
+
+
+def test_what_can_t_have_corrections_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"student\.correction = true needs method = clone and start\.method = cal"):
+        tiny_recipe(tmp_path, student__correction=True, start__method="pca")
+    with pytest.raises(ConfigError, match=r"DeepSpeed does not hand out"):
+        check_strategy(tiny_recipe(tmp_path, student__correction=True), "zero2")
+    check_strategy(tiny_recipe(tmp_path, student__correction=True), "fsdp2")
