@@ -18,6 +18,7 @@ from tests.plan.published import llama_3_2_3b
 from tests.plan.real_step import LENGTH, ROWS, STUDENT, allocated_peak, pair_of, real_pair, small_config
 
 IO_TIED = Variant(attention_projections="io", ffn_projections="io", tie_embedding_projection=True)
+CORRECTED = Variant(corrects_mlp=True)
 GB = 1e9
 
 
@@ -60,7 +61,7 @@ def planned_and_measured(
 
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 @pytest.mark.parametrize("masked", [False, True], ids=["whole-rows", "documents"])
-@pytest.mark.parametrize("variant", [Variant(), IO_TIED], ids=["all", "io-tied"])
+@pytest.mark.parametrize("variant", [Variant(), IO_TIED, CORRECTED], ids=["all", "io-tied", "corrected"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])
 def test_the_peak_is_the_one_that_the_profiler_sees(
     family: str, variant: Variant, masked: bool, checkpointing: Checkpointing
@@ -253,6 +254,35 @@ def test_a_strategy_divides_what_it_shards_and_nothing_else() -> None:
     layer = 2 * (3072 * (2 * 3072 + 2 * 1024 + 3 * 8192) + 2 * 3072) + 4 * (7 * 3072 * 1536 + 2 * 1536)
     root = 2 * (128256 * 3072 + 3072) + 4 * (3072 * 1536 + 1536)
     assert uses["FSDP2"].communication == 2 * layer + root + 4 * (7 * 3072 * 1536 + 2 * 1536)
+
+
+def test_corrections_are_weights_that_shards_split_and_layers_gather() -> None:
+    config = llama_3_2_3b()
+    plain, corrected = (
+        StepMemory(
+            measure_sizes(config, discover(config), variant, 1536),
+            ObjectiveConfig(),
+            sequence=512,
+            dtype=torch.bfloat16,
+            masked=False,
+            accumulates=True,
+        )
+        for variant in (Variant(), CORRECTED)
+    )
+    layer = 4 * 1536 * 8192
+    uses = {
+        strategy.name: [
+            memory.peak(strategy, devices=8, batch=1, checkpointing="layer").use.projections
+            for memory in (plain, corrected)
+        ]
+        for strategy in STRATEGIES
+    }
+    assert uses["DDP"][1] - uses["DDP"][0] == 28 * layer
+    assert uses["FSDP2"][1] - uses["FSDP2"][0] == 28 * layer / 8
+    assert corrected.unit_bytes - plain.unit_bytes == layer
+    assert corrected.root_bytes == plain.root_bytes
+    assert corrected.sizes.checkpoint_bytes("adamw") - plain.sizes.checkpoint_bytes("adamw") == 28 * layer
+    assert corrected.sizes.trained_parameters == plain.sizes.trained_parameters
 
 
 def test_one_device_has_one_strategy() -> None:
