@@ -48,7 +48,9 @@ def make_recipe(root: Path, steps: int) -> Recipe:
         tie_word_embeddings=True,
     )
     LlamaForCausalLM(config).save_pretrained(root / "teacher")
-    recipe = demo_recipe((f"run={root / 'run'}", f"teacher={root / 'teacher'}", "start.method=random"))
+    recipe = demo_recipe(
+        (f"run={root / 'run'}", f"teacher={root / 'teacher'}", "start.method=random", "student.correction=false")
+    )
     length = recipe.data.sequence_length
     rows = torch.randint(49_152, (64, length)).tolist()
     (root / "rows.jsonl").write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))

@@ -209,7 +209,7 @@ def load_pair(recipe: Recipe, weights: list[Path]) -> tuple[PairModel, Blocks]:
     except CheckpointError as error:
         raise ConfigError(f"{weights[0]} must be a safetensors file. {error}") from error
     if found.shapes != {name: value.shape for name, value in wanted.items()}:
-        raise ConfigError(f"{weights[0]} must hold the projections and gains of this run's student, but holds others.")
+        raise ConfigError(f"{weights[0]} must hold the projections, gains and corrections of this run's student.")
     with torch.no_grad():
         for name, value in wanted.items():
             value.copy_(found[name])

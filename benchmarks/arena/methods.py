@@ -16,7 +16,15 @@ DEFAULT_BATCH = 2
 CALIBRATION_TOKENS = (4_096, 16_384, 65_536, 128_000, 256_000)
 """Of the sweep; the last is the default's."""
 
-FORMS = {"published": ("published-long", "published-batch-2"), "red": ("red-token-mean",)}
+FORMS = {
+    "published": ("published-long", "published-batch-2"),
+    "red": ("red-token-mean",),
+    "red-relative": ("red-relative-muon",),
+    "only-kd": ("only-kd-muon", "only-kd-lm"),
+    "tiny-bert": ("tiny-bert-relative",),
+    "minitron": ("minitron-muon", "minitron-magnitude"),
+    "slicegpt": ("slicegpt-muon",),
+}
 """Other readings of what a paper and its code say; the default is held against the best that was run, too."""
 
 ADAMW = ("train.optimizer=adamw", "train.schedule=linear", "train.warmup_ratio=0.05")

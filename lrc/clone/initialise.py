@@ -44,7 +44,7 @@ class ProductSum:
     def _flush(self) -> None:
         if self._rows:
             self._total += self._recent
-            self._rows = 0
+            self._recent, self._rows = torch.zeros(0), 0
 
 
 class Moments:
@@ -77,24 +77,27 @@ RIDGE = 0.1
 """Share of an input's own energy that pulls to the prior; docs/log.md has what other strengths and ways gave."""
 
 
-def ridge_regression(moments: Moments, prior: Tensor, ridge: float = RIDGE) -> Tensor:
+def ridge_regression(moments: Moments, prior: Tensor | None, ridge: float = RIDGE) -> Tensor:
     """Solve `argmin_B E|Y - X B|^2 + ridge * sum_i E[X_i^2] |B_i - B_0,i|^2` over the rows `B_i`, one an input.
 
     Inputs of little energy count as much to the readers behind a gain as those of much, so each is damped by its own.
 
     Args:
         moments: Sums of the fit.
-        prior: `B_0`, `[d_input, d_target]`, where the penalty pulls to.
+        prior: `B_0`, `[d_input, d_target]`, where the penalty pulls to; None: to zero.
         ridge: Penalty as a share of each input's mean square.
 
     Returns:
         `B = B_0 + (X.T X + ridge diag(X.T X))^-1 (X.T Y - X.T X B_0)`, `[d_input, d_target]`, float64. An input with
         less than a millionth of the mean energy is damped as if it had that, so that one without any keeps the prior.
     """
-    gram, start = moments.input_input, prior.double()
-    energy = gram.diagonal()
+    gram = moments.input_input
+    damped, energy = gram.clone(), gram.diagonal()
     floor = (1e-6 * energy.mean()).clamp_min(torch.finfo(torch.float64).tiny)
-    damped = gram + max(ridge, 1e-10) * torch.diag(energy.clamp_min(floor))
+    damped.diagonal().add_(energy.clamp_min(floor), alpha=max(ridge, 1e-10))
+    if prior is None:
+        return torch.cholesky_solve(moments.input_target, torch.linalg.cholesky(damped))
+    start = prior.double()
     return start + torch.cholesky_solve(moments.input_target - gram @ start, torch.linalg.cholesky(damped))
 
 

@@ -107,9 +107,9 @@ def projection_of(module: str, stage: Stage, variant: Variant) -> str:
 def corrected_weight(stage: Stage) -> str | None:
     """Name the tensor of a stage that a correction is added to: the weight of an MLP's one writer, if it is a module.
 
-    An attention's writer needs none: its weight has no more columns than rows, so its projection reaches every value.
+    An attention's writer has none: most have no more inputs than outputs, and their projection reaches every value.
     """
-    if stage.kind != "mlp" or stage.bare or len(stage.writers) != 1 or stage.residual is None:
+    if stage.kind != "mlp" or stage.bare or len(stage.writers) != 1:
         return None
     return f"{stage.writers[0]}.weight"
 

@@ -1,7 +1,7 @@
 """Convert: a checkpoint and its teacher become a plain Hugging Face folder, tensor by tensor, shard by shard."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -153,8 +153,6 @@ def _choose(
             )
         return teacher, student
     stored = StudentConfig(**facts["student"])
-    if student is not None:  # the published flags, which know no corrections
-        student = replace(student, correction=stored.correction)
     if student is not None and student != stored:
         raise ConfigError(_contradiction(student, stored, folder))
     return teacher or str(facts["teacher"]), stored

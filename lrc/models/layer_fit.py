@@ -51,7 +51,7 @@ class _Reached(Exception):
 
 
 class LayerFit:
-    """One layer's fit: streams in, streams out, projections and gains solved on the way."""
+    """One layer's fit: streams in, streams out, projections, corrections and gains solved on the way."""
 
     def __init__(self, layer: PairLayer, basis: Tensor, keywords: dict[str, Any], unit_gain: float) -> None:
         """Take a layer.
@@ -249,8 +249,7 @@ class LayerFit:
         for inner, written, after, before in zip(inners, writes, teacher_after, student, strict=True):
             missing, weights = self._target(stage, written, after, before)
             moments.add(inner, missing - written.float() @ fitted, weights)
-        none = torch.zeros(moments.input_target.shape, device=fitted.device)
-        correction = ridge_regression(moments, none).float()
+        correction = ridge_regression(moments, None).float()
         name = corrected_weight(stage)
         assert name is not None
         self.layer.correction(name).copy_(correction.T)

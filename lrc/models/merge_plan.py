@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lrc.clone.merge import merge
 from lrc.clone.sites import Variant
-from lrc.errors import CheckpointError
+from lrc.errors import CheckpointError, ConfigError
 from lrc.models.dense import Dense
 from lrc.models.discovery import Architecture
 from lrc.models.part import part_plan
@@ -75,6 +75,19 @@ def merge_plan(architecture: Architecture, variant: Variant, dense: Dense | None
     if dense is not None and dense.form == "replace":
         spare = frozenset(merge_plan(architecture, variant).trained)
     return MergePlan(merges=merges, gains=gains, inherited=inherited, free=free, corrections=corrections, spare=spare)
+
+
+def check_corrected(architecture: Architecture, variant: Variant) -> None:
+    """Check that a student that is to have corrections has a place for one.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    if variant.corrects_mlp and not merge_plan(architecture, variant).corrections:
+        raise ConfigError(
+            "student.correction = true needs MLPs that are modules with one output weight each, and "
+            f"{architecture.model_type} has none. Leave it at false."
+        )
 
 
 def check_trained(plan: MergePlan, trained: dict[str, Tensor], d_teacher: int, d_student: int) -> None:

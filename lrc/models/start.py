@@ -5,7 +5,8 @@
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -100,7 +101,8 @@ def fill_start(
         basis = _choose_basis(pair, teacher, settings, batches, progress, seed=seed)
         _fill_basis(pair, teacher, basis)
         if is_calibrated:
-            errors, kept = calibrate(pair, teacher, basis, batches, keywords, progress)
+            with _advice(pair, batches):
+                errors, kept = calibrate(pair, teacher, basis, batches, keywords, progress)
             if settings.rotation:
                 reason = rotate_student(pair, seed=seed)
     tokens = sum(batch.numel() for batch in batches)
@@ -108,6 +110,19 @@ def fill_start(
     return StartReport(
         method=settings.method, tokens=tokens, seconds=seconds, layer_errors=errors, kept=kept, unrotated=reason
     )
+
+
+@contextmanager
+def _advice(pair: PairModel, batches: list[Tensor]) -> Iterator[None]:
+    """Say what to set where the walk's memory gives out."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        beside = ", or leave student.correction at false" if pair.variant.corrects_mlp else ""
+        raise ConfigError(
+            "The device's memory is too small for the calibrated start, which holds both streams of all "
+            f"{sum(batch.numel() for batch in batches)} calibration tokens. Lower start.tokens{beside}."
+        ) from error
 
 
 def _choose_basis(

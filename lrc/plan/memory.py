@@ -46,11 +46,17 @@ STRATEGIES = (
 )
 
 
-def strategies_for(devices: int, teacher_weights: TeacherWeightsConfig = NATIVE) -> tuple[Strategy, ...]:
-    """List the strategies that so many devices can use; one that splits weights leaves none in main memory."""
+def strategies_for(
+    devices: int, teacher_weights: TeacherWeightsConfig = NATIVE, *, is_corrected: bool = False
+) -> tuple[Strategy, ...]:
+    """List the strategies that so many devices can use.
+
+    One that splits weights leaves none in main memory; DeepSpeed hands out no corrections.
+    """
     if devices == 1:
         return (ONE_DEVICE,)
-    return tuple(way for way in STRATEGIES if not (way.weights and teacher_weights.offload == "cpu"))
+    ways = (way for way in STRATEGIES if not (way.weights and teacher_weights.offload == "cpu"))
+    return tuple(way for way in ways if not (is_corrected and way.name.startswith("ZeRO")))
 
 
 def merges_once_on(strategy: Strategy, setting: Merge, *, accumulates: bool) -> bool:
@@ -65,7 +71,7 @@ class MemoryUse:
 
     teacher: float
     projections: float
-    """Projections and gains, float32."""
+    """Projections, gains and corrections, float32."""
     gradients: float
     optimizer: float
     """What the optimiser remembers, float32."""

@@ -82,7 +82,9 @@ def ways(machine: Machine, memory: StepMemory) -> list[Fit]:
                 strategy, devices=machine.count, limit=machine.usable_bytes, checkpointing=checkpointing
             ),
         )
-        for strategy in strategies_for(machine.count, memory.teacher_weights)
+        for strategy in strategies_for(
+            machine.count, memory.teacher_weights, is_corrected=bool(memory.sizes.plan.corrections)
+        )
         for checkpointing in CHECKPOINTING
     ]
 
@@ -122,7 +124,7 @@ class Disk:
 
     data: float
     checkpoint: float
-    """One: trained tensors and what the optimiser remembers, float32."""
+    """One: trained tensors, corrections and what the optimiser remembers, float32."""
     checkpoints: float
     """All that are kept, the best one beside them, and the one being written (`lrc/training/launch.py:check_space`)."""
     student: float

@@ -144,6 +144,7 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
         "student": {"hidden_size": plan.sizes.d_student, "parameters": plan.sizes.student_parameters},
         "teacher_weights": vars(plan.shape.teacher_weights),
         "trained_parameters": plan.sizes.trained_parameters,
+        "correction_parameters": plan.sizes.correction_parameters,
         "batch_size": plan.shape.batch,
         "sequence_length": plan.shape.sequence,
         "tokens": plan.shape.tokens,

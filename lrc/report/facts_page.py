@@ -98,7 +98,8 @@ def _recipe_rows(recipe: Recipe) -> list[tuple[str, str]]:
         ("Batch", f"{sequences} sequences on each process, {recipe.data.sequence_length:,} tokens each"),
         ("Optimiser", f"{code(train.optimizer)}, learning rate {train.learning_rate:g}{shares}, {train.schedule}"),
     ]
-    return [*rows, ("Projections", f"{projections}{shared}")] if recipe.method == "clone" else rows
+    corrected = ", MLP outputs corrected" if student.correction else ""
+    return [*rows, ("Projections", f"{projections}{shared}{corrected}")] if recipe.method == "clone" else rows
 
 
 def _fine_tuned_rows(found: FineTuned) -> list[tuple[str, str]]:

@@ -37,7 +37,7 @@ class Held:
     """What a rank writes of a checkpoint, on the CPU."""
 
     weights: Mapping[str, Piece]
-    """Trained tensors by checkpoint name, float32."""
+    """Trained tensors, and fixed ones beside them, by checkpoint name, float32."""
     moments: Mapping[str, Piece]
     """The optimiser's state as `KEY/NAME`: what `lrc/models/moments.py:moment_shapes` lists."""
     is_sharded: bool
@@ -208,7 +208,7 @@ def read_checkpoint(folder: Path, shapes: dict[str, torch.Size], moment_shapes: 
 
     Args:
         folder: `checkpoint-N`.
-        shapes: The run's trained tensors by name.
+        shapes: The run's tensors by name, trained and fixed.
         moment_shapes: What the run's optimiser remembers, by name in the checkpoint.
 
     Raises:

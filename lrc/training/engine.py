@@ -35,7 +35,7 @@ class Engine(Protocol):
     model: Any
     """The pair as it is to be called in training."""
     shapes: dict[str, torch.Size]
-    """Of the whole tensors of a checkpoint, by name: trained ones, and projections that stay for the clone terms."""
+    """Of the whole tensors of a checkpoint, by name: trained ones, and what stays as it is (`PairModel.stored`)."""
     moment_shapes: dict[str, torch.Size]
     """Of what the optimiser remembers, by name in the checkpoint."""
     is_sharded: bool

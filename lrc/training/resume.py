@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from lrc.config import Recipe, TrainConfig, recipe_to_dict
+from lrc.config import Recipe, StudentConfig, TrainConfig, recipe_to_dict
 from lrc.data.blocks import BatchPlan
 from lrc.errors import CheckpointError, ConfigError
 from lrc.models.checkpoint import read_facts
@@ -85,7 +85,7 @@ def check_resume(checkpoint: Path, recipe: Recipe, teacher_hash: str, note: Call
             f"{checkpoint} was trained with the teacher {facts['teacher']}, not with {recipe.teacher}. Name that one."
         )
     now = recipe_to_dict(recipe)
-    if facts["student"] != now["student"]:
+    if StudentConfig(**facts["student"]) != recipe.student:  # an older checkpoint lacks later keys
         raise ConfigError(
             f"{checkpoint} holds another student, {facts['student']}, than the recipe asks for, {now['student']}."
         )

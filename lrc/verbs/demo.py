@@ -30,14 +30,17 @@ LENGTHS: dict[float, tuple[str, ...]] = {
 def demo_recipe(overrides: tuple[str, ...] = ()) -> Recipe:
     """Load the demo's recipe (it comes with the package), longer on a fast CPU; apply overrides.
 
-    A demo that is under way keeps the length that it was begun with.
+    A demo that is under way keeps the length, and the corrections or none, that it was begun with.
     """
     path = Path(str(files("lrc.verbs") / "demo.yaml"))
     recipes = [load_recipe(path, (*length, *overrides)) for length in (*LENGTHS.values(), ())]
     begun = Path(recipes[0].run) / "train" / "recipe.yaml"
     if begun.is_file():
-        steps = load_recipe(begun).train.max_steps
-        same = [recipe for recipe in recipes if recipe.train.max_steps == steps]
+        found = load_recipe(begun)
+        if found.student.correction != recipes[0].student.correction:  # a demo from before there were corrections
+            own = (*overrides, f"student.correction={str(found.student.correction).lower()}")
+            recipes = [load_recipe(path, (*length, *own)) for length in (*LENGTHS.values(), ())]
+        same = [recipe for recipe in recipes if recipe.train.max_steps == found.train.max_steps]
         if same:
             return same[0]
     device = choose_device(recipes[0].train.device)

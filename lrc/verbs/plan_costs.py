@@ -201,7 +201,7 @@ def _hidden_size(
     one_row = replace(shape, batch=1)
     planners: dict[int, Planner] = {}
 
-    for strategy in strategies_for(machine.count, recipe.teacher_weights):
+    for strategy in strategies_for(machine.count, recipe.teacher_weights, is_corrected=recipe.student.correction):
         for checkpointing in CHECKPOINTING:
 
             def fits(size: int, strategy: Any = strategy, checkpointing: Checkpointing = checkpointing) -> bool:

@@ -53,7 +53,8 @@ def _parameter_lines(plan: Plan) -> list[str]:
         + (f"; its layers' matrices in {held.format}{where}" if held.is_held else ""),
         f"student    hidden size {sizes.d_student}, {sizes.student_parameters:,} parameters "
         f"({percent(sizes.student_parameters / sizes.teacher_parameters)} of the teacher)",
-        f"trained    {sizes.trained_parameters:,} parameters",
+        f"trained    {sizes.trained_parameters:,} parameters"
+        + (f", beside {sizes.correction_parameters:,} of fixed corrections" if sizes.plan.corrections else ""),
     ]
 
 

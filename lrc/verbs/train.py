@@ -23,6 +23,7 @@ from lrc.models.facts import logit_softcap
 from lrc.models.folder import resolve_folder, weights_hash
 from lrc.models.isolation import check_isolation
 from lrc.models.liger_head import takes_liger
+from lrc.models.merge_plan import check_corrected
 from lrc.models.oracles import require_family
 from lrc.models.pair_model import PairModel
 from lrc.models.scratch import check_scratch
@@ -156,10 +157,8 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, resume: s
     state = RunState(step=0, tokens=0, seconds=0.0, sequences_per_step=plan.sequences_per_step)
     if place.resume is not None:
         state = resume_from(place.resume, engine, log, compute_dtype=pair.compute_dtype)
-
     width, dtype = pair.architecture.hidden_size, dtype_name(pair.compute_dtype)
     lasting = checkpoint_facts(recipe, teacher_hash=inputs.teacher_hash, d_teacher=width, compute_dtype=dtype)
-
     with bar_on_terminal("train", "steps") as progress:
         parts = LoopParts(
             accelerator=accelerator,
@@ -313,6 +312,7 @@ def _check_method(recipe: Recipe, config: Any, architecture: Architecture) -> No
     variant, objective = variant_of(recipe.student), method_objective(recipe.method, recipe.objective)
     measured_terms(architecture, variant, objective, recipe.method)
     check_rates(recipe, architecture)
+    check_corrected(architecture, variant)
     if recipe.method != "clone":
         tied = architecture.is_student_tied(variant)
         check_scratch(config, architecture, recipe.student.hidden_size, tied=tied)

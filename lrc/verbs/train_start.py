@@ -25,6 +25,9 @@ from lrc.training.metrics import MetricsLog
 from lrc.verbs.progress import progress_lines, say
 
 CALIBRATION_BATCH = 2
+FEW_TOKENS = 10
+"""Calibration tokens an input of a correction, below which the start says that they are few: fewer were not measured
+(docs/quality.md)."""
 
 
 def fill(pair: PairModel, teacher: nn.Module, recipe: Recipe, calibration: list[Tensor]) -> StartReport:
@@ -54,11 +57,23 @@ def fill(pair: PairModel, teacher: nn.Module, recipe: Recipe, calibration: list[
         else:
             fill_scratch(pair, seed=seed)
             report = StartReport(method="scratch", tokens=0, seconds=0.0)
+    if pair.variant.corrects_mlp:
+        say(f"start: {corrected_in_words(pair, report.tokens)}")
     for line in report.kept:
         say(f"start: not calibrated, kept at its pca start: {line}")
     if report.unrotated is not None:
         say(f"start: channels not rotated: {report.unrotated}")
     return report
+
+
+def corrected_in_words(pair: PairModel, tokens: int) -> str:
+    """Say how many layers a start has corrected, and whether its tokens were few for that."""
+    corrections = [layer.correction(name) for layer in pair.layers for name in layer.plan.corrections]
+    fitted = sum(bool(value.any()) for value in corrections)
+    widest = max(value.shape[1] for value in corrections)
+    few = tokens < FEW_TOKENS * widest
+    note = f"; {tokens:,} calibration tokens are few for fits of {widest:,} inputs, raise start.tokens" if few else ""
+    return f"corrections in {fitted} of {len(pair.layers)} layers{note}"
 
 
 @contextmanager

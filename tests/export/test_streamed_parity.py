@@ -73,6 +73,25 @@ def test_free_weights_are_streamed_too(
     assert parity_facts["after_reload"]["relative_difference"] < 1e-5
 
 
+@pytest.mark.parametrize("form", [None, "replace", "complement"])
+def test_corrections_are_streamed_too(tmp_path: Path, form: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    phases = {} if form is None else {"dense_share": 0.5, "dense_form": form}
+    student = {"hidden_size": 16, "correction": True}
+    checkpoint = train(tiny_recipe(tmp_path, train__max_steps=2, data__held_out=None, phases=phases, student=student))
+    held = [name for name in load_file(checkpoint / "model.safetensors") if name.startswith("corrections.")]
+    assert len(held) == (0 if form == "replace" else 2)
+    logits = []
+    for most_bytes in (0, 2**40):
+        monkeypatch.setattr(parity, "WHOLE_BYTES", most_bytes)
+        out = convert(checkpoint, tmp_path / f"out-{most_bytes}")
+        facts = json.loads((out / "parity.json").read_text())
+        assert facts["in_memory"]["relative_difference"] < 1e-5
+        assert facts["after_reload"]["relative_difference"] < 1e-5
+        with torch.no_grad():
+            logits.append(streamed_factored_logits(source_of(checkpoint), IDS))
+    assert torch.equal(*logits)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint_of(tmp_path_factory.mktemp("streamed"))

@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from lrc.clone.sites import Stage, Variant, corrected_weight
 from lrc.config import ObjectiveConfig
+from lrc.data.folder_hash import write_sums
 from lrc.errors import CheckpointError, ConfigError
 from lrc.export.convert import read_source
 from lrc.models.dense import Dense
-from lrc.models.merge_plan import check_free, check_trained, merge_plan, student_tensor
+from lrc.models.merge_plan import check_corrected, check_free, check_trained, merge_plan, student_tensor
 from lrc.models.pair_model import PairModel, StepCounts
 from lrc.models.rotate import random_rotation, rotate_student
 from lrc.models.start import fill_start
@@ -24,6 +25,7 @@ from lrc.start_config import StartConfig
 from lrc.training.phases import check_strategy
 from lrc.verbs.convert import convert
 from lrc.verbs.train import train
+from lrc.verbs.train_start import FEW_TOKENS, corrected_in_words
 from tests.models.family_configs import FAMILY_CONFIGS
 from tests.models.stock_student import stock_student
 from tests.models.test_layer_fit import id_batches
@@ -64,7 +66,6 @@ def test_an_mlp_s_single_writer_is_corrected_and_nothing_else() -> None:
     assert corrected_weight(stage("attn")) is None
     assert corrected_weight(stage("mlp", writers=("down", "other"))) is None
     assert corrected_weight(stage("mlp", bare=(("down", "experts"),))) is None
-    assert corrected_weight(stage("mlp", residual=None)) is None
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3"])
@@ -100,16 +101,26 @@ def test_training_moves_projections_and_leaves_corrections() -> None:
     assert set(direct) == set(pair.trained())
     for name, value in pair.trained().items():
         torch.testing.assert_close(value.grad, direct[name], rtol=1e-4, atol=1e-5)
+    before = {name: value.detach().clone() for name, value in pair.stored().items()}
+    torch.optim.AdamW(pair.parameters(), lr=0.1).step()
+    moved = {name for name, value in pair.stored().items() if not torch.equal(value, before[name])}
+    assert moved == set(pair.trained())
 
 
-def test_a_calibrated_start_with_corrections_errs_less_in_every_layer() -> None:
-    found = {}
+@torch.no_grad()
+def test_a_calibrated_start_with_corrections_is_nearer_to_the_teacher_on_other_text() -> None:
+    streams = []
     for variant in (Variant(), CORRECTED):
         teacher = tiny_teacher("llama")
         pair = make_pair(teacher, 16, variant)
-        settings = StartConfig(basis="principal", rotation=False)
-        found[variant] = fill_start(pair, teacher, settings, id_batches(12), seed=0).layer_errors
-    assert all(ours < theirs for ours, theirs in zip(found[CORRECTED], found[Variant()], strict=True))
+        fill_start(pair, teacher, StartConfig(basis="principal", rotation=False), id_batches(60), seed=0)
+        streams.append([pair.eval().hidden_states(ids, None)[:2] for ids in id_batches(20, seed=11)])
+    errors = []
+    for found in streams:  # of the last state, after the best linear reader of each
+        ours, theirs = (torch.cat([pair[side].flatten(0, 1) for pair in found]).double() for side in (0, 1))
+        left = theirs - ours @ torch.linalg.lstsq(ours, theirs).solution
+        errors.append(float(left.square().sum() / theirs.square().sum()))
+    assert errors[1] < errors[0]
 
 
 def test_a_second_start_forgets_the_first_ones_corrections() -> None:
@@ -178,10 +189,9 @@ def test_a_run_keeps_its_corrections_through_resumption_and_into_the_student(tmp
     resumed = train(tiny_recipe(tmp_path, **changes), resume="auto")
     again = load_file(resumed / "model.safetensors")
     assert again.keys() == last.keys()
+    assert all(torch.equal(again[name], last[name]) for name in names)
 
-    recipe = tiny_recipe(tmp_path, run=str(tmp_path / "whole"), **changes)
-    folder = convert(whole, tmp_path / "student", dtype="float32")
-    student = AutoModelForCausalLM.from_pretrained(folder if folder is not None else tmp_path / "student")
+    student = AutoModelForCausalLM.from_pretrained(convert(whole, tmp_path / "student", dtype="float32"))
     source = read_source(whole, teacher=None, student=None)
     pair = PairModel(
         tiny_teacher("llama"), hidden_size=16, variant=CORRECTED, objective=ObjectiveConfig(without=("all",))
@@ -191,12 +201,60 @@ def test_a_run_keeps_its_corrections_through_resumption_and_into_the_student(tmp
     with torch.no_grad():
         ours = pair.eval().logits(IDS)[0]
         torch.testing.assert_close(student(input_ids=IDS).logits, ours, rtol=1e-4, atol=1e-4)
-    assert recipe.student.correction
+
+
+def test_a_checkpoint_from_before_the_key_goes_on_and_one_of_the_other_setting_does_not(tmp_path: Path) -> None:
+    first = train(tiny_recipe(tmp_path, train__max_steps=2))
+    facts = json.loads((first / "lrc_config.json").read_text())
+    for values in (facts["student"], facts["recipe"]["student"]):
+        assert values.pop("correction") is False
+    (first / "lrc_config.json").write_text(json.dumps(facts))
+    (first / "SHA256SUMS").unlink()
+    write_sums(first)
+    with pytest.raises(ConfigError, match="holds another student"):
+        train(tiny_recipe(tmp_path, student__correction=True), resume="auto")
+    assert train(tiny_recipe(tmp_path), resume="auto").name == "checkpoint-6"
+
+
+def test_a_kept_start_brings_its_corrections_and_none_to_others(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.safetensors"
+    whole = {"student": {"hidden_size": 16, "correction": True}}
+    made, read = (tiny_recipe(tmp_path, run=str(tmp_path / name), **whole) for name in ("made", "read"))
+    runs = [load_file(train(recipe, keep_start=kept) / "model.safetensors") for recipe in (made, read)]
+    assert all(torch.equal(runs[0][name], value) for name, value in runs[1].items())
+    assert sum(name.startswith("corrections.") for name in load_file(kept)) == 2
+    with pytest.raises(CheckpointError, match=r"corrections\.model.*missing in the pair"):
+        train(tiny_recipe(tmp_path, run=str(tmp_path / "plain")), keep_start=kept)
+
+
+def test_a_held_teacher_s_merges_are_corrected_too(tmp_path: Path) -> None:
+    losses = []
+    for format in ("native", "int8"):
+        changes = {"student__correction": True, "teacher_weights__format": format, "train__max_steps": 2}
+        folder = train(tiny_recipe(tmp_path, run=str(tmp_path / format), **changes))
+        lines = [json.loads(line) for line in (folder.parent / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line["loss"] for line in lines if line["kind"] == "train"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_few_tokens_and_layers_without_a_correction_are_told() -> None:
+    pair = corrected_pair()
+    widest = corrections(pair)[f"corrections.{DOWN}"].shape[1]
+    assert corrected_in_words(pair, FEW_TOKENS * widest) == "corrections in 2 of 2 layers"
+    few = corrected_in_words(pair, FEW_TOKENS * widest - 1)
+    assert few.startswith("corrections in 2 of 2 layers; ")
+    assert f"few for fits of {widest} inputs" in few
+    corrections(pair)[f"corrections.{DOWN}"].data.zero_()
+    assert corrected_in_words(pair, 10**6) == "corrections in 1 of 2 layers"
 
 
 def test_what_can_t_have_corrections_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"student\.correction = true needs method = clone and start\.method = cal"):
         tiny_recipe(tmp_path, student__correction=True, start__method="pca")
+    mixtral = make_pair(random_model(FAMILY_CONFIGS["mixtral"]()), 16).architecture
+    with pytest.raises(ConfigError, match=r"needs MLPs that are modules .* mixtral has none"):
+        check_corrected(mixtral, CORRECTED)
+    check_corrected(mixtral, Variant())
     with pytest.raises(ConfigError, match=r"DeepSpeed does not hand out"):
         check_strategy(tiny_recipe(tmp_path, student__correction=True), "zero2")
     check_strategy(tiny_recipe(tmp_path, student__correction=True), "fsdp2")
