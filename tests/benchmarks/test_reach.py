@@ -155,7 +155,7 @@ def test_the_command_reads_a_run(
         (["run", "--weights", "train.jsonl"], "train.jsonl must be a safetensors file"),
         (
             ["run", "--weights", "teacher/model.safetensors"],
-            "must hold the projections and gains of this run's student",
+            "must hold the projections, gains and corrections of this run's student",
         ),
         (["run", "--batches", "1"], "--batches must be at least 2, found 1"),
     ],
