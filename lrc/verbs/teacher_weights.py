@@ -19,6 +19,9 @@ from lrc.training.strategy import SHARING, choose_strategy
 
 WHOLE_SHARE = 1.5
 """What a device must have free to hold a teacher whole, times its bytes: projections and the start's work beside it."""
+CORRECTED_SHARE = 2.5
+"""The same with corrections: their own bytes, and the sums of one MLP's regression, its inner width squared
+(docs/method.md, 8.10)."""
 
 
 def check_teacher_weights(recipe: Recipe, config: Any, architecture: Architecture) -> None:
@@ -45,17 +48,19 @@ def check_teacher_weights(recipe: Recipe, config: Any, architecture: Architectur
     held_matrices_of(config, architecture)
 
 
-def first_place(num_bytes: int, strategy: str, device: torch.device) -> torch.device:
+def first_place(num_bytes: int, strategy: str, device: torch.device, *, is_corrected: bool = False) -> torch.device:
     """Return where a teacher is put first: its device, or main memory if FSDP2 is to shard it and it is too large.
 
     Args:
         num_bytes: The teacher's, as it is held.
         strategy: As `train.strategy`.
         device: This process's.
+        is_corrected: The start fits corrections.
     """
     if strategy != "fsdp2" or device.type != "cuda":
         return device
-    return device if WHOLE_SHARE * num_bytes <= torch.cuda.mem_get_info(device)[0] else torch.device("cpu")
+    share = CORRECTED_SHARE if is_corrected else WHOLE_SHARE
+    return device if share * num_bytes <= torch.cuda.mem_get_info(device)[0] else torch.device("cpu")
 
 
 def load_teacher(
@@ -85,16 +90,18 @@ def load_teacher(
     line = f"teacher {recipe.teacher} on {device} in {dtype_name(dtype)}"
     waits = ", first in main memory: whole it would not fit beside its projections"
     if not settings.is_held:
-        place = first_place(sum(path.stat().st_size for path in weight_files(folder)), strategy, device)
+        size = sum(path.stat().st_size for path in weight_files(folder))
+        place = first_place(size, strategy, device, is_corrected=recipe.student.correction)
         say(line if place == device else f"{line}{waits}")
         return load_model(str(folder), dtype=dtype, device=place, trust_remote_code=trust)
     teacher = load_model(str(folder), dtype=dtype, device=torch.device("cpu"), trust_remote_code=trust)
     architecture = discover(teacher.config)
-    place = first_place(held_bytes(teacher, architecture, settings), strategy, device)
+    size = held_bytes(teacher, architecture, settings)
+    place = first_place(size, strategy, device, is_corrected=recipe.student.correction)
     store = hold_teacher(teacher, architecture, settings, place)
     where = ", in main memory" if store.is_offloaded else ""
-    size = f"its layers' matrices in {settings.format}{where}: {store.num_bytes / 1e9:.3g} GB"
-    say(f"{line}, {size}" if place == device else f"{line}, {size}{waits}")
+    held = f"its layers' matrices in {settings.format}{where}: {store.num_bytes / 1e9:.3g} GB"
+    say(f"{line}, {held}" if place == device else f"{line}, {held}{waits}")
     if settings.offload == "cpu" and not store.is_offloaded:
         say("note: teacher_weights.offload=cpu changes nothing without a GPU: the teacher is in main memory already")
     return teacher

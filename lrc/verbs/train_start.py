@@ -26,8 +26,8 @@ from lrc.verbs.progress import progress_lines, say
 
 CALIBRATION_BATCH = 2
 FEW_TOKENS = 10
-"""Calibration tokens an input of a correction, below which the start says that they are few: fewer were not measured
-(docs/quality.md)."""
+"""Calibration tokens an input of a correction, below which a start says that they are few: of eleven it was better for
+corrections, fewer were not measured (docs/quality.md)."""
 
 
 def fill(pair: PairModel, teacher: nn.Module, recipe: Recipe, calibration: list[Tensor]) -> StartReport:
