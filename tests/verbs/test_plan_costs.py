@@ -70,6 +70,18 @@ def test_a_recipe_is_planned_from_its_teachers_config_alone(
     assert all(way["bytes"]["teacher"] > 0 for way in small["memory_per_device"])
 
 
+def test_corrections_are_counted_and_leave_zero_out(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = planned([str(recipe), "student.correction=true"], tmp_path / "plan.json")
+    values = 2 * 16 * 56  # two layers, the student's width times the FFN's
+    assert plan["correction_parameters"] == values
+    trained = f"trained    {plan['trained_parameters']:,} parameters, beside {values:,} of fixed corrections"
+    assert trained in capsys.readouterr().out.splitlines()
+    assert {way["strategy"] for way in plan["memory_per_device"]} == {"DDP", "FSDP2"}
+    assert planned([str(recipe)], tmp_path / "plain.json")["correction_parameters"] == 0
+
+
 def test_a_teachers_listing_stays_and_the_plan_is_added(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
