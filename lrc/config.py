@@ -21,7 +21,7 @@ from lrc.method_config import Method, PhasesConfig, method_problems, not_negativ
 from lrc.method_config import ObjectiveConfig as ObjectiveConfig
 from lrc.overrides import read_overrides
 from lrc.sft_config import SftConfig, sft_problems
-from lrc.start_config import StartConfig
+from lrc.start_config import StartConfig, start_problems
 from lrc.teacher_config import TeacherWeightsConfig
 
 ProjectionSharing = Literal["all", "io"]
@@ -312,13 +312,7 @@ def validate(recipe: Recipe, *, origin: str) -> None:
         problems.append("run must name a folder, found an empty name")
     if objective.lm_weight == objective.kl_weight == objective.clone_weight == 0:
         problems.append("objective: at least one of lm_weight, kl_weight, clone_weight must be above 0")
-    size, channels = recipe.student.hidden_size, recipe.start.outlier_channels
-    if channels > size:
-        problems.append(f"start.outlier_channels must be at most student.hidden_size = {size}, found {channels}")
-    if recipe.student.correction and (recipe.method, recipe.start.method) != ("clone", "calibrated"):
-        problems.append(
-            "student.correction = true needs method = clone and start.method = calibrated, which fits it, found "
-            f"{recipe.method} and {recipe.start.method}"
-        )
+    size, corrects = recipe.student.hidden_size, recipe.student.correction
+    problems += start_problems(recipe.start, recipe.method, hidden_size=size, corrects=corrects)
     if problems:
         raise ConfigError(f"{origin}: " + "; ".join(problems) + ".")

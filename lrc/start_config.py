@@ -26,3 +26,23 @@ class StartConfig:
     """Channels of the teacher's stream kept as identity columns of the basis, those with the largest mean square."""
     rotation: bool = True
     """Rotate the channels of a `calibrated` student: the same function, with fewer outliers to quantise."""
+
+
+def start_problems(start: StartConfig, method: str, *, hidden_size: int, corrects: bool) -> list[str]:
+    """Check what the types can't say; returns a line a problem.
+
+    Args:
+        start: The section.
+        method: The recipe's.
+        hidden_size: The student's.
+        corrects: `student.correction`.
+    """
+    problems, channels = [], start.outlier_channels
+    if channels > hidden_size:
+        problems.append(f"start.outlier_channels must be at most student.hidden_size = {hidden_size}, found {channels}")
+    if corrects and (method, start.method) != ("clone", "calibrated"):
+        problems.append(
+            "student.correction = true needs method = clone and start.method = calibrated, which fits it, found "
+            f"{method} and {start.method}"
+        )
+    return problems

@@ -72,12 +72,7 @@ def fill_start(
         NumericsError: The teacher's states or gradients are not finite.
     """
     began = time.monotonic()
-    unit_gain = pair.architecture.scales.unit_gain
-    for part in pair.parts():
-        for name in part.plan.gains:
-            part.parameter(name).fill_(0.0 if is_bias(name) else unit_gain)
-        for name in part.plan.corrections:
-            part.correction(name).zero_()
+    _clear(pair)
     errors: list[float] = []
     kept: list[str] = []
     reason: str | None = None
@@ -110,6 +105,16 @@ def fill_start(
     return StartReport(
         method=settings.method, tokens=tokens, seconds=seconds, layer_errors=errors, kept=kept, unrotated=reason
     )
+
+
+def _clear(pair: PairModel) -> None:
+    """Set gains to one, biases and corrections to zero."""
+    unit_gain = pair.architecture.scales.unit_gain
+    for part in pair.parts():
+        for name in part.plan.gains:
+            part.parameter(name).fill_(0.0 if is_bias(name) else unit_gain)
+        for name in part.plan.corrections:
+            part.correction(name).zero_()
 
 
 @contextmanager

@@ -285,12 +285,8 @@ class StepMemory:
         """Embedding, last norm, head and their projections, which stay gathered all the step long."""
         layers = f"{self.sizes.architecture.layers}."
         weights = sum(size for name, size in self._tensor_bytes.items() if not name.startswith(layers))
-        trained = sum(
-            self.sizes.trained_size(name)
-            for name in self.sizes.plan.trained
-            if not name.partition(".")[2].startswith(layers)
-        )
-        return weights + GRADIENT_BYTES * trained
+        names = (name for name in self.sizes.plan.trained if not name.partition(".")[2].startswith(layers))
+        return weights + GRADIENT_BYTES * sum(map(self.sizes.trained_size, names))
 
     def _weights_of(self, prefix: str) -> int:
         weights = sum(size for name, size in self._tensor_bytes.items() if name.startswith(prefix))

@@ -197,9 +197,13 @@ def test_a_later_phase_that_trains_more_needs_its_own_room(
 
 def test_a_full_disk_is_told_in_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = {"projections.lm_head": torch.empty(10**9, device="meta")}
-    big: Any = SimpleNamespace(trained=lambda: trained, tables=frozenset)
+    big: Any = SimpleNamespace(trained=lambda: trained, stored=lambda: trained, tables=frozenset)
     monkeypatch.setattr("lrc.training.launch.shutil.disk_usage", lambda folder: SimpleNamespace(free=1_540_000_000))
     with pytest.raises(CheckpointError, match=r"room for 48\.0 GB of checkpoints, found 1\.5 GB"):
+        check_space(tmp_path, big, settings(save_total_limit=2))
+    fixed = {"corrections.layer": torch.empty(10**9, device="meta")}
+    big.stored = lambda: trained | fixed  # the optimiser remembers nothing of it
+    with pytest.raises(CheckpointError, match=r"room for 64\.0 GB of checkpoints"):
         check_space(tmp_path, big, settings(save_total_limit=2))
 
 
