@@ -18,7 +18,6 @@ Prints the table and writes JSON, beside the checkpoints or to `--out`.
 
 import argparse
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
@@ -39,7 +38,7 @@ from lrc.models.step_weights import StepWeights
 from lrc.models.stored_tensors import StoredTensors, stored_files
 from lrc.models.teacher import load_tokenizer
 from lrc.training.checkpoint_list import checkpoints
-from lrc.verbs.exit_code import run_for_exit_code
+from lrc.verbs.exit_code import run_or_exit
 from lrc.verbs.progress import progress_lines, say
 from lrc.verbs.sources import locate_data, locate_teacher
 from lrc.verbs.teacher_weights import load_teacher
@@ -261,9 +260,7 @@ def main() -> None:
     parser.add_argument("--out", help="JSON file; none: RUN/train/reach.json")
     parser.add_argument("--batches", type=int, default=24, help="micro-batches (24)")
     arguments = parser.parse_args()
-    code = run_for_exit_code(lambda: run(arguments))
-    if code:
-        sys.exit(code)
+    run_or_exit(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -18,15 +18,13 @@ from benchmarks.speed.shapes import AXES, SHAPES, Shape
 from benchmarks.speed.sweep import measure_sweep, sweep_table
 from lrc.errors import ConfigError
 from lrc.models.compute import choose_device, choose_dtype, dtype_name, keep_freed_memory
-from lrc.verbs.exit_code import run_for_exit_code
+from lrc.verbs.exit_code import run_or_exit
 
 
 def main(description: str | None) -> None:
     """Measure what the command line asks for, print tables, write JSON."""
     arguments = _parse(description)
-    code = run_for_exit_code(lambda: _measure(arguments))
-    if code:
-        raise SystemExit(code)
+    run_or_exit(lambda: _measure(arguments))
 
 
 def _measure(arguments: argparse.Namespace) -> None:

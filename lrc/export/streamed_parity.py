@@ -50,13 +50,13 @@ def streamed_factored_logits(source: Source, ids: Tensor, done: Callable[[], Non
         for name, tensor in part.teacher.state_dict(keep_vars=True).items():
             if (full := part.prefix + name) in source.plan.names or full == source.architecture.head:
                 tensor.data = _read(teacher, stored_name(source, teacher, full), rows, len(tensor)).to(tensor.dtype)
-        for parameter in (part.trained() | part.frozen()).values():
+        for parameter in part.stored().values():
             name = names[id(parameter)]
             chosen = slice(*rows) if isinstance(rows, tuple) and name.startswith("dense.") else slice(None)
             parameter.data = source.trained[name][chosen].float()
 
     def give_back(part: ProjectedPart) -> None:
-        for tensor in (*part.teacher.parameters(), *part.trained().values(), *part.frozen().values()):
+        for tensor in (*part.teacher.parameters(), *part.stored().values()):
             tensor.data = stand_in(tensor)
 
     embedding = source.architecture.embedding.rpartition(".")[0]

@@ -153,7 +153,7 @@ class ProjectedPart(nn.Module):
             else:
                 merged[name] = merge(weight, projections[key], axis)
             if name in self.plan.corrections:
-                merged[name] = merged[name] + self.corrections[_key(name)].to(weight.dtype)
+                merged[name] = merged[name] + self.correction(name).to(weight.dtype)
         return merged
 
     def merged_apart(self) -> dict[str, Tensor]:
@@ -190,6 +190,10 @@ class ProjectedPart(nn.Module):
         }
         return spare | {f"corrections.{self.prefix}{_name(key)}": value for key, value in self.corrections.items()}
 
+    def stored(self) -> dict[str, nn.Parameter]:
+        """List what a checkpoint holds of the part, by its names: what is trained and what is frozen."""
+        return self.trained() | self.frozen()
+
     def correction(self, name: str) -> nn.Parameter:
         """Return the correction of a tensor, float32 and of the shape of the student's; names relative to the part."""
         found: nn.Parameter = self.corrections[_key(name)]
@@ -209,7 +213,7 @@ class ProjectedPart(nn.Module):
         master = self.projections[_key(projection)]
         merged = merge(self.teacher.get_parameter(name).to(master.dtype), master, axis)
         if name in self.plan.corrections:
-            merged = merged + self.corrections[_key(name)]
+            merged = merged + self.correction(name)
         return merged.contiguous()
 
     def dense_start(self, plan: PartPlan) -> dict[str, Tensor]:

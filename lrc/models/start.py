@@ -96,7 +96,7 @@ def fill_start(
         basis = _choose_basis(pair, teacher, settings, batches, progress, seed=seed)
         _fill_basis(pair, teacher, basis)
         if is_calibrated:
-            with _advice(pair, batches):
+            with _if_memory_gives_out(_walk_in_words(pair, batches)):
                 errors, kept = calibrate(pair, teacher, basis, batches, keywords, progress)
             if settings.rotation:
                 reason = rotate_student(pair, seed=seed)
@@ -118,16 +118,20 @@ def _clear(pair: PairModel) -> None:
 
 
 @contextmanager
-def _advice(pair: PairModel, batches: list[Tensor]) -> Iterator[None]:
-    """Say what to set where the walk's memory gives out."""
+def _if_memory_gives_out(what: str) -> Iterator[None]:
+    """Say what the device's memory is too small for, and what to set."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        beside = ", or leave student.correction at false" if pair.variant.corrects_mlp else ""
-        raise ConfigError(
-            "The device's memory is too small for the calibrated start, which holds both streams of all "
-            f"{sum(batch.numel() for batch in batches)} calibration tokens. Lower start.tokens{beside}."
-        ) from error
+        raise ConfigError(f"The device's memory is too small for {what}") from error
+
+
+def _walk_in_words(pair: PairModel, batches: list[Tensor]) -> str:
+    """Say what the walk holds, and what to set for less."""
+    tokens = sum(batch.numel() for batch in batches)
+    beside = ", or leave student.correction at false" if pair.variant.corrects_mlp else ""
+    what = f"the calibrated start, which holds both streams of all {tokens} calibration tokens"
+    return f"{what}. Lower start.tokens{beside}."
 
 
 def _choose_basis(
@@ -166,14 +170,11 @@ def _weighed_moments(
     tokens = max(-(-sum(batch.numel() for batch in batches) // SENSITIVE_SHARE), SENSITIVE_TOKENS)
     fronts = [batch[:, :SENSITIVE_ROW] for batch in batches]
     some = fronts[: -(-tokens // fronts[0].numel())]
-    try:
+    with _if_memory_gives_out(
+        "the start's gradients (start.basis: sensitive), which keep the teacher's stream at every layer for "
+        f"{fronts[0].numel()} tokens. Set start.basis=principal, which needs forward passes alone."
+    ):
         found = stream_sensitivity(pair, teacher, some, progress, is_centred=is_centred, seed=seed)
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(
-            "The device's memory is too small for the start's gradients (start.basis: sensitive), which keep the "
-            f"teacher's stream at every layer for {fronts[0].numel()} tokens. Set start.basis=principal, which needs "
-            "forward passes alone."
-        ) from error
     if not bool(found.sensitivity.isfinite().all()):
         raise NumericsError(
             "The teacher's gradients on the calibration text are not finite. Set start.basis=principal, which needs "

@@ -32,14 +32,12 @@ def demo_recipe(overrides: tuple[str, ...] = ()) -> Recipe:
 
     A demo that is under way keeps the length, and the corrections or none, that it was begun with.
     """
-    path = Path(str(files("lrc.verbs") / "demo.yaml"))
-    recipes = [load_recipe(path, (*length, *overrides)) for length in (*LENGTHS.values(), ())]
+    recipes = _of_each_length(overrides)
     begun = Path(recipes[0].run) / "train" / "recipe.yaml"
     if begun.is_file():
         found = load_recipe(begun)
         if found.student.correction != recipes[0].student.correction:  # a demo from before there were corrections
-            own = (*overrides, f"student.correction={str(found.student.correction).lower()}")
-            recipes = [load_recipe(path, (*length, *own)) for length in (*LENGTHS.values(), ())]
+            recipes = _of_each_length((*overrides, f"student.correction={str(found.student.correction).lower()}"))
         same = [recipe for recipe in recipes if recipe.train.max_steps == found.train.max_steps]
         if same:
             return same[0]
@@ -48,6 +46,12 @@ def demo_recipe(overrides: tuple[str, ...] = ()) -> Recipe:
     if device.type == "cpu":
         rate = products_flops_per_second(choose_dtype(recipes[0].train.compute_dtype, device))
     return next(recipe for least, recipe in zip((*LENGTHS, 0.0), recipes, strict=True) if rate >= least)
+
+
+def _of_each_length(overrides: tuple[str, ...]) -> list[Recipe]:
+    """Load the recipe in every length, the longest first."""
+    path = Path(str(files("lrc.verbs") / "demo.yaml"))
+    return [load_recipe(path, (*length, *overrides)) for length in (*LENGTHS.values(), ())]
 
 
 def demo(overrides: tuple[str, ...] = (), *, overwrite: bool = False, dry_run: bool = False) -> Path:

@@ -42,6 +42,17 @@ def run_for_exit_code(command: Callable[[], object], *, prefix: str = "") -> int
     return 0
 
 
+def run_or_exit(command: Callable[[], object]) -> None:
+    """Run a script's command as `run_for_exit_code` does, and end the process where the exit code is not 0.
+
+    Raises:
+        SystemExit: With that code.
+    """
+    code = run_for_exit_code(command)
+    if code:
+        raise SystemExit(code)
+
+
 def _explain(error: Exception) -> tuple[str | None, int]:
     """Return the line that explains an exception, or None, and the exit code."""
     if isinstance(error, LrcError):

@@ -191,6 +191,22 @@ def test_gradients_take_the_fronts_of_some_rows(
     assert all(torch.equal(part, batch[:, :row]) for part, batch in zip(found, calibration(), strict=False))
 
 
+@pytest.mark.parametrize("corrects", [False, True])
+def test_a_walk_that_does_not_fit_says_what_to_do(monkeypatch: pytest.MonkeyPatch, corrects: bool) -> None:
+    def too_large(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    monkeypatch.setattr(start, "calibrate", too_large)
+    teacher, batches = tiny_teacher("llama"), calibration()
+    pair = make_pair(teacher, 16, Variant(corrects_mlp=corrects))
+    tokens = sum(batch.numel() for batch in batches)
+    with pytest.raises(
+        ConfigError, match=rf"too small for .* all {tokens} calibration tokens\. Lower start\.tokens"
+    ) as raised:
+        fill_start(pair, teacher, StartConfig(), batches, seed=0)
+    assert ("student.correction at false" in str(raised.value)) is corrects
+
+
 def test_gradients_that_do_not_fit_or_are_not_finite_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = start.stream_sensitivity
 
