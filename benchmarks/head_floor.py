@@ -18,9 +18,7 @@ Prints the table and writes JSON to `--out`.
 
 import argparse
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,16 +29,17 @@ from torch import Tensor, nn
 from benchmarks.arena.cells import Cell, parse_cell
 from benchmarks.arena.measures import measured_texts
 from benchmarks.arena.run import Arena
-from benchmarks.arena.texts import MEASURED
-from lrc.clone.head import IGNORED_LABEL, HeadWeights, chunk_positions, float32_logits, head_losses
+from benchmarks.arena.texts import MEASURED, Texts
+from lrc.clone.head import IGNORED_LABEL, HeadWeights, head_losses
 from lrc.data.blocks import collate, open_blocks
 from lrc.errors import ConfigError
-from lrc.evaluation.agreement import Agreement
+from lrc.evaluation.agreement import measure_states
 from lrc.models.compute import choose_device, choose_dtype, dtype_name
 from lrc.models.folder import resolve_folder
+from lrc.models.head_reader import HeadReader
 from lrc.models.teacher import load_model, load_tokenizer
-from lrc.training.optimizer import Muon
-from lrc.verbs.exit_code import run_for_exit_code
+from lrc.training.optimizer import Muon, set_rate
+from lrc.verbs.exit_code import run_or_exit
 from lrc.verbs.progress import progress_lines
 from lrc.verbs.sources import locate_teacher
 
@@ -48,8 +47,6 @@ KL_ALONE = HeadWeights(lm=0.0, kl=1.0)
 STEP_TOKENS = 1024
 SMALLEST_ENERGY = 1e-6
 """Directions of the states with less than this share of the mean energy are measured by it."""
-HEAD_RATE = 1.0
-"""A free head's Adam rate over that of the projections, in units of its rows' sizes."""
 STATES_STEPS = 200
 STATES_RATE = 0.1
 """Of Adam on the states, whose coordinates have a mean square near one; it falls to zero."""
@@ -110,23 +107,21 @@ def train(student: Student, states: States, *, passes: int, rate: float, progres
     optimizers: list[torch.optim.Optimizer] = [Muon(matrices, lr=rate, betas=(0.9, 0.95), rounds=rounds)]
     if student.free is not None:
         size = float(student.free.detach().square().mean().sqrt())
-        optimizers.append(torch.optim.Adam([student.free], lr=rate * HEAD_RATE * size, betas=(0.9, 0.95), fused=True))
-    shares = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+        group = {"params": [student.free], "rate_share": size}
+        optimizers.append(torch.optim.Adam([group], lr=rate, betas=(0.9, 0.95), fused=True))
     per_pass = len(states.train) // STEP_TOKENS
     generator = torch.Generator().manual_seed(0)
     for step in range(passes * per_pass):
         if step % per_pass == 0:
             order = torch.randperm(len(states.train), generator=generator)
         rows = states.train[order[(step % per_pass) * STEP_TOKENS :][:STEP_TOKENS]]
-        groups = (group for optimizer in optimizers for group in optimizer.param_groups)
-        for group, share in zip(groups, shares, strict=True):
-            group["lr"] = share * (1 - step / (passes * per_pass))
         head = student.head(states.head)
         labels = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
         brought = rows @ student.down.to(rows.dtype)
         loss, _, _ = head_losses(brought, rows, head, states.head, labels, weights=KL_ALONE)
         (loss / len(rows)).backward()
         for optimizer in optimizers:
+            set_rate(optimizer, rate * (1 - step / (passes * per_pass)))
             optimizer.step()
             optimizer.zero_grad()
         progress(step + 1, passes * per_pass)
@@ -149,16 +144,6 @@ def best_states(head: Tensor, brought: Tensor, teacher: Tensor, teacher_head: Te
     return found
 
 
-@torch.no_grad()
-def measure(student_head: Tensor, brought: Tensor, teacher_head: Tensor, teacher: Tensor, labels: Tensor) -> Agreement:
-    """Compare the logits of states under the student's head with the teacher's; float32 throughout."""
-    agreement = Agreement()
-    chunk = chunk_positions(len(teacher_head), positions=len(labels))
-    for ours, theirs, wanted in zip(brought.split(chunk), teacher.split(chunk), labels.split(chunk), strict=True):
-        agreement.add(float32_logits(ours, student_head), float32_logits(theirs, teacher_head), wanted)
-    return agreement
-
-
 def measures(student: Student, states: States, *, best: int | None) -> dict[str, Any]:
     """Measure a student on each text: its own states, or with `best` the best ones of that many positions."""
     found = {}
@@ -168,39 +153,22 @@ def measures(student: Student, states: States, *, best: int | None) -> dict[str,
         taken = slice(None) if best is None else slice(None, None, max(1, len(labels) // best))
         teacher, labels = teacher[taken], labels[taken]
         brought = teacher @ student.down.detach()
-        own = measure(head, brought, exact_head, teacher, labels).summary()
+        own = measure_states(brought, teacher, labels, head, exact_head).summary()
         if best is not None:
             reached = best_states(head, brought, teacher, exact_head, STATES_STEPS)
-            own = measure(head, reached, exact_head, teacher, labels).summary() | {"own_states_kl": own["kl"]}
+            own = measure_states(reached, teacher, labels, head, exact_head).summary() | {"own_states_kl": own["kl"]}
         found[role] = own
     return found
 
 
-@contextmanager
-def _head_inputs(model: Any) -> Iterator[list[Tensor]]:
-    """Collect what the teacher's head reads, and spare it the logits."""
-    held: list[Tensor] = []
-    head = model.get_output_embeddings()
-
-    def keep(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
-        held.append(arguments[0])
-        return (arguments[0][:, :0],)
-
-    handle = head.register_forward_pre_hook(keep)
-    try:
-        yield held
-    finally:
-        handle.remove()
-
-
-def gather(arena: Arena, cell: Cell, tokens: int) -> States:
+def gather(arena: Arena, cell: Cell, texts: Texts, tokens: int) -> States:
     """Run the teacher over the front of the training text and over the measured windows."""
-    texts = arena.texts(cell)
     folder = resolve_folder(locate_teacher(arena.teacher(cell, texts)))
     device = choose_device("auto")
     dtype = choose_dtype("auto", device)
     model = load_model(str(folder), dtype=dtype, device=device)
-    if getattr(model.config, "final_logit_softcapping", None) or model.get_output_embeddings().bias is not None:
+    reader = HeadReader(model)
+    if reader.softcap or model.get_output_embeddings().bias is not None:
         raise ConfigError(f"The head of {folder} has a bias or caps its logits; this benchmark has neither.")
     entry = cell.entry
     blocks = open_blocks(
@@ -216,16 +184,16 @@ def gather(arena: Arena, cell: Cell, tokens: int) -> States:
     windows = measured_texts(texts.paths, folder, sequence_length=entry.sequence_length, count=entry.measured_windows)
 
     def run(ids: Tensor) -> Tensor:
-        with torch.no_grad(), _head_inputs(model) as held:
-            model(input_ids=ids.to(device), use_cache=False)
-        return held[0].flatten(0, 1)
+        with torch.no_grad():
+            hidden = reader.base(input_ids=ids.to(device), use_cache=False).last_hidden_state
+        return reader.inputs(hidden).flatten(0, 1)
 
     with progress_lines("teacher", "rows") as progress:
         kept = []
         for done, ids in enumerate(rows, 1):
             kept.append(run(ids))
             progress(done, len(rows))
-    states, head = torch.cat(kept), model.get_output_embeddings().weight.detach()
+    states, head = torch.cat(kept), reader.matrix().detach()
     less, more = whitened(states)
     measured = {}
     for role in MEASURED:
@@ -239,7 +207,7 @@ def gather(arena: Arena, cell: Cell, tokens: int) -> States:
 
 def study(states: States, d_student: int, *, passes: int, rate: float, best: int) -> dict[str, Any]:
     """Return the measures of every line of the table."""
-    directions = closed_form(states.head, d_student).to(states.head.device)
+    directions = closed_form(states.head, d_student)
     student = Student(nn.Parameter(directions.clone()), nn.Parameter(directions.clone()))
     lines = {"closed form": measures(student, states, best=None)}
     with progress_lines("projections", "steps") as progress:
@@ -268,8 +236,8 @@ def table(lines: dict[str, Any]) -> str:
 def run(arguments: argparse.Namespace) -> None:
     cell = parse_cell(f"{arguments.where}/default/250k/seed0")
     arena = Arena(root=Path(arguments.root), data=None if arguments.data is None else Path(arguments.data))
-    d_student = cell.entry.widths[cell.width]
-    states = gather(arena, cell, arguments.tokens)
+    d_student, texts = cell.entry.widths[cell.width], arena.texts(cell)
+    states = gather(arena, cell, texts, arguments.tokens)
     lines = study(states, d_student, passes=arguments.passes, rate=arguments.rate, best=arguments.best)
     print(table(lines))
     facts = {
@@ -279,7 +247,7 @@ def run(arguments: argparse.Namespace) -> None:
         "passes": arguments.passes,
         "rate": arguments.rate,
         "dtype": dtype_name(states.head.dtype),
-        "texts": arena.texts(cell).sha256,
+        "texts": texts.sha256,
         "lines": lines,
     }
     out = Path(arguments.out or f"runs/head_floor/{arguments.where.replace('/', '.')}.json")
@@ -298,9 +266,7 @@ def main() -> None:
     parser.add_argument("--best", type=int, default=1024, help="positions of each text whose best states are found")
     parser.add_argument("--out", help="JSON file; none: runs/head_floor/TEACHER.WIDTH.json")
     arguments = parser.parse_args()
-    code = run_for_exit_code(lambda: run(arguments))
-    if code:
-        sys.exit(code)
+    run_or_exit(lambda: run(arguments))
 
 
 if __name__ == "__main__":

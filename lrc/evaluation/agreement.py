@@ -94,6 +94,24 @@ def measure_pair(pair: PairModel, batches: Iterable[tuple[Tensor, Tensor]]) -> A
     return agreement
 
 
+@torch.no_grad()
+def measure_states(
+    student: Tensor, teacher: Tensor, labels: Tensor, student_head: Tensor, teacher_head: Tensor
+) -> Agreement:
+    """Compare the logits of states, `[positions, d_S]` and `[positions, d_T]`, under heads `[vocabulary, d]`.
+
+    Args:
+        student: What the student's head reads.
+        teacher: What the teacher's reads.
+        labels: `[positions]`, -100 where a position counts nowhere.
+        student_head: The student's head.
+        teacher_head: The teacher's.
+    """
+    agreement = Agreement()
+    _add_rows(student_head, teacher_head, agreement, (student, teacher, labels), None)
+    return agreement
+
+
 def _joined(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
     """Put neighbours of one length together, so that a merge serves up to `JOINED_POSITIONS` positions."""
     held: list[tuple[Tensor, Tensor]] = []

@@ -114,8 +114,8 @@ def test_best_states_have_the_least_kl_from_anywhere(states: head_floor.States) 
 def test_what_is_gathered_gives_the_teachers_own_logits(tmp_path: Path) -> None:
     arena = Arena(root=tmp_path, committed=tmp_path / "committed", tiny_teacher_steps=3)
     cell = parse_cell("tiny/half/default/16k/seed0")
-    gathered = head_floor.gather(arena, cell, 640)
     texts = arena.texts(cell)
+    gathered = head_floor.gather(arena, cell, texts, 640)
     model = load_model(arena.teacher(cell, texts), dtype=torch.float32, device=torch.device("cpu"))
     assert gathered.train.shape == (640, 64)
     windows = head_floor.measured_texts(
