@@ -49,7 +49,7 @@ def make_recipe(root: Path, steps: int) -> Recipe:
     )
     LlamaForCausalLM(config).save_pretrained(root / "teacher")
     recipe = demo_recipe(
-        (f"run={root / 'run'}", f"teacher={root / 'teacher'}", "start.method=random", "student.correction=false")
+        (f"run={root / 'run'}", f"teacher={root / 'teacher'}", "start.method=random", "student.correction=none")
     )
     length = recipe.data.sequence_length
     rows = torch.randint(49_152, (64, length)).tolist()

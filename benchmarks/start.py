@@ -28,7 +28,7 @@ def cell_recipe(name: str) -> Recipe:
     recipe = demo_recipe(("train.evaluate_steps=null", f"run={ROOT / name}"))
     if name == "calibrated":
         return recipe
-    student = replace(recipe.student, correction=False)  # nothing else fits one
+    student = replace(recipe.student, correction="none")  # nothing else fits one
     recipe = replace(recipe, student=student, start=StartConfig(method="random"))
     if name == "random":
         return recipe

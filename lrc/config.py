@@ -22,9 +22,9 @@ from lrc.method_config import ObjectiveConfig as ObjectiveConfig
 from lrc.overrides import read_overrides
 from lrc.sft_config import SftConfig, sft_problems
 from lrc.start_config import StartConfig, start_problems
+from lrc.student_config import StudentConfig as StudentConfig
 from lrc.teacher_config import TeacherWeightsConfig
 
-ProjectionSharing = Literal["all", "io"]
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
 Merge = Literal["auto", "step", "micro_batch"]
 OptimizerName = Literal["adamw", "muon"]
@@ -32,22 +32,8 @@ HeadKernel = Literal["auto", "own", "liger"]
 Checkpointing = Literal["none", "selective", "layer"]
 CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "layer")
 """From the most memory to the most recomputation."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentConfig:
-    """Shape of the student and of its projections."""
-
-    hidden_size: int = MISSING
-    """Width `d_S` of the student's residual stream; the teacher's is `d_T` and must be larger."""
-    attention_projections: ProjectionSharing = "all"
-    """`all`: one projection for each of q, k, v. `io`: q, k, v share one (docs/method.md, section 3)."""
-    ffn_projections: ProjectionSharing = "all"
-    """`all`: one projection for each of gate, up. `io`: they share one."""
-    tie_embedding_projection: bool = False
-    """Embedding and head share one projection; the student's head is tied if the teacher's is too."""
-    correction: bool = False
-    """MLP outputs have a fixed correction beside the merge, which a `calibrated` start fits (docs/method.md, 8.5)."""
+YES = {("train", "activation_checkpointing"): "layer", ("student", "correction"): "outputs"}
+"""Names for a yes to what was once a question."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +195,7 @@ def recipe_to_yaml(recipe: Recipe) -> str:
 
 def _resolve(layers: list[Any], *, origin: str) -> Recipe:
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Recipe), *map(_with_policy_names, layers))
+        merged = OmegaConf.merge(OmegaConf.structured(Recipe), *map(_with_names, layers))
         recipe = expand_home(OmegaConf.to_object(merged))
     except ConfigKeyError as error:
         hint = did_you_mean(str(error.full_key), _known_keys(Recipe))
@@ -226,13 +212,20 @@ def _resolve(layers: list[Any], *, origin: str) -> Recipe:
     return recipe
 
 
-def _with_policy_names(layer: Any) -> Any:
-    """Name the policy where a recipe still says whether layers are recomputed."""
-    key = "train.activation_checkpointing"
-    found = OmegaConf.select(layer, key) if OmegaConf.is_dict(layer.get("train")) else None
-    if not isinstance(found, bool):
-        return layer
-    return OmegaConf.merge(layer, {"train": {"activation_checkpointing": "layer" if found else "none"}})
+def _with_names(layer: Any) -> Any:
+    """Name what a recipe still answers with yes or no."""
+    for section, key in YES:
+        found = layer[section].get(key) if OmegaConf.is_dict(layer.get(section)) else None
+        if isinstance(found, bool):
+            layer = OmegaConf.merge(layer, {section: {key: named_answer(section, key, found)}})
+    return layer
+
+
+def named_answer(section: str, key: str, value: Any) -> Any:
+    """Name what an older recipe answered with yes or no; other values stay."""
+    if not isinstance(value, bool) or (section, key) not in YES:
+        return value
+    return YES[section, key] if value else "none"
 
 
 def _not_a_section(layers: list[Any]) -> str:
@@ -264,7 +257,7 @@ ABOVE_ZERO: dict[str, str] = {
 }
 """Fields of each section that must be above 0 if they are given."""
 NOT_NEGATIVE: dict[str, str] = {
-    "start": "outlier_channels",
+    "start": "outlier_channels correction_passes",
     "objective": "lm_weight kl_weight clone_weight",
     "train": "weight_decay seed",
     "evaluate": "samples",
@@ -312,7 +305,7 @@ def validate(recipe: Recipe, *, origin: str) -> None:
         problems.append("run must name a folder, found an empty name")
     if objective.lm_weight == objective.kl_weight == objective.clone_weight == 0:
         problems.append("objective: at least one of lm_weight, kl_weight, clone_weight must be above 0")
-    size, corrects = recipe.student.hidden_size, recipe.student.correction
-    problems += start_problems(recipe.start, recipe.method, hidden_size=size, corrects=corrects)
+    size, correction = recipe.student.hidden_size, recipe.student.correction
+    problems += start_problems(recipe.start, recipe.method, hidden_size=size, correction=correction)
     if problems:
         raise ConfigError(f"{origin}: " + "; ".join(problems) + ".")

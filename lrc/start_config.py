@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from lrc.student_config import Correction
+
 StartMethod = Literal["random", "channel", "pca", "calibrated"]
 Basis = Literal["sensitive", "principal"]
 ChannelScore = Literal["magnitude", "normalised"]
@@ -24,25 +26,33 @@ class StartConfig:
     gradients over some of `tokens` (`sensitive`), or those of most energy (`principal`, as `pca` always does)."""
     outlier_channels: int = 0
     """Channels of the teacher's stream kept as identity columns of the basis, those with the largest mean square."""
+    correction_passes: int = 2
+    """Passes over `tokens` in which a `calibrated` start tunes each MLP by gradient steps, where all its weights have
+    corrections (`student.correction: mlp`)."""
     rotation: bool = True
     """Rotate the channels of a `calibrated` student: the same function, with fewer outliers to quantise."""
 
 
-def start_problems(start: StartConfig, method: str, *, hidden_size: int, corrects: bool) -> list[str]:
+def start_problems(start: StartConfig, method: str, *, hidden_size: int, correction: Correction) -> list[str]:
     """Check what the types can't say; returns a line a problem.
 
     Args:
         start: The section.
         method: The recipe's.
         hidden_size: The student's.
-        corrects: `student.correction`.
+        correction: The student's.
     """
     problems, channels = [], start.outlier_channels
     if channels > hidden_size:
         problems.append(f"start.outlier_channels must be at most student.hidden_size = {hidden_size}, found {channels}")
-    if corrects and (method, start.method) != ("clone", "calibrated"):
+    if correction != "none" and (method, start.method) != ("clone", "calibrated"):
         problems.append(
-            "student.correction = true needs method = clone and start.method = calibrated, which fits it, found "
-            f"{method} and {start.method}"
+            f"student.correction = {correction} needs method = clone and start.method = calibrated, which fits it, "
+            f"found {method} and {start.method}"
+        )
+    if correction == "mlp" and start.correction_passes < 1:
+        problems.append(
+            f"start.correction_passes must be at least 1 with student.correction = mlp, found {start.correction_passes}"
+            ": nothing else fits the corrections of readers; take student.correction=outputs"
         )
     return problems

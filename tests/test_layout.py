@@ -29,6 +29,7 @@ SHARED = {
     "lrc.overrides",
     "lrc.sft_config",
     "lrc.start_config",
+    "lrc.student_config",
     "lrc.teacher_config",
 }
 """Modules beside the rooms that a room may import."""

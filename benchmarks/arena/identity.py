@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from lrc.config import named_answer
 from lrc.errors import ConfigError
 
 PLACES = ("run", "teacher")
@@ -12,7 +13,7 @@ GUARDS = ("divergence_factor",)
 """Settings of `train` that can end a run and change nothing of one that ended by itself."""
 
 LATER: tuple[tuple[str, str, Any], ...] = (
-    ("student", "correction", False),
+    ("student", "correction", "none"),
     ("start", "basis", "principal"),
     ("objective", "clone_term_weights", {}),
     ("objective", "clone_depth_slope", 0.0),
@@ -42,12 +43,16 @@ def settings_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
         if section in values:
             found = values[section] = {key: was, **values[section]}
             found[key] = sorted(found[key].items()) if isinstance(found[key], Mapping) else found[key]
+            if key == "correction":
+                found[key] = named_answer(section, key, found[key])
     is_clone, start = recipe.get("method", "clone") == "clone", dict(values.pop("start", {}))
     is_few = start.get("method") == "channel" and start.get("channel_score", "magnitude") == "magnitude"
     if is_few or start.get("method") == "random" or not is_clone:
         start.pop("tokens", None)
     if start.get("method") != "calibrated" or not is_clone:
         start.pop("basis", None)
+    if values.get("student", {}).get("correction") != "mlp":
+        start.pop("correction_passes", None)
     data = {key: value for key, value in values.pop("data", {}).items() if key not in ("train", "held_out")}
     train = {key: value for key, value in values.pop("train", {}).items() if key not in GUARDS}
     return _flat(_plain({**values, "start": start, "data": data, "train": train}))

@@ -28,7 +28,7 @@ FORMS = {
 """Other readings of what a paper and its code say; the default is held against the best that was run, too."""
 
 ADAMW = ("train.optimizer=adamw", "train.schedule=linear", "train.warmup_ratio=0.05")
-WITHOUT_CORRECTION = "student.correction=false"
+WITHOUT_CORRECTION = "student.correction=none"
 """Of what does not begin with a calibrated start, which alone fits corrections."""
 UNGUARDED = "train.divergence_factor=null"
 """Raw errors spike to hundreds of times their median; clipping bounds the step, as in the published code."""
@@ -205,7 +205,12 @@ def default_sweeps() -> dict[str, dict[str, tuple[str, ...]]]:
             "start-calibrated": (),
         },
         "calibration": _per_value("calibration", "start.tokens", CALIBRATION_TOKENS),
-        "correction": {"corrected": (), "without-correction": (WITHOUT_CORRECTION,)},
+        "correction": {
+            "mlp-correction": (),
+            "output-correction": ("student.correction=outputs",),
+            "without-correction": (WITHOUT_CORRECTION,),
+        },
+        "correction-passes": _per_value("passes", "start.correction_passes", (1, 2, 4, 8)),
         "basis": {
             "basis-sensitive": (WITHOUT_CORRECTION,),
             "basis-principal": (WITHOUT_CORRECTION, "start.basis=principal"),

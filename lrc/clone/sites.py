@@ -9,6 +9,7 @@ from typing import Literal
 
 Role = Literal["reader", "writer"]
 StageKind = Literal["attn", "mlp"]
+Correction = Literal["none", "outputs", "mlp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +83,9 @@ class Variant:
     attention_projections: Literal["all", "io"] = "all"
     ffn_projections: Literal["all", "io"] = "all"
     tie_embedding_projection: bool = False
-    corrects_mlp: bool = False
-    """Weights of MLP outputs are `P.T W + C`, with a fixed `C` (`corrected_weight`)."""
+    correction: Correction = "none"
+    """Weights of MLP outputs (`outputs`), or of whole MLPs (`mlp`), are merged ones plus a fixed `C`
+    (`corrected_weights`)."""
 
     def shares_input(self, kind: StageKind) -> bool:
         """Whether the readers of such a stage share one projection (`io`)."""
@@ -104,14 +106,29 @@ def projection_of(module: str, stage: Stage, variant: Variant) -> str:
     return module
 
 
-def corrected_weight(stage: Stage) -> str | None:
-    """Name the tensor of a stage that a correction is added to: the weight of an MLP's one writer, if it is a module.
+def parent_of(stage: Stage) -> str:
+    """Name the innermost module that holds all readers and writers of a stage."""
+    paths = [stage.module_of(name).split(".")[:-1] for name in (*stage.readers, *stage.writers)]
+    shared = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)
 
-    An attention's writer has none: most have no more inputs than outputs, and their projection reaches every value.
+
+def corrected_weights(stage: Stage, variant: Variant) -> dict[str, int]:
+    """List the tensors of a stage that corrections are added to: name -> hidden axis of a linear layer's.
+
+    They are the weight of an MLP's one writer, if that is a module, and with `mlp` those of its readers, if a start can
+    tell what the writer has to make. An attention has none: most of its weights have no more numbers than their
+    projections, which so reach every value.
     """
-    if stage.kind != "mlp" or stage.bare or len(stage.writers) != 1:
-        return None
-    return f"{stage.writers[0]}.weight"
+    if variant.correction == "none" or stage.kind != "mlp" or stage.bare or len(stage.writers) != 1:
+        return {}
+    is_known = stage.residual == 1 or (stage.residual is not None and stage.post_norm is None)
+    readers = stage.readers if variant.correction == "mlp" and is_known else ()
+    return {f"{stage.writers[0]}.weight": 0} | {f"{reader}.weight": 1 for reader in readers}
 
 
 def clone_terms(stage: Stage, variant: Variant) -> dict[str, str]:

@@ -28,6 +28,8 @@ def calibrate(
     batches: list[Tensor],
     keywords: list[dict[str, Any]],
     progress: Progress,
+    *,
+    passes: int,
 ) -> tuple[list[float], list[str]]:
     """Solve all projections of the pair, layer by layer.
 
@@ -38,6 +40,7 @@ def calibrate(
         batches: Ids, `[batch, seq]`, all of one shape.
         keywords: What the stock model hands to each layer beside the stream (`layer_keywords` of one batch).
         progress: Called with ("calibrate", layers done, layers), first with none done.
+        passes: As `start.correction_passes`.
 
     Returns:
         Relative error of the student's stream after each layer: mean over tokens of
@@ -60,7 +63,7 @@ def calibrate(
     kept: Counter[str] = Counter()
     progress("calibrate", 0, len(pair.layers))
     for index, layer in enumerate(pair.layers):
-        fit = LayerFit(layer, basis, keywords[index], pair.architecture.scales.unit_gain)
+        fit = LayerFit(layer, basis, keywords[index], pair.architecture.scales.unit_gain, passes)
         entering = [student_streams, teacher_streams]
         del student_streams, teacher_streams  # the fit frees them as it goes
         teacher_streams, student_streams = fit.run(entering.pop(), entering.pop())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lrc.clone.sites import Variant
-from lrc.config import Recipe, StudentConfig, recipe_to_dict
+from lrc.config import Recipe, StudentConfig, named_answer, recipe_to_dict
 from lrc.errors import CheckpointError
 from lrc.models.dense import dense_to_facts
 
@@ -30,7 +30,7 @@ def variant_of(student: StudentConfig) -> Variant:
         attention_projections=student.attention_projections,
         ffn_projections=student.ffn_projections,
         tie_embedding_projection=student.tie_embedding_projection,
-        corrects_mlp=student.correction,
+        correction=student.correction,
     )
 
 
@@ -77,6 +77,8 @@ def read_facts(checkpoint: Path) -> dict[str, Any] | None:
         return None
     try:
         facts: dict[str, Any] = json.loads(path.read_text())
+        student = dict(facts["student"])
+        facts["student"] = {key: named_answer("student", key, value) for key, value in student.items()}
         StudentConfig(**facts["student"])
         assert facts["teacher_hash"] and facts["teacher"]
     except (ValueError, KeyError, TypeError, AssertionError) as error:

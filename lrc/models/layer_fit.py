@@ -5,10 +5,13 @@ Writers: `P = argmin E w |P.T o - (Q.T x_T(after) - x_S(before))|^2`, where `o` 
 activations and `w` the inverse mean square of the teacher's stream, so each stage also corrects what came before.
 Corrections, of a student that has them: `C = argmin E w |C a - (what P.T o leaves over)|^2`, where `a` are the
 student's activations before the writer: more numbers than `o` has, so `C` reaches what no projection does.
-In both a window's first token counts more than one row.
+Where all weights of an MLP have corrections, passes of gradient steps then lower the same error (`models/tune.py`).
+In all a window's first token counts more than one row.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +19,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lrc.clone.initialise import Moments, ridge_regression
-from lrc.clone.sites import Stage, corrected_weight, projection_of
-from lrc.errors import ConfigError
+from lrc.clone.sites import Stage, corrected_weights, parent_of, projection_of
+from lrc.errors import NumericsError
 from lrc.models.pair import PairLayer
+from lrc.models.stage_call import Reached, StageCall, call_module, stop_here, watch_call, writer_input
 from lrc.models.trace import first_tensor
+from lrc.models.tune import tuned
 
 FIRST_TOKEN_WEIGHT = 10.0
 """How often a window's first token counts: most heads rest on it and its activations are massive (arXiv 2309.17453,
@@ -33,27 +38,12 @@ def importance(batch: Tensor) -> Tensor:
     return weights
 
 
-@dataclass
-class _StageCall:
-    """How a layer calls the module around a stage's readers and writers."""
-
-    arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
-    slot: int | str
-    """Which argument is the readers' input."""
-
-
-class _Reached(Exception):
-    """Ends a module's forward where the writer would run."""
-
-    def __init__(self, value: Tensor) -> None:
-        self.value = value
-
-
 class LayerFit:
     """One layer's fit: streams in, streams out, projections, corrections and gains solved on the way."""
 
-    def __init__(self, layer: PairLayer, basis: Tensor, keywords: dict[str, Any], unit_gain: float) -> None:
+    def __init__(
+        self, layer: PairLayer, basis: Tensor, keywords: dict[str, Any], unit_gain: float, passes: int
+    ) -> None:
         """Take a layer.
 
         Args:
@@ -61,13 +51,15 @@ class LayerFit:
             basis: `Q`, `[d_T, d_S]`.
             keywords: What the stock model hands to the layer beside the stream.
             unit_gain: Stored value of a norm gain that multiplies by one.
+            passes: Over the streams, to tune the corrections of an MLP that has them for all its weights.
         """
         self.layer = layer
         self.basis = basis.float()
         self.keywords = keywords
         self.unit_gain = unit_gain
+        self.passes = passes
         self.stages = layer.cloning.stages
-        self.calls: dict[int, _StageCall] = {}
+        self.calls: dict[int, StageCall] = {}
         self.kept: list[str] = []
         """Writers that kept the values they had before the fit, each with the reason."""
 
@@ -101,7 +93,7 @@ class LayerFit:
         if stage.post_norm is not None and stage.residual != 1:
             return "what its post-norm makes is multiplied"
         if position not in self.calls:
-            return f"its input is made inside {_parent(stage)}"
+            return f"its input is made inside {parent_of(stage)}"
         return None
 
     def _student_after(self, position: int, entered: list[Tensor]) -> list[Tensor]:
@@ -109,20 +101,16 @@ class LayerFit:
         tensors, twin = self.layer.student_tensors(), self.layer.twin
         following = self.stages[position + 1] if position + 1 < len(self.stages) else None
         streams: list[Tensor] = []
-
-        def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
-            raise _Reached(args[0])
-
         handle = None
         if following is not None:
-            handle = twin.get_submodule(following.point).register_forward_pre_hook(stop)
+            handle = twin.get_submodule(following.point).register_forward_pre_hook(stop_here)
         try:
             for stream in entered:
                 try:
                     made = first_tensor(functional_call(twin, tensors, (stream,), self.keywords))
                     assert made is not None
                     streams.append(made)
-                except _Reached as reached:
+                except Reached as reached:
                     streams.append(reached.value)
         finally:
             if handle is not None:
@@ -134,7 +122,10 @@ class LayerFit:
         points: list[Tensor] = []
         handles = []
         for position, stage in enumerate(self.stages):
-            handles += self._watch(position, stage, points)
+            point = self.layer.teacher.get_submodule(stage.point)
+            handles.append(point.register_forward_pre_hook(lambda _, args: points.append(args[0])))
+            if position not in self.calls:
+                handles += watch_call(self.layer.teacher, stage, partial(self.calls.setdefault, position))
         try:
             after = first_tensor(self.layer.teacher(stream, **self.keywords))
         finally:
@@ -143,35 +134,10 @@ class LayerFit:
         assert after is not None
         return [*points, after]
 
-    def _watch(self, position: int, stage: Stage, points: list[Tensor]) -> list[Any]:
-        teacher = self.layer.teacher
-        point = teacher.get_submodule(stage.point)
-        handles = [point.register_forward_pre_hook(lambda _, args: points.append(args[0]))]
-        if position in self.calls:
-            return handles
-        pending: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        parent = teacher.get_submodule(_parent(stage))
-        handles.append(
-            parent.register_forward_pre_hook(
-                lambda _, args, keywords: pending.append((args, keywords)), with_kwargs=True
-            )
-        )
-
-        def find(_: nn.Module, args: tuple[Any, ...]) -> None:
-            arguments, keywords = pending[0]
-            slots: dict[int | str, Any] = dict(enumerate(arguments))
-            slots.update(keywords)
-            slot = next((key for key, value in slots.items() if value is args[0]), None)
-            if slot is not None:
-                self.calls[position] = _StageCall(arguments, keywords, slot)
-
-        handles.append(teacher.get_submodule(stage.module_of(stage.readers[0])).register_forward_pre_hook(find))
-        return handles
-
-    def _student_normed(self, stage: Stage, tensors: dict[str, Tensor], stream: Tensor) -> Tensor:
+    def _student_normed(self, stage: Stage, tensors: Mapping[str, Tensor], stream: Tensor) -> Tensor:
         if stage.norm is None:
             return stream
-        normed: Tensor = _call(self.layer.twin, stage.norm, tensors, stream)
+        normed: Tensor = call_module(self.layer.twin, stage.norm, tensors, stream)
         return normed
 
     def _fit_readers(self, stage: Stage, teacher: list[Tensor], student: list[Tensor]) -> None:
@@ -191,7 +157,22 @@ class LayerFit:
     def _fit_writer(
         self, position: int, stage: Stage, teacher_after: list[Tensor], student: list[Tensor]
     ) -> list[Tensor]:
-        """Fit the stage's writer and return the student's stream after it."""
+        """Fit the stage's writer, and with passes the whole stage; return the student's stream after it."""
+        places = corrected_weights(stage, self.layer.cloning.variant)
+        corrected = [name for name in places if name in self.layer.plan.corrections]
+        added = self._solve_writer(position, stage, teacher_after, student, is_corrected=bool(corrected))
+        if stage.post_norm is not None:
+            self._fit_post_gain(stage.post_norm, added, teacher_after, student)
+            tensors, dtype = self.layer.student_tensors(), student[0].dtype
+            added = [call_module(self.layer.twin, stage.post_norm, tensors, piece.to(dtype)) for piece in added]
+        if self.passes and len(corrected) > 1:
+            added = self._tune(position, stage, corrected, (teacher_after, student, added))
+        return [(before + piece).to(before.dtype) for before, piece in zip(student, added, strict=True)]
+
+    def _solve_writer(
+        self, position: int, stage: Stage, teacher_after: list[Tensor], student: list[Tensor], *, is_corrected: bool
+    ) -> list[Tensor]:
+        """Solve the writer's regressions; return what it makes of the student's stream, before a post-norm."""
         factor = stage.residual
         assert factor is not None
         (writer,) = stage.writers
@@ -199,10 +180,9 @@ class LayerFit:
         moments = Moments(d_teacher, d_student, self.basis.device)
         tensors = self.layer.student_tensors()
         module = self.layer.teacher.get_submodule(writer)
-        is_corrected = corrected_weight(stage) in self.layer.plan.corrections
         writes, inners = [], []
         for after, before in zip(teacher_after, student, strict=True):
-            inner = self._writer_input(position, stage, writer, tensors, before)
+            inner = self._writer_input(position, stage, tensors, before)
             writes.append(module.forward(inner))
             missing, weights = self._target(stage, writes[-1], after, before)
             moments.add(writes[-1], missing, weights)
@@ -218,11 +198,74 @@ class LayerFit:
         while writes:  # each is freed as soon as it is used
             piece = writes.pop(0).float() @ fitted.float()
             added.append((piece if correction is None else piece + inners.pop(0).float() @ correction) * factor)
+        return added
+
+    def _tune(
+        self, position: int, stage: Stage, corrected: list[str], streams: tuple[list[Tensor], ...]
+    ) -> list[Tensor]:
+        """Tune the corrections of a stage's weights by the student's stream behind it.
+
+        Args:
+            position: The stage's.
+            stage: It.
+            corrected: Names of its weights with corrections.
+            streams: The teacher's after the stage, the student's before it, and what the stage adds to that so far.
+
+        Returns:
+            What it adds once it is tuned; if that has no lower error, all stays as it was.
+
+        Raises:
+            NumericsError: The error is not finite.
+        """
+        teacher_after, student, added = streams
+        begun = {name: self.layer.correction(name).clone() for name in corrected}
+        for name in corrected:
+            self.layer.correction(name).zero_()
+        merged = {name: value.detach() for name, value in self.layer.student_tensors().items()}
+
+        def error(place: int, piece: Tensor) -> Tensor:
+            missing, scale = self._missing(teacher_after[place], student[place])
+            weights = scale * importance(student[place])
+            return ((piece.float() - missing).square().sum(-1) * weights).sum()
+
+        def tuned_piece(place: int, weights: Mapping[str, Tensor]) -> Tensor:
+            cast = {name: weight.to(merged[name].dtype) for name, weight in weights.items()}
+            return self._added(position, stage, {**merged, **cast}, student[place])
+
+        def total(pieces: list[Tensor]) -> float:
+            return float(torch.stack([error(place, piece) for place, piece in enumerate(pieces)]).sum())
+
+        weights = tuned(
+            {name: merged[name].float() + value for name, value in begun.items()},
+            lambda place, weights: error(place, tuned_piece(place, weights)),
+            [stream.shape[0] * stream.shape[1] for stream in student],
+            passes=self.passes,
+        )
+        pieces = [tuned_piece(place, weights) for place in range(len(student))]
+        before, after = total(added), total(pieces)
+        if not math.isfinite(after):
+            raise NumericsError(
+                f"{self.layer.prefix}{parent_of(stage)} can't be tuned: the error of its stream is {after} after "
+                f"{self.passes} passes, {before:.4g} before. Set student.correction=outputs, or compute in float32."
+            )
+        is_better = after < before
+        for name in corrected:
+            self.layer.correction(name).copy_(weights[name] - merged[name].float() if is_better else begun[name])
+        return pieces if is_better else added
+
+    def _added(self, position: int, stage: Stage, tensors: Mapping[str, Tensor], stream: Tensor) -> Tensor:
+        """What a stage of the student, with given tensors, adds to its stream, `[batch, seq, d_S]`."""
+        assert stage.residual is not None
+        inner = self._writer_input(position, stage, tensors, stream)
+        made: Tensor = call_module(self.layer.twin, stage.writers[0], tensors, inner)
         if stage.post_norm is not None:
-            self._fit_post_gain(stage.post_norm, added, teacher_after, student)
-            tensors = self.layer.student_tensors()
-            added = [_call(self.layer.twin, stage.post_norm, tensors, piece.to(student[0].dtype)) for piece in added]
-        return [(before + piece).to(before.dtype) for before, piece in zip(student, added, strict=True)]
+            made = call_module(self.layer.twin, stage.post_norm, tensors, made)
+        return made * stage.residual
+
+    def _writer_input(self, position: int, stage: Stage, tensors: Mapping[str, Tensor], stream: Tensor) -> Tensor:
+        """Run the student's stage from its stream up to the writer; return the writer's input."""
+        normed = self._student_normed(stage, tensors, stream)
+        return writer_input(self.layer.twin, stage, self.calls[position], tensors, normed)
 
     def _target(self, stage: Stage, written: Tensor, after: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """What a stage's writer has to make, `[batch, seq, d_S]`, and each token's weight."""
@@ -250,9 +293,7 @@ class LayerFit:
             missing, weights = self._target(stage, written, after, before)
             moments.add(inner, missing - written.float() @ fitted, weights)
         correction = ridge_regression(moments, None).float()
-        name = corrected_weight(stage)
-        assert name is not None
-        self.layer.correction(name).copy_(correction.T)
+        self.layer.correction(f"{stage.writers[0]}.weight").copy_(correction.T)
         return correction
 
     def _missing(self, after: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
@@ -271,47 +312,8 @@ class LayerFit:
         above = torch.zeros(unit.shape[0], dtype=torch.float64, device=unit.device)
         below = torch.zeros_like(above)
         for piece, after, before in zip(added, teacher_after, student, strict=True):
-            normed = _call(self.layer.twin, post_norm, {name: unit.to(dtype)}, piece.to(dtype)).float()
+            normed = call_module(self.layer.twin, post_norm, {name: unit.to(dtype)}, piece.to(dtype)).float()
             missing, weight = self._missing(after, before)
             above += (normed * missing * weight[..., None]).sum((0, 1))
             below += (normed.square() * weight[..., None]).sum((0, 1))
         gain.copy_(above / below.clamp_min(1e-30) - 1.0 + self.unit_gain)
-
-    def _writer_input(
-        self, position: int, stage: Stage, writer: str, tensors: dict[str, Tensor], stream: Tensor
-    ) -> Tensor:
-        """Run the student's stage from its stream up to the writer; return the writer's input."""
-        call = self.calls[position]
-        normed = self._student_normed(stage, tensors, stream)
-        arguments = tuple(normed if slot == call.slot else value for slot, value in enumerate(call.arguments))
-        keywords = {key: normed if key == call.slot else value for key, value in call.keywords.items()}
-
-        def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
-            raise _Reached(args[0])
-
-        handle = self.layer.twin.get_submodule(writer).register_forward_pre_hook(stop)
-        try:
-            _call(self.layer.twin, _parent(stage), tensors, *arguments, **keywords)
-        except _Reached as reached:
-            return reached.value
-        finally:
-            handle.remove()
-        raise ConfigError(f"{writer} did not run where discovery saw it.")
-
-
-def _parent(stage: Stage) -> str:
-    """The innermost module that holds all readers and writers of a stage."""
-    paths = [stage.module_of(name).split(".")[:-1] for name in (*stage.readers, *stage.writers)]
-    shared = []
-    for parts in zip(*paths, strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return ".".join(shared)
-
-
-def _call(twin: nn.Module, name: str, tensors: dict[str, Tensor], *arguments: Any, **keywords: Any) -> Any:
-    """Call a submodule of the twin with the tensors of the part that lie below it."""
-    prefix = f"{name}."
-    own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    return functional_call(twin.get_submodule(name), own, arguments, keywords)

@@ -83,10 +83,10 @@ def check_corrected(architecture: Architecture, variant: Variant) -> None:
     Raises:
         ConfigError: It has none.
     """
-    if variant.corrects_mlp and not merge_plan(architecture, variant).corrections:
+    if variant.correction != "none" and not merge_plan(architecture, variant).corrections:
         raise ConfigError(
-            "student.correction = true needs MLPs that are modules with one output weight each, and "
-            f"{architecture.model_type} has none. Leave it at false."
+            f"student.correction = {variant.correction} needs MLPs that are modules with one output weight each, and "
+            f"{architecture.model_type} has none. Leave it at none."
         )
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lrc.clone.merge import merge
-from lrc.clone.sites import Stage, Variant, corrected_weight, projection_of, site_of
+from lrc.clone.sites import Stage, Variant, projection_of, site_of
+from lrc.models.corrected import corrected_places
 from lrc.models.dense import Dense, dense_names
 from lrc.models.discovery import Architecture
 from lrc.models.held_teacher import HeldWeight, held_weights, merge_held
@@ -278,14 +279,14 @@ def part_plan(
         free = dense_names(dense, merges, inherited, stages)
         if dense.form == "replace":
             merges = {name: source for name, source in merges.items() if name not in free}
-    corrected = {corrected_weight(stage) for stage in stages} if variant.corrects_mlp else set()
+    corrected = corrected_places(architecture, prefix, stages, variant)
     return PartPlan(
         d_teacher=architecture.hidden_size,
         d_student=d_student,
         merges=merges,
         gains=gains,
         dense=free,
-        corrections=tuple(name for name, (_, axis) in merges.items() if name in corrected and axis == 0),
+        corrections=tuple(name for name, (_, axis) in merges.items() if corrected.get(name) == axis),
     )
 
 

@@ -2,9 +2,9 @@
 
 A student made along principal directions has channels whose sizes differ a thousandfold. Formats of few bits give each
 block of 32 neighbours one scale, so the largest rounds the others away. A norm that divides by the root mean square
-commutes with a rotation `R`, as long as its gains are one: with `P R` for every projection `P` and `R.T C` for every
-correction `C` the student's stream is `x_S R` and its logits are what they were (Ashkboos et al. 2024, QuaRot, arXiv
-2404.00456, for finished models).
+commutes with a rotation `R`, as long as its gains are one: with `P R` for every projection `P`, and `R.T C` or `C R`
+for every correction `C` of a writer or reader, the student's stream is `x_S R` and its logits are what they were
+(Ashkboos et al. 2024, QuaRot, arXiv 2404.00456, for finished models).
 """
 
 import torch
@@ -90,4 +90,5 @@ def _turn(pair: PairModel, rotation: Tensor) -> None:
     for layer in pair.layers:
         for name in layer.plan.corrections:
             value = layer.correction(name)
-            value.copy_(rotation.T @ value.double())
+            axis = layer.plan.merges[name][1]
+            value.copy_(rotation.T @ value.double() if axis == 0 else value.double() @ rotation)

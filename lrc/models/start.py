@@ -97,7 +97,8 @@ def fill_start(
         _fill_basis(pair, teacher, basis)
         if is_calibrated:
             with _if_memory_gives_out(_walk_in_words(pair, batches)):
-                errors, kept = calibrate(pair, teacher, basis, batches, keywords, progress)
+                passes = settings.correction_passes
+                errors, kept = calibrate(pair, teacher, basis, batches, keywords, progress, passes=passes)
             if settings.rotation:
                 reason = rotate_student(pair, seed=seed)
     tokens = sum(batch.numel() for batch in batches)
@@ -129,7 +130,7 @@ def _if_memory_gives_out(what: str) -> Iterator[None]:
 def _walk_in_words(pair: PairModel, batches: list[Tensor]) -> str:
     """Say what the walk holds, and what to set for less."""
     tokens = sum(batch.numel() for batch in batches)
-    beside = ", or leave student.correction at false" if pair.variant.corrects_mlp else ""
+    beside = ", or set student.correction=none" if pair.variant.correction != "none" else ""
     what = f"the calibrated start, which holds both streams of all {tokens} calibration tokens"
     return f"{what}. Lower start.tokens{beside}."
 

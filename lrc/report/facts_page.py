@@ -98,7 +98,7 @@ def _recipe_rows(recipe: Recipe) -> list[tuple[str, str]]:
         ("Batch", f"{sequences} sequences on each process, {recipe.data.sequence_length:,} tokens each"),
         ("Optimiser", f"{code(train.optimizer)}, learning rate {train.learning_rate:g}{shares}, {train.schedule}"),
     ]
-    corrected = ", MLP outputs corrected" if student.correction else ""
+    corrected = {"none": "", "outputs": ", MLP outputs corrected", "mlp": ", MLPs corrected"}[student.correction]
     return [*rows, ("Projections", f"{projections}{shared}{corrected}")] if recipe.method == "clone" else rows
 
 

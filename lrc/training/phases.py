@@ -73,8 +73,10 @@ def check_strategy(recipe: Recipe, strategy: str) -> None:
     problem = None
     if strategy in ("fsdp2", *ZERO_STAGES) and 0 < share < 1:
         problem = f"phases.dense_share = {share} changes what is trained on the way, which shards can't follow"
-    elif strategy in ZERO_STAGES and recipe.student.correction:
-        problem = "student.correction = true keeps fixed tensors, which DeepSpeed does not hand out"
+    elif strategy in ZERO_STAGES and recipe.student.correction != "none":
+        problem = (
+            f"student.correction = {recipe.student.correction} keeps fixed tensors, which DeepSpeed does not hand out"
+        )
     elif strategy in ZERO_STAGES and share:
         problem = f"phases.dense_share = {share} keeps frozen projections, which DeepSpeed does not hand out"
     elif strategy in ("fsdp2", *ZERO_STAGES) and recipe.method == "tiny_bert":

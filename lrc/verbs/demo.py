@@ -30,14 +30,14 @@ LENGTHS: dict[float, tuple[str, ...]] = {
 def demo_recipe(overrides: tuple[str, ...] = ()) -> Recipe:
     """Load the demo's recipe (it comes with the package), longer on a fast CPU; apply overrides.
 
-    A demo that is under way keeps the length, and the corrections or none, that it was begun with.
+    A demo that is under way keeps the length, and the corrections, that it was begun with.
     """
     recipes = _of_each_length(overrides)
     begun = Path(recipes[0].run) / "train" / "recipe.yaml"
     if begun.is_file():
         found = load_recipe(begun)
-        if found.student.correction != recipes[0].student.correction:  # a demo from before there were corrections
-            recipes = _of_each_length((*overrides, f"student.correction={str(found.student.correction).lower()}"))
+        if found.student.correction != recipes[0].student.correction:  # a demo of an earlier version
+            recipes = _of_each_length((*overrides, f"student.correction={found.student.correction}"))
         same = [recipe for recipe in recipes if recipe.train.max_steps == found.train.max_steps]
         if same:
             return same[0]

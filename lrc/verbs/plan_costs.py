@@ -201,7 +201,8 @@ def _hidden_size(
     one_row = replace(shape, batch=1)
     planners: dict[int, Planner] = {}
 
-    for strategy in strategies_for(machine.count, recipe.teacher_weights, is_corrected=recipe.student.correction):
+    is_corrected = recipe.student.correction != "none"
+    for strategy in strategies_for(machine.count, recipe.teacher_weights, is_corrected=is_corrected):
         for checkpointing in CHECKPOINTING:
 
             def fits(size: int, strategy: Any = strategy, checkpointing: Checkpointing = checkpointing) -> bool:

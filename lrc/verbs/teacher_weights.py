@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lrc.clone.sites import Correction
 from lrc.config import Recipe
 from lrc.errors import ConfigError
 from lrc.models.compute import choose_dtype, dtype_name
@@ -19,7 +20,7 @@ from lrc.training.strategy import SHARING, choose_strategy
 
 WHOLE_SHARE = 1.5
 """What a device must have free to hold a teacher whole, times its bytes: projections and the start's work beside it."""
-CORRECTED_SHARE = 2.5
+CORRECTED_SHARES: dict[Correction, float] = {"none": WHOLE_SHARE, "outputs": 2.5, "mlp": 3.2}
 """The same with corrections: their own bytes, and the sums of one MLP's regression, its inner width squared
 (docs/method.md, 8.10)."""
 
@@ -48,18 +49,20 @@ def check_teacher_weights(recipe: Recipe, config: Any, architecture: Architectur
     held_matrices_of(config, architecture)
 
 
-def first_place(num_bytes: int, strategy: str, device: torch.device, *, is_corrected: bool = False) -> torch.device:
+def first_place(
+    num_bytes: int, strategy: str, device: torch.device, *, correction: Correction = "none"
+) -> torch.device:
     """Return where a teacher is put first: its device, or main memory if FSDP2 is to shard it and it is too large.
 
     Args:
         num_bytes: The teacher's, as it is held.
         strategy: As `train.strategy`.
         device: This process's.
-        is_corrected: The start fits corrections.
+        correction: What the start fits corrections of.
     """
     if strategy != "fsdp2" or device.type != "cuda":
         return device
-    share = CORRECTED_SHARE if is_corrected else WHOLE_SHARE
+    share = CORRECTED_SHARES[correction]
     return device if share * num_bytes <= torch.cuda.mem_get_info(device)[0] else torch.device("cpu")
 
 
@@ -91,13 +94,13 @@ def load_teacher(
     waits = ", first in main memory: whole it would not fit beside its projections"
     if not settings.is_held:
         size = sum(path.stat().st_size for path in weight_files(folder))
-        place = first_place(size, strategy, device, is_corrected=recipe.student.correction)
+        place = first_place(size, strategy, device, correction=recipe.student.correction)
         say(line if place == device else f"{line}{waits}")
         return load_model(str(folder), dtype=dtype, device=place, trust_remote_code=trust)
     teacher = load_model(str(folder), dtype=dtype, device=torch.device("cpu"), trust_remote_code=trust)
     architecture = discover(teacher.config)
     size = held_bytes(teacher, architecture, settings)
-    place = first_place(size, strategy, device, is_corrected=recipe.student.correction)
+    place = first_place(size, strategy, device, correction=recipe.student.correction)
     store = hold_teacher(teacher, architecture, settings, place)
     where = ", in main memory" if store.is_offloaded else ""
     held = f"its layers' matrices in {settings.format}{where}: {store.num_bytes / 1e9:.3g} GB"

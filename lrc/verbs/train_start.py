@@ -57,7 +57,7 @@ def fill(pair: PairModel, teacher: nn.Module, recipe: Recipe, calibration: list[
         else:
             fill_scratch(pair, seed=seed)
             report = StartReport(method="scratch", tokens=0, seconds=0.0)
-    if pair.variant.corrects_mlp:
+    if pair.variant.correction != "none":
         say(f"start: {corrected_in_words(pair, report.tokens)}")
     for line in report.kept:
         say(f"start: not calibrated, kept at its pca start: {line}")
@@ -68,9 +68,9 @@ def fill(pair: PairModel, teacher: nn.Module, recipe: Recipe, calibration: list[
 
 def corrected_in_words(pair: PairModel, tokens: int) -> str:
     """Say how many layers a start has corrected, and whether its tokens were few for that."""
-    corrections = [layer.correction(name) for layer in pair.layers for name in layer.plan.corrections]
-    fitted = sum(bool(value.any()) for value in corrections)
-    widest = max(value.shape[1] for value in corrections)
+    corrections = [[layer.correction(name) for name in layer.plan.corrections] for layer in pair.layers]
+    fitted = sum(any(bool(value.any()) for value in values) for values in corrections)
+    widest = max(value.shape[1] for values in corrections for value in values)
     few = tokens < FEW_TOKENS * widest
     note = f"; {tokens:,} calibration tokens are few for fits of {widest:,} inputs, raise start.tokens" if few else ""
     return f"corrections in {fitted} of {len(pair.layers)} layers{note}"

@@ -79,8 +79,8 @@ def test_methods_of_one_seed_differ_in_nothing_that_decides_the_data() -> None:
         recipe_of(f"smollm2/half/{method}/250k/seed1") for method in ("published", "red", "red-relative", "default")
     ]
     for recipe in recipes:
-        shape = replace(recipe.student, correction=False)  # it changes no shape
-        assert (recipe.data, shape) == (recipes[0].data, replace(recipes[0].student, correction=False))
+        shape = replace(recipe.student, correction="none")  # it changes no shape
+        assert (recipe.data, shape) == (recipes[0].data, replace(recipes[0].student, correction="none"))
         assert recipe.train.seed == 1
         assert recipe.train.gradient_accumulation_steps == 1
         for key in ("max_steps", "evaluate_steps"):  # the default's steps are of fewer windows

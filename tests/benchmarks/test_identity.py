@@ -73,3 +73,13 @@ def test_texts_and_teacher_are_part_of_it_and_a_missing_key_says_nothing() -> No
     check_same(one, {"train.seed": 1, "of.another.version": 3}, "there")
     with pytest.raises(ConfigError, match=r"^there was made with other settings: train\.seed \(2 there, 1 now\)"):
         check_same(one, {**one, "train.seed": 2}, "there")
+
+
+def test_corrections_by_yes_or_no_are_named_and_their_passes_count_where_they_are_made() -> None:
+    old = [settings_of({"student": {"hidden_size": 8, **said}}) for said in ({}, {"correction": False})]
+    assert old[0] == old[1] == settings_of({"student": {"hidden_size": 8, "correction": "none"}})
+    said = [settings_of({"student": {"correction": value}}) for value in (True, "outputs", "mlp")]
+    assert said[0] == said[1]
+    assert differing(said[1], said[2]) == ["student.correction"]
+    assert differing(settings("default"), settings("default", correction_passes=7)) == ["start.correction_passes"]
+    assert differing(settings("output-correction"), settings("output-correction", correction_passes=7)) == []

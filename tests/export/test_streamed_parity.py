@@ -73,13 +73,16 @@ def test_free_weights_are_streamed_too(
     assert parity_facts["after_reload"]["relative_difference"] < 1e-5
 
 
+@pytest.mark.parametrize(("correction", "count"), [("outputs", 2), ("mlp", 6)])
 @pytest.mark.parametrize("form", [None, "replace", "complement"])
-def test_corrections_are_streamed_too(tmp_path: Path, form: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_corrections_are_streamed_too(
+    tmp_path: Path, form: str | None, correction: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     phases = {} if form is None else {"dense_share": 0.5, "dense_form": form}
-    student = {"hidden_size": 16, "correction": True}
+    student = {"hidden_size": 16, "correction": correction}
     checkpoint = train(tiny_recipe(tmp_path, train__max_steps=2, data__held_out=None, phases=phases, student=student))
     held = [name for name in load_file(checkpoint / "model.safetensors") if name.startswith("corrections.")]
-    assert len(held) == (0 if form == "replace" else 2)
+    assert len(held) == (0 if form == "replace" else count)
     logits = []
     for most_bytes in (0, 2**40):
         monkeypatch.setattr(parity, "WHOLE_BYTES", most_bytes)

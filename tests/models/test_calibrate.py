@@ -1,6 +1,6 @@
 """The calibrated walk: its errors and its head against stock models, and what it leaves as it was."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ from tests.tiny import tiny_teacher
 
 TIED = Variant(tie_embedding_projection=True)
 IO = Variant(attention_projections="io", ffn_projections="io")
-CORRECTED = Variant(corrects_mlp=True)
+CORRECTED, TUNED = Variant(correction="outputs"), Variant(correction="mlp")
 WINDOWED = {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}
 
 
@@ -55,7 +55,7 @@ def calibrated(family: str, variant: Variant, num_batches: int = 6, **changes: A
     reported: list[tuple[str, int, int]] = []
     hooks = num_hooks(teacher)
     keywords = layer_keywords(pair, teacher, batches[0])
-    errors, kept = calibrate(pair, teacher, basis, batches, keywords, lambda *report: reported.append(report))
+    errors, kept = calibrate(pair, teacher, basis, batches, keywords, lambda *report: reported.append(report), passes=2)
     assert not kept
     counts = (hooks, num_hooks(teacher))
     exact = teacher.double()
@@ -77,8 +77,21 @@ def calibrated(family: str, variant: Variant, num_batches: int = 6, **changes: A
         ("gemma3_text", Variant(), WINDOWED),
         ("llama", CORRECTED, {}),
         ("gemma3_text", CORRECTED, WINDOWED),
+        ("llama", TUNED, {}),
+        ("gemma3_text", TUNED, WINDOWED),
+        ("llama", replace(IO, correction="mlp"), {}),
     ],
-    ids=["all", "io", "tied-projection", "windows-and-post-norms", "corrected", "corrected-before-post-norms"],
+    ids=[
+        "all",
+        "io",
+        "tied",
+        "post-norms",
+        "corrected",
+        "corrected-post-norms",
+        "tuned",
+        "tuned-post-norms",
+        "tuned-io",
+    ],
 )
 def test_the_errors_are_those_of_the_stock_merged_student(
     family: str, variant: Variant, changes: dict[str, Any]
@@ -128,7 +141,7 @@ def test_a_fitted_gain_multiplies_the_last_norm_s_bias_too() -> None:
     gain, bias = (pair.trained()[f"gains.model.norm.{name}"].detach() for name in ("weight", "bias"))
     before = bias.clone()
     basis = principal_basis(stream_moments(pair, teacher, batches, lambda *_: None).second_moment, 16)
-    calibrate(pair, teacher, basis, batches, layer_keywords(pair, teacher, batches[0]), lambda *_: None)
+    calibrate(pair, teacher, basis, batches, layer_keywords(pair, teacher, batches[0]), lambda *_: None, passes=1)
     assert float(before.abs().max()) > 0.01
     assert float((gain - 1).abs().max()) > 0.01
     torch.testing.assert_close(bias, before * gain)

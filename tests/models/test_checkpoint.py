@@ -217,3 +217,11 @@ def test_versions_name_what_decides_a_run_s_numbers() -> None:
     found = versions()
     assert set(found) >= {"python", "lrc", "torch", "transformers", "accelerate", "safetensors"}
     assert found["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(("said", "meant"), [(True, "outputs"), (False, "none"), ("mlp", "mlp")])
+def test_a_correction_by_yes_or_no_is_named(tmp_path: Path, said: object, meant: str) -> None:
+    (tmp_path / LRC_CONFIG).write_text(json.dumps(facts() | {"student": {"hidden_size": 24, "correction": said}}))
+    found = read_facts(tmp_path)
+    assert found is not None
+    assert found["student"] == {"hidden_size": 24, "correction": meant}

@@ -1,6 +1,7 @@
 """Fixed corrections beside merges: what a student is with them, what a start makes of them, what later phases do."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lrc.clone.sites import Stage, Variant, corrected_weight
+from lrc.clone.sites import Stage, Variant, corrected_weights
 from lrc.config import ObjectiveConfig
 from lrc.data.folder_hash import write_sums
-from lrc.errors import CheckpointError, ConfigError
+from lrc.errors import CheckpointError, ConfigError, NumericsError
 from lrc.export.convert import read_source
+from lrc.models import tune
 from lrc.models.dense import Dense
 from lrc.models.merge_plan import check_corrected, check_free, check_trained, merge_plan, student_tensor
 from lrc.models.oracles import merged_student
@@ -33,9 +35,12 @@ from tests.models.test_layer_fit import id_batches
 from tests.models.test_pair import batch, fill_random, make_pair
 from tests.tiny import tiny_recipe, tiny_teacher
 
-CORRECTED = Variant(corrects_mlp=True)
+CORRECTED = Variant(correction="outputs")
+TUNED = Variant(correction="mlp")
+EITHER = pytest.mark.parametrize("variant", [CORRECTED, TUNED], ids=["outputs", "mlp"])
 IDS = torch.randint(4, 48, (2, 20), generator=torch.Generator().manual_seed(1))
 DOWN = "model.layers.1.mlp.down_proj.weight"
+UP = "model.layers.1.mlp.up_proj.weight"
 
 
 def corrected_pair(family: str = "llama", variant: Variant = CORRECTED) -> PairModel:
@@ -62,21 +67,26 @@ def stage(kind: str, **more: object) -> Stage:
     return Stage(kind=kind, **given)  # type: ignore[arg-type]
 
 
-def test_an_mlp_s_single_writer_is_corrected_and_nothing_else() -> None:
-    assert corrected_weight(stage("mlp")) == "down.weight"
-    assert corrected_weight(stage("attn")) is None
-    assert corrected_weight(stage("mlp", writers=("down", "other"))) is None
-    assert corrected_weight(stage("mlp", bare=(("down", "experts"),))) is None
+def test_an_mlp_with_a_single_writer_is_corrected_and_nothing_else() -> None:
+    assert corrected_weights(stage("mlp"), CORRECTED) == {"down.weight": 0}
+    assert corrected_weights(stage("mlp"), TUNED) == {"down.weight": 0, "up.weight": 1}
+    assert corrected_weights(stage("mlp"), Variant()) == {}
+    for variant in (CORRECTED, TUNED):
+        assert corrected_weights(stage("attn"), variant) == {}
+        assert corrected_weights(stage("mlp", writers=("down", "other")), variant) == {}
+        assert corrected_weights(stage("mlp", bare=(("down", "experts"),)), variant) == {}
 
 
+@EITHER
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3"])
-def test_the_student_is_the_merged_one_with_the_corrections_added(family: str) -> None:
-    pair = corrected_pair(family)
+def test_the_student_is_the_merged_one_with_the_corrections_added(family: str, variant: Variant) -> None:
+    pair = corrected_pair(family, variant)
     teacher = tiny_teacher(family)
     ours = pair.logits(IDS)[0].detach()
     stock = stock_student(pair, teacher)
     torch.testing.assert_close(stock(input_ids=IDS).logits, ours, rtol=1e-4, atol=1e-4)
-    plan, stored = merge_plan(pair.architecture, CORRECTED), pair.stored()
+    plan, stored = merge_plan(pair.architecture, variant), pair.stored()
+    assert len(plan.corrections) == 2 * (1 if variant == CORRECTED else 3)
     theirs = dict(stock.named_parameters())
     for name in plan.corrections:
         exported = student_tensor(plan, name, teacher.get_parameter(name), stored)
@@ -86,8 +96,9 @@ def test_the_student_is_the_merged_one_with_the_corrections_added(family: str) -
     assert float((pair.logits(IDS)[0].detach() - ours).abs().max()) > 0.01
 
 
-def test_training_moves_projections_and_leaves_corrections() -> None:
-    pair = corrected_pair().train()
+@EITHER
+def test_training_moves_projections_and_leaves_corrections(variant: Variant) -> None:
+    pair = corrected_pair(variant=variant).train()
     assert not any(name.startswith("corrections.") for name in pair.trained())
     assert not any(value.requires_grad for value in corrections(pair).values())
     ids, labels, valid = batch()
@@ -109,37 +120,73 @@ def test_training_moves_projections_and_leaves_corrections() -> None:
 
 
 @torch.no_grad()
-def test_a_calibrated_start_with_corrections_is_nearer_to_the_teacher_on_other_text() -> None:
+def test_a_calibrated_start_with_corrections_is_nearer_to_the_teacher_on_other_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tune, "STEP_TOKENS", 256)  # sixty steps
     streams = []
-    for variant in (Variant(), CORRECTED):
+    for variant in (Variant(), CORRECTED, TUNED):
         teacher = tiny_teacher("llama")
         pair = make_pair(teacher, 16, variant)
-        fill_start(pair, teacher, StartConfig(basis="principal", rotation=False), id_batches(60), seed=0)
+        fill_start(pair, teacher, StartConfig(basis="principal", rotation=False), id_batches(240), seed=0)
         streams.append([pair.eval().hidden_states(ids, None)[:2] for ids in id_batches(20, seed=11)])
     errors = []
     for found in streams:  # of the last state, after the best linear reader of each
         ours, theirs = (torch.cat([pair[side].flatten(0, 1) for pair in found]).double() for side in (0, 1))
         left = theirs - ours @ torch.linalg.lstsq(ours, theirs).solution
         errors.append(float(left.square().sum() / theirs.square().sum()))
-    assert errors[1] < errors[0]
+    assert errors[2] < errors[1] < errors[0]
 
 
-def test_a_second_start_forgets_the_first_ones_corrections() -> None:
+def test_a_tuned_start_leaves_no_gradients_and_the_student_that_it_reports() -> None:
     teacher = tiny_teacher("llama")
-    pair = make_pair(teacher, 16, CORRECTED)
+    pair = make_pair(teacher, 16, TUNED)
+    fill_start(pair, teacher, StartConfig(basis="principal"), id_batches(6), seed=0)
+    assert all(parameter.grad is None for parameter in pair.parameters())
+    assert all(parameter.requires_grad for parameter in pair.trained().values())
+
+
+@pytest.mark.parametrize("worse", [True, False])
+def test_weights_that_are_no_better_are_not_taken_and_such_that_are_no_numbers_end_the_start(
+    monkeypatch: pytest.MonkeyPatch, worse: bool
+) -> None:
+    def spoilt(weights: dict[str, Tensor], *_: object, **__: object) -> dict[str, Tensor]:
+        return {name: weight + (10.0 if worse else torch.nan) for name, weight in weights.items()}
+
+    monkeypatch.setattr("lrc.models.layer_fit.tuned", spoilt)
+    teacher, found = tiny_teacher("llama"), {}
+    for variant in (CORRECTED, TUNED):
+        pair = make_pair(teacher, 16, variant)
+        fill = partial(fill_start, pair, teacher, StartConfig(basis="principal"), id_batches(6), seed=0)
+        if variant == TUNED and not worse:
+            with pytest.raises(NumericsError, match=r"model\.layers\.0\.mlp can't be tuned: .* nan after 2 passes"):
+                fill()
+            return
+        fill()
+        found[variant.correction] = pair.stored()
+    for name, value in found["mlp"].items():
+        expected = found["outputs"].get(name)
+        assert torch.equal(value, torch.zeros_like(value) if expected is None else expected), name
+
+
+@EITHER
+def test_a_second_start_forgets_the_first_ones_corrections(variant: Variant) -> None:
+    teacher = tiny_teacher("llama")
+    pair = make_pair(teacher, 16, variant)
     fill_corrections(pair)
     fill_start(pair, teacher, StartConfig(method="pca"), id_batches(2), seed=0)
     assert all(not bool(value.any()) for value in corrections(pair).values())
 
 
-def test_experts_keep_no_correction() -> None:
-    pair = make_pair(random_model(FAMILY_CONFIGS["mixtral"]()), 16, CORRECTED)
+@EITHER
+def test_experts_keep_no_correction(variant: Variant) -> None:
+    pair = make_pair(random_model(FAMILY_CONFIGS["mixtral"]()), 16, variant)
     assert corrections(pair) == {}
 
 
 def test_a_rotation_turns_corrections_too() -> None:
     teacher = tiny_teacher("llama")
-    pair = make_pair(teacher, 16, CORRECTED)
+    pair = make_pair(teacher, 16, TUNED)
     fill_start(pair, teacher, StartConfig(rotation=False, basis="principal"), id_batches(6), seed=0)
     assert corrections(pair)
     assert all(bool(value.any()) for value in corrections(pair).values())
@@ -147,21 +194,24 @@ def test_a_rotation_turns_corrections_too() -> None:
     logits = pair.eval().logits(IDS)[0].detach()
     assert rotate_student(pair, seed=5) is None
     torch.testing.assert_close(pair.logits(IDS)[0], logits, rtol=0, atol=1e-5 * float(logits.abs().max()))
-    turned = random_rotation(16, 5).float().T @ before[f"corrections.{DOWN}"]
-    torch.testing.assert_close(corrections(pair)[f"corrections.{DOWN}"], turned)
+    rotation = random_rotation(16, 5).float()
+    torch.testing.assert_close(corrections(pair)[f"corrections.{DOWN}"], rotation.T @ before[f"corrections.{DOWN}"])
+    torch.testing.assert_close(corrections(pair)[f"corrections.{UP}"], before[f"corrections.{UP}"] @ rotation)
 
 
+@EITHER
 @pytest.mark.parametrize("form", ["replace", "complement"])
-def test_a_dense_phase_begins_as_the_corrected_student(form: str) -> None:
-    pair = corrected_pair()
+def test_a_dense_phase_begins_as_the_corrected_student(form: str, variant: Variant) -> None:
+    pair = corrected_pair(variant=variant)
+    whole = set(corrections(pair))
     before = pair.logits(IDS)[0]
     pair.enter(Dense(tensors="mlp", form=form))  # type: ignore[arg-type]
     torch.testing.assert_close(pair.logits(IDS)[0], before, rtol=1e-5, atol=1e-5)
     assert bool(corrections(pair)) is (form == "complement")
-    plan, stored = merge_plan(pair.architecture, CORRECTED, pair.dense), pair.stored()
+    plan, stored = merge_plan(pair.architecture, variant, pair.dense), pair.stored()
     check_trained(plan, stored, 32, 16)
     pair.enter(None)
-    assert set(corrections(pair)) == {f"corrections.model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1)}
+    assert set(corrections(pair)) == whole
 
 
 def test_a_checkpoint_of_another_setting_or_shape_is_refused() -> None:
@@ -176,15 +226,16 @@ def test_a_checkpoint_of_another_setting_or_shape_is_refused() -> None:
         check_free(merge_plan(pair.architecture, CORRECTED), wrong, stock_student(pair, tiny_teacher("llama")))
 
 
-def test_a_run_keeps_its_corrections_through_resumption_and_into_the_student(tmp_path: Path) -> None:
-    changes = {"student": {"hidden_size": 16, "correction": True}, "convert": {"dtype": "float32"}}
+@EITHER
+def test_a_run_keeps_its_corrections_through_resumption_and_into_the_student(tmp_path: Path, variant: Variant) -> None:
+    changes = {"student": {"hidden_size": 16, "correction": variant.correction}, "convert": {"dtype": "float32"}}
     whole = train(tiny_recipe(tmp_path, run=str(tmp_path / "whole"), **changes))
     first = load_file(tmp_path / "whole" / "train" / "checkpoint-2" / "model.safetensors")
     last = load_file(whole / "model.safetensors")
     names = [name for name in last if name.startswith("corrections.")]
-    assert len(names) == 2
+    assert len(names) == 2 * (1 if variant == CORRECTED else 3)
     assert all(bool(last[name].any()) and torch.equal(first[name], last[name]) for name in names)
-    assert json.loads((whole / "lrc_config.json").read_text())["student"]["correction"] is True
+    assert json.loads((whole / "lrc_config.json").read_text())["student"]["correction"] == variant.correction
 
     train(tiny_recipe(tmp_path, train__max_steps=4, **changes))
     resumed = train(tiny_recipe(tmp_path, **changes), resume="auto")
@@ -195,7 +246,7 @@ def test_a_run_keeps_its_corrections_through_resumption_and_into_the_student(tmp
     student = AutoModelForCausalLM.from_pretrained(convert(whole, tmp_path / "student", dtype="float32"))
     source = read_source(whole, teacher=None, student=None)
     pair = PairModel(
-        tiny_teacher("llama"), hidden_size=16, variant=CORRECTED, objective=ObjectiveConfig(without=("all",))
+        tiny_teacher("llama"), hidden_size=16, variant=variant, objective=ObjectiveConfig(without=("all",))
     )
     for name, value in pair.stored().items():
         value.data = source.trained[name]
@@ -208,18 +259,18 @@ def test_a_checkpoint_from_before_the_key_goes_on_and_one_of_the_other_setting_d
     first = train(tiny_recipe(tmp_path, train__max_steps=2))
     facts = json.loads((first / "lrc_config.json").read_text())
     for values in (facts["student"], facts["recipe"]["student"]):
-        assert values.pop("correction") is False
+        assert values.pop("correction") == "none"
     (first / "lrc_config.json").write_text(json.dumps(facts))
     (first / "SHA256SUMS").unlink()
     write_sums(first)
     with pytest.raises(ConfigError, match="holds another student"):
-        train(tiny_recipe(tmp_path, student__correction=True), resume="auto")
+        train(tiny_recipe(tmp_path, student__correction="outputs"), resume="auto")
     assert train(tiny_recipe(tmp_path), resume="auto").name == "checkpoint-6"
 
 
 def test_a_kept_start_brings_its_corrections_and_none_to_others(tmp_path: Path) -> None:
     kept = tmp_path / "kept.safetensors"
-    whole = {"student": {"hidden_size": 16, "correction": True}}
+    whole = {"student": {"hidden_size": 16, "correction": "outputs"}}
     made, read = (tiny_recipe(tmp_path, run=str(tmp_path / name), **whole) for name in ("made", "read"))
     runs = [load_file(train(recipe, keep_start=kept) / "model.safetensors") for recipe in (made, read)]
     assert all(torch.equal(runs[0][name], value) for name, value in runs[1].items())
@@ -231,7 +282,7 @@ def test_a_kept_start_brings_its_corrections_and_none_to_others(tmp_path: Path) 
 def test_a_held_teacher_s_merges_are_corrected_too(tmp_path: Path) -> None:
     losses = []
     for format in ("native", "int8"):
-        changes = {"student__correction": True, "teacher_weights__format": format, "train__max_steps": 2}
+        changes = {"student__correction": "mlp", "teacher_weights__format": format, "train__max_steps": 2}
         folder = train(tiny_recipe(tmp_path, run=str(tmp_path / format), **changes))
         lines = [json.loads(line) for line in (folder.parent / "metrics.jsonl").read_text().splitlines()]
         losses.append([line["loss"] for line in lines if line["kind"] == "train"])
@@ -250,27 +301,33 @@ def test_few_tokens_and_layers_without_a_correction_are_told() -> None:
 
 
 def test_what_can_t_have_corrections_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"student\.correction = true needs method = clone and start\.method = cal"):
-        tiny_recipe(tmp_path, student__correction=True, start__method="pca")
+    with pytest.raises(
+        ConfigError, match=r"student\.correction = outputs needs method = clone and start\.method = cal"
+    ):
+        tiny_recipe(tmp_path, student__correction="outputs", start__method="pca")
     mixtral = make_pair(random_model(FAMILY_CONFIGS["mixtral"]()), 16).architecture
     with pytest.raises(ConfigError, match=r"needs MLPs that are modules .* mixtral has none"):
         check_corrected(mixtral, CORRECTED)
     check_corrected(mixtral, Variant())
     with pytest.raises(ConfigError, match=r"DeepSpeed does not hand out"):
-        check_strategy(tiny_recipe(tmp_path, student__correction=True), "zero2")
-    check_strategy(tiny_recipe(tmp_path, student__correction=True), "fsdp2")
+        check_strategy(tiny_recipe(tmp_path, student__correction="mlp"), "zero2")
+    check_strategy(tiny_recipe(tmp_path, student__correction="mlp"), "fsdp2")
 
 
 @pytest.mark.parametrize("family", ["granite", "starcoder2", "olmo2"])
 @torch.no_grad()
-def test_a_residual_factor_a_bias_and_a_norm_behind_are_fitted_as_the_stock_student_has_them(family: str) -> None:
+def test_a_residual_factor_a_bias_and_a_norm_behind_are_fitted_as_the_stock_student_has_them(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the walk reports of a corrected layer is what the stock student does there, and nearer than without."""
     errors = {}
-    for variant in (Variant(), CORRECTED):
-        teacher, batches = random_model(FAMILY_CONFIGS[family]()), id_batches(12)
+    monkeypatch.setattr(tune, "STEP_TOKENS", 128)  # twelve steps a pass
+    monkeypatch.setattr(tune, "RATE", 0.3)  # sixteen inputs are few
+    for variant in (Variant(), CORRECTED, TUNED):
+        teacher, batches = random_model(FAMILY_CONFIGS[family]()), id_batches(48)
         pair = make_pair(teacher, 16, variant)
         report = fill_start(pair, teacher, StartConfig(basis="principal", rotation=False), batches, seed=0)
-        if variant == CORRECTED:
+        if variant != Variant():
             assert all(bool(value.any()) for value in corrections(pair).values())
         student, ids = merged_student(pair, teacher), torch.cat(batches)
         with recorded(student, ["model.layers.0"]) as ours, recorded(teacher, ["model.layers.0"]) as theirs:
@@ -280,5 +337,5 @@ def test_a_residual_factor_a_bias_and_a_norm_behind_are_fitted_as_the_stock_stud
         basis = torch.linalg.lstsq(wanted.flatten(0, 1), own.flatten(0, 1)).solution
         left = own.flatten(0, 1) - wanted.flatten(0, 1) @ basis
         errors[variant] = report.layer_errors[0], float(left.square().sum() / own.square().sum())
-    assert errors[CORRECTED][0] < errors[Variant()][0]
-    assert errors[CORRECTED][1] < errors[Variant()][1]
+    assert errors[TUNED][0] < errors[CORRECTED][0] < errors[Variant()][0]
+    assert errors[TUNED][1] < errors[CORRECTED][1] < errors[Variant()][1]

@@ -19,6 +19,7 @@ from tests.models.tiny_configs import FAMILIES, SIZES
 from tests.tiny import tiny_teacher
 
 WINDOW = 16
+PASSES = 2
 IO = Variant(attention_projections="io", ffn_projections="io")
 
 
@@ -82,7 +83,7 @@ def layer_fits(pair: PairModel, teacher: nn.Module, basis: Tensor, ids: Tensor) 
     for handle in handles:
         handle.remove()
     unit = pair.architecture.scales.unit_gain
-    return [LayerFit(layer, basis, given, unit) for layer, given in zip(pair.layers, keywords, strict=True)]
+    return [LayerFit(layer, basis, given, unit, PASSES) for layer, given in zip(pair.layers, keywords, strict=True)]
 
 
 def random_basis() -> Tensor:
@@ -148,7 +149,7 @@ def test_writers_regress_what_the_student_s_stream_lacks_with_the_teacher_s_size
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_a_correction_regresses_what_the_merged_writer_leaves_over_on_its_inputs(family: str) -> None:
-    found = walk(tiny_teacher(family), Variant(corrects_mlp=True), 12)
+    found = walk(tiny_teacher(family), Variant(correction="outputs"), 12)
     stored = found.pair.stored()
     assert {name for name in stored if name.startswith("corrections.")} == {
         f"corrections.model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1)

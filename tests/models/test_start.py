@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrc.clone.sites import Variant
+from lrc.clone.sites import Correction, Variant
 from lrc.config import ObjectiveConfig
 from lrc.errors import ConfigError, NumericsError
 from lrc.evaluation.agreement import measure_pair
@@ -191,20 +191,20 @@ def test_gradients_take_the_fronts_of_some_rows(
     assert all(torch.equal(part, batch[:, :row]) for part, batch in zip(found, calibration(), strict=False))
 
 
-@pytest.mark.parametrize("corrects", [False, True])
-def test_a_walk_that_does_not_fit_says_what_to_do(monkeypatch: pytest.MonkeyPatch, corrects: bool) -> None:
-    def too_large(*_: Any) -> Any:
+@pytest.mark.parametrize("correction", ["none", "outputs", "mlp"])
+def test_a_walk_that_does_not_fit_says_what_to_do(monkeypatch: pytest.MonkeyPatch, correction: Correction) -> None:
+    def too_large(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("tried to allocate 2 GiB")
 
     monkeypatch.setattr(start, "calibrate", too_large)
     teacher, batches = tiny_teacher("llama"), calibration()
-    pair = make_pair(teacher, 16, Variant(corrects_mlp=corrects))
+    pair = make_pair(teacher, 16, Variant(correction=correction))
     tokens = sum(batch.numel() for batch in batches)
     with pytest.raises(
         ConfigError, match=rf"too small for .* all {tokens} calibration tokens\. Lower start\.tokens"
     ) as raised:
         fill_start(pair, teacher, StartConfig(), batches, seed=0)
-    assert ("student.correction at false" in str(raised.value)) is corrects
+    assert ("student.correction=none" in str(raised.value)) is (correction != "none")
 
 
 def test_gradients_that_do_not_fit_or_are_not_finite_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from tests.plan.published import llama_3_2_3b
 from tests.plan.real_step import LENGTH, ROWS, STUDENT, allocated_peak, pair_of, real_pair, small_config
 
 IO_TIED = Variant(attention_projections="io", ffn_projections="io", tie_embedding_projection=True)
-CORRECTED = Variant(corrects_mlp=True)
+CORRECTED, WHOLE = Variant(correction="outputs"), Variant(correction="mlp")
 GB = 1e9
 
 
@@ -61,7 +61,7 @@ def planned_and_measured(
 
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 @pytest.mark.parametrize("masked", [False, True], ids=["whole-rows", "documents"])
-@pytest.mark.parametrize("variant", [Variant(), IO_TIED, CORRECTED], ids=["all", "io-tied", "corrected"])
+@pytest.mark.parametrize("variant", [Variant(), IO_TIED, CORRECTED, WHOLE], ids=["all", "io", "outputs", "mlp"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])
 def test_the_peak_is_the_one_that_the_profiler_sees(
     family: str, variant: Variant, masked: bool, checkpointing: Checkpointing
@@ -256,20 +256,21 @@ def test_a_strategy_divides_what_it_shards_and_nothing_else() -> None:
     assert uses["FSDP2"].communication == 2 * layer + root + 4 * (7 * 3072 * 1536 + 2 * 1536)
 
 
-def test_corrections_are_weights_that_shards_split_and_layers_gather() -> None:
+@pytest.mark.parametrize(("variant", "matrices"), [(CORRECTED, 1), (WHOLE, 3)], ids=["outputs", "mlp"])
+def test_corrections_are_weights_that_shards_split_and_layers_gather(variant: Variant, matrices: int) -> None:
     config = llama_3_2_3b()
     plain, corrected = (
         StepMemory(
-            measure_sizes(config, discover(config), variant, 1536),
+            measure_sizes(config, discover(config), student, 1536),
             ObjectiveConfig(),
             sequence=512,
             dtype=torch.bfloat16,
             masked=False,
             accumulates=True,
         )
-        for variant in (Variant(), CORRECTED)
+        for student in (Variant(), variant)
     )
-    layer = 4 * 1536 * 8192
+    layer = matrices * 4 * 1536 * 8192
     uses = {
         strategy.name: [
             memory.peak(strategy, devices=8, batch=1, checkpointing="layer").use.projections

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 STEPS, HALF = 8, 4
 CORRECTED: dict[str, Any] = {
-    "student": {"hidden_size": 16, "correction": True},
+    "student": {"hidden_size": 16, "correction": "mlp"},
     "start__method": "calibrated",
     "train__max_steps": STEPS,
     "train__save_steps": HALF,
@@ -56,7 +56,7 @@ def test_corrections_are_those_of_the_start_to_the_end(root: Path, name: str) ->
     found = tensors_of(checkpoint(root / name, STEPS), "model.safetensors")
     assert found.keys() == expected.keys()
     names = [key for key in found if key.startswith("corrections.")]
-    assert len(names) == 2
+    assert len(names) == 2 * 3
     for key in names:
         assert bool(found[key].any())
         assert torch.equal(found[key], expected[key])

@@ -95,7 +95,7 @@ def test_a_demo_under_way_keeps_its_length(monkeypatch: pytest.MonkeyPatch, tmp_
     write_recipe(tmp_path / "run" / "train" / "recipe.yaml", demo_recipe((run,)))
     monkeypatch.setattr("lrc.verbs.demo.products_flops_per_second", lambda dtype: 60e9)
     assert demo_recipe((run,)).train.max_steps == 100
-    assert demo_recipe((run,)).student.correction
+    assert demo_recipe((run,)).student.correction == "mlp"
 
 
 def test_a_demo_from_before_there_were_corrections_goes_on_without(
@@ -104,8 +104,8 @@ def test_a_demo_from_before_there_were_corrections_goes_on_without(
     run, place = f"run={tmp_path / 'run'}", tmp_path / "run" / "train" / "recipe.yaml"
     monkeypatch.setattr("lrc.verbs.demo.products_flops_per_second", lambda dtype: 700e9)
     place.parent.mkdir(parents=True)
-    write_recipe(place, demo_recipe((run, "student.correction=false")))
+    write_recipe(place, demo_recipe((run, "student.correction=none")))
     place.write_text("".join(line for line in place.read_text().splitlines(True) if "correction" not in line))
     found = demo_recipe((run,))
-    assert not found.student.correction
+    assert found.student.correction == "none"
     assert found.train.max_steps == 100

@@ -70,11 +70,12 @@ def test_a_recipe_is_planned_from_its_teachers_config_alone(
     assert all(way["bytes"]["teacher"] > 0 for way in small["memory_per_device"])
 
 
+@pytest.mark.parametrize(("correction", "matrices"), [("outputs", 1), ("mlp", 3)])
 def test_corrections_are_counted_and_leave_zero_out(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    correction: str, matrices: int, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = planned([str(recipe), "student.correction=true"], tmp_path / "plan.json")
-    values = 2 * 16 * 56  # two layers, the student's width times the FFN's
+    plan = planned([str(recipe), f"student.correction={correction}"], tmp_path / "plan.json")
+    values = matrices * 2 * 16 * 56  # two layers, the student's width times the FFN's
     assert plan["correction_parameters"] == values
     trained = f"trained    {plan['trained_parameters']:,} parameters, beside {values:,} of fixed corrections"
     assert trained in capsys.readouterr().out.splitlines()

@@ -135,9 +135,9 @@ def test_a_teacher_too_large_for_a_device_waits_in_main_memory_for_fsdp2(
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free_share * 1000), 10_000))
     assert first_place(1000, strategy, torch.device(device)) == torch.device(expected)
     if strategy == "fsdp2":  # with corrections it takes a whole teacher more
-        assert first_place(1000, strategy, torch.device(device), is_corrected=True) == torch.device("cpu")
+        assert first_place(1000, strategy, torch.device(device), correction="outputs") == torch.device("cpu")
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int((free_share + 1) * 1000), 10_000))
-        assert first_place(1000, strategy, torch.device(device), is_corrected=True) == torch.device(expected)
+        assert first_place(1000, strategy, torch.device(device), correction="outputs") == torch.device(expected)
 
 
 @pytest.mark.parametrize("format", ["native", *FORMATS])
