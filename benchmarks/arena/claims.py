@@ -94,7 +94,7 @@ def _against_published(known: Groups, on: str, tokens: str) -> Iterable[Claim]:
         yield _final_ratio(known, f"{on}/default/{budget}", f"{on}/published/{budget}", limit)
         yield from _against_forms(known, on, "published", budget, limit)
     # a start is the same whatever is trained from it
-    few = [f"{on}/{what}-{START_TOKENS}/" for what in ("calibration", "basis-principal")]
+    few = [f"{on}/{what}-{START_TOKENS}/" for what in ("basis-principal", "calibration")]
     begun = [name for prefix in few for name in known if name.startswith(prefix)]
     starts = (f"{on}/default/{LARGE}", f"{on}/default/{tokens}", *begun, f"{few[0]}{tokens}")
     own, other = next((name for name in starts if _starts_small(known, name)), starts[-1]), f"{on}/published/{LARGE}"
@@ -130,8 +130,17 @@ def _floor(known: Groups, own: str) -> Claim:
 
 
 def _starts_small(known: Groups, name: str) -> bool:
-    """Say whether a cell was run, and from no more calibration tokens than a start may have."""
-    return name in known and all(result["calibration_tokens"] <= START_TOKENS for result in known[name])
+    """Say whether a cell was run, and from no more tokens than a start may have, without a gradient step."""
+    return name in known and all(
+        result["calibration_tokens"] <= START_TOKENS and not _tuning_passes(result) for result in known[name]
+    )
+
+
+def _tuning_passes(result: Result) -> int:
+    """Return how often a start went over its tokens with gradient steps, beside looking at them."""
+    recipe = result.get("recipe", {})
+    tunes = recipe.get("student", {}).get("correction") == "mlp"
+    return int(recipe["start"]["correction_passes"]) if tunes else 0
 
 
 def _agreement(seeds: Sequence[Result], point: int) -> float:
@@ -151,7 +160,7 @@ def _against_red(known: Groups, on: str, budgets: Sequence[str]) -> Iterable[Cla
         if own in known and red in known:
             tokens, level = mean_curve(known[red])[-1]
             needed = tokens_to_reach(mean_curve(known[own]), level)
-            looked_at = max(result["calibration_tokens"] for result in known[own])
+            looked_at = max(result["calibration_tokens"] * (1 + _tuning_passes(result)) for result in known[own])
         for what, more in (
             (f"tokens to {name}'s final KL, default / {name}", 0),
             ("the same, calibration counted", looked_at),

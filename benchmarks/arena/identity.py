@@ -34,7 +34,7 @@ def identity(recipe: Mapping[str, Any], texts: Mapping[str, Any], teacher_hash: 
 
 
 def settings_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe's settings without places, guards, and what a start does not read: calibration tokens, basis.
+    """Return a recipe's settings without places, guards, and what a start does not read: tokens, basis, passes.
 
     One key a value.
     """

@@ -14,7 +14,7 @@ def corrected_places(
     names = (*architecture.projected, *architecture.gains, *architecture.inherited)
     places: dict[str, int] = {}
     for stage in stages:
-        inside = f"{prefix}{parent_of(stage)}."
+        inside = f"{prefix}{parent_of(stage)}.".replace("..", ".")  # the layer itself
         members = tuple(f"{prefix}{site}." for site in (*stage.readers, *stage.writers))
         is_plain = not any(name.startswith(inside) and not name.startswith(members) for name in names)
         for name, axis in corrected_weights(stage, variant).items():

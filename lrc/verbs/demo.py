@@ -27,16 +27,17 @@ LENGTHS: dict[float, tuple[str, ...]] = {
 """More text and more steps in the same quarter of an hour, by the FLOP/s that this CPU's matrix products reach."""
 
 
-def demo_recipe(overrides: tuple[str, ...] = ()) -> Recipe:
+def demo_recipe(overrides: tuple[str, ...] = (), *, anew: bool = False) -> Recipe:
     """Load the demo's recipe (it comes with the package), longer on a fast CPU; apply overrides.
 
-    A demo that is under way keeps the length, and the corrections, that it was begun with.
+    A demo that is under way keeps the length, and the corrections, that it was begun with, unless it begins `anew`.
     """
     recipes = _of_each_length(overrides)
     begun = Path(recipes[0].run) / "train" / "recipe.yaml"
-    if begun.is_file():
+    if begun.is_file() and not anew:
         found = load_recipe(begun)
-        if found.student.correction != recipes[0].student.correction:  # a demo of an earlier version
+        is_named = any(override.startswith("student.correction=") for override in overrides)
+        if not is_named and found.student.correction != recipes[0].student.correction:  # of an earlier version
             recipes = _of_each_length((*overrides, f"student.correction={found.student.correction}"))
         same = [recipe for recipe in recipes if recipe.train.max_steps == found.train.max_steps]
         if same:
@@ -69,7 +70,7 @@ def demo(overrides: tuple[str, ...] = (), *, overwrite: bool = False, dry_run: b
         ConfigError: The overrides leave nothing to score; nothing is begun.
     """
     began = time.monotonic()
-    recipe = demo_recipe(overrides)
+    recipe = demo_recipe(overrides, anew=overwrite)
     run = Path(recipe.run)
     student, results = run / "convert", run / "evaluate"
     if recipe.data.held_out is None:

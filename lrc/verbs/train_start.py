@@ -15,6 +15,7 @@ from lrc.data.blocks import Blocks, ordered_batches
 from lrc.errors import CheckpointError, DataError
 from lrc.evaluation.held_out import HeldOutText
 from lrc.models.checkpoint import versions
+from lrc.models.pair import PairLayer
 from lrc.models.pair_model import PairModel
 from lrc.models.scratch import fill_scratch
 from lrc.models.start import StartReport, fill_start
@@ -68,12 +69,18 @@ def fill(pair: PairModel, teacher: nn.Module, recipe: Recipe, calibration: list[
 
 def corrected_in_words(pair: PairModel, tokens: int) -> str:
     """Say how many layers a start has corrected, and whether its tokens were few for that."""
-    corrections = [[layer.correction(name) for name in layer.plan.corrections] for layer in pair.layers]
-    fitted = sum(any(bool(value.any()) for value in values) for values in corrections)
-    widest = max(value.shape[1] for values in corrections for value in values)
+    fitted, tuned = (sum(_has_corrections(layer, axes) for layer in pair.layers) for axes in ((0, 1), (1,)))
+    widest = max(layer.correction(name).shape[1] for layer in pair.layers for name in layer.plan.corrections)
     few = tokens < FEW_TOKENS * widest
     note = f"; {tokens:,} calibration tokens are few for fits of {widest:,} inputs, raise start.tokens" if few else ""
-    return f"corrections in {fitted} of {len(pair.layers)} layers{note}"
+    whole = f", of whole MLPs in {tuned}" if pair.variant.correction == "mlp" else ""
+    return f"corrections in {fitted} of {len(pair.layers)} layers{whole}{note}"
+
+
+def _has_corrections(layer: PairLayer, axes: tuple[int, ...]) -> bool:
+    """Whether a layer has a correction other than zero of a weight with one of these hidden axes: readers have 1."""
+    names = (name for name in layer.plan.corrections if layer.plan.merges[name][1] in axes)
+    return any(bool(layer.correction(name).any()) for name in names)
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def test_the_start_that_counts_is_one_of_few_tokens() -> None:
     large["calibration_tokens"], small["calibration_tokens"] = 256_000, 128_000
     published = falling(f"{ON}/published/1m/seed0", 4.0)
     assert claims_of([large, published])[2][1:] == [
-        f"{ON}/calibration-128000/250k (not run), {ON}/published/1m (1 seed)",
+        f"{ON}/basis-principal-128000/250k (not run), {ON}/published/1m (1 seed)",
         "< 1",
         "–",
         "not run",
@@ -98,6 +98,19 @@ def test_the_start_that_counts_is_one_of_few_tokens() -> None:
     assert claims_of([large, short, published])[2][3:] == ["0.250", "holds"]  # whatever is trained from it
     large["calibration_tokens"] = 128_000
     assert claims_of([large, small, published])[2][3:] == ["0.750", "holds"]
+    tuned = {"student": {"correction": "mlp"}, "start": {"correction_passes": 2}}
+    large["recipe"] = small["recipe"] = tuned  # gradient steps
+    assert claims_of([large, small, published])[2][3:] == ["–", "not run"]
+
+
+def test_tokens_that_a_start_went_over_again_count_again() -> None:
+    own, red = falling(f"{ON}/default/250k/seed0", 0.4), falling(f"{ON}/red/250k/seed0", 1.0)
+    own["calibration_tokens"] = 100
+    counted = [row[3] for row in claims_of([own, red]) if row[0] == "the same, calibration counted"]
+    assert counted[0] == f"{2_100 / 8_000:.3f}"
+    own["recipe"] = {"student": {"correction": "mlp"}, "start": {"correction_passes": 2}}
+    counted = [row[3] for row in claims_of([own, red]) if row[0] == "the same, calibration counted"]
+    assert counted[0] == f"{2_300 / 8_000:.3f}"
 
 
 def test_each_teacher_and_width_has_a_line_against_the_baselines() -> None:

@@ -35,6 +35,13 @@ def test_what_holds_more_than_its_readers_and_writer_has_one_for_its_output_alon
     assert places("outputs", "layers.0.mlp.scan") == OUTPUT
 
 
+def test_readers_right_in_a_layer_have_none_beside_its_other_tensors() -> None:
+    bare = Stage(kind="mlp", readers=("up",), writers=("down",), norm=None, post_norm=None)
+    for others, expected in (((), {"down.weight": 0, "up.weight": 1}), (("layers.0.q.weight",), {"down.weight": 0})):
+        names: Any = SimpleNamespace(projected=dict.fromkeys(others), gains=(), inherited=("layers.1.q.weight",))
+        assert corrected_places(names, "layers.0.", (bare,), Variant(correction="mlp")) == expected
+
+
 @pytest.mark.parametrize(
     ("family", "matrices"), [("llama", 3), ("olmo2", 3), ("granite", 3), ("starcoder2", 2), ("phi", 1), ("mixtral", 0)]
 )

@@ -298,6 +298,11 @@ def test_few_tokens_and_layers_without_a_correction_are_told() -> None:
     assert f"few for fits of {widest} inputs" in few
     corrections(pair)[f"corrections.{DOWN}"].data.zero_()
     assert corrected_in_words(pair, 10**6) == "corrections in 1 of 2 layers"
+    pair = corrected_pair(variant=TUNED)
+    assert corrected_in_words(pair, 10**6) == "corrections in 2 of 2 layers, of whole MLPs in 2"
+    for name in (UP, UP.replace("up", "gate")):
+        corrections(pair)[f"corrections.{name}"].data.zero_()
+    assert corrected_in_words(pair, 10**6) == "corrections in 2 of 2 layers, of whole MLPs in 1"
 
 
 def test_what_can_t_have_corrections_is_refused(tmp_path: Path) -> None:

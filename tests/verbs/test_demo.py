@@ -108,4 +108,6 @@ def test_a_demo_from_before_there_were_corrections_goes_on_without(
     place.write_text("".join(line for line in place.read_text().splitlines(True) if "correction" not in line))
     found = demo_recipe((run,))
     assert found.student.correction == "none"
+    assert demo_recipe((run,), anew=True).student.correction == "mlp"
+    assert demo_recipe((run, "student.correction=outputs")).student.correction == "outputs"
     assert found.train.max_steps == 100
