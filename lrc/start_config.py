@@ -15,7 +15,7 @@ class StartConfig:
     """Start values of the projections and norm gains."""
 
     method: StartMethod = "calibrated"
-    """`random`: N(0, 0.02), published. `channel`: RED. `pca`: top principal directions. `calibrated`: layer by layer."""
+    """`random`: N(0, 0.02), published. `channel`: RED. `pca`: principal directions. `calibrated`: layer by layer."""
     tokens: int = 65_536
     """Calibration tokens, taken from the front of the training data (`random` needs none)."""
     channel_score: ChannelScore = "magnitude"
