@@ -216,8 +216,9 @@ def _with_names(layer: Any) -> Any:
     """Name what a recipe still answers with yes or no."""
     for section, key in YES:
         found = layer[section].get(key) if OmegaConf.is_dict(layer.get(section)) else None
-        if isinstance(found, bool):
-            layer = OmegaConf.merge(layer, {section: {key: named_answer(section, key, found)}})
+        named = named_answer(section, key, found)
+        if named != found:
+            layer = OmegaConf.merge(layer, {section: {key: named}})
     return layer
 
 

@@ -138,9 +138,7 @@ def _starts_small(known: Groups, name: str) -> bool:
 
 def _tuning_passes(result: Result) -> int:
     """Return how often a start went over its tokens with gradient steps, beside looking at them."""
-    recipe = result.get("recipe", {})
-    tunes = recipe.get("student", {}).get("correction") == "mlp"
-    return int(recipe["start"]["correction_passes"]) if tunes else 0
+    return int(settings_of(result.get("recipe", {})).get("start.correction_passes", 0))
 
 
 def _agreement(seeds: Sequence[Result], point: int) -> float:

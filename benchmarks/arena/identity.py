@@ -42,9 +42,8 @@ def settings_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
     for section, key, was in LATER:
         if section in values:
             found = values[section] = {key: was, **values[section]}
-            found[key] = sorted(found[key].items()) if isinstance(found[key], Mapping) else found[key]
-            if key == "correction":
-                found[key] = named_answer(section, key, found[key])
+            value = named_answer(section, key, found[key])
+            found[key] = sorted(value.items()) if isinstance(value, Mapping) else value
     is_clone, start = recipe.get("method", "clone") == "clone", dict(values.pop("start", {}))
     is_few = start.get("method") == "channel" and start.get("channel_score", "magnitude") == "magnitude"
     if is_few or start.get("method") == "random" or not is_clone:

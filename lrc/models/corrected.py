@@ -11,13 +11,19 @@ def corrected_places(
 
     Readers have none if the module around them holds more than a stage's readers and writer, as a Mamba block its scan.
     """
-    names = (*architecture.projected, *architecture.gains, *architecture.inherited)
     places: dict[str, int] = {}
     for stage in stages:
-        inside = f"{prefix}{parent_of(stage)}.".replace("..", ".")  # the layer itself
-        members = tuple(f"{prefix}{site}." for site in (*stage.readers, *stage.writers))
-        is_plain = not any(name.startswith(inside) and not name.startswith(members) for name in names)
-        for name, axis in corrected_weights(stage, variant).items():
-            if is_plain or name == f"{stage.writers[0]}.weight":
-                places[name] = axis
+        found = corrected_weights(stage, variant)
+        if len(found) > 1 and not _is_plain(architecture, prefix, stage):
+            found = {name: axis for name, axis in found.items() if axis == 0}
+        places |= found
     return places
+
+
+def _is_plain(architecture: Architecture, prefix: str, stage: Stage) -> bool:
+    """Whether the module around a stage holds nothing but its readers and writers."""
+    parent = parent_of(stage)
+    inside = f"{prefix}{parent}." if parent else prefix
+    members = tuple(f"{prefix}{site}." for site in (*stage.readers, *stage.writers))
+    names = (*architecture.projected, *architecture.gains, *architecture.inherited)
+    return not any(name.startswith(inside) and not name.startswith(members) for name in names)
