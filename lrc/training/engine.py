@@ -141,7 +141,13 @@ class FullEngine:
         tables = self.pair.tables()
         self.moment_shapes = moment_shapes(shapes, self.settings.optimizer, tables)
         groups = parameter_groups(self.trained, tables, self.dense_rate_share, self.settings.rate_shares)
-        self.optimizer = make_optimizer(groups, self.settings, self.pair.compute_dtype)
+        self.optimizer = make_optimizer(
+            groups,
+            self.settings,
+            self.pair.compute_dtype,
+            rank=self.accelerator.process_index,
+            num_ranks=self.accelerator.num_processes,
+        )
         sizes = merged_row_sizes(self.pair, self.settings)
         for name, value in self.trained.items():
             if value in kept:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, overload
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -95,6 +96,9 @@ def make_optimizer(
     trained: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
     settings: TrainConfig,
     compute_dtype: torch.dtype = torch.float32,
+    *,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> torch.optim.Optimizer:
     """Make the recipe's optimiser over trained tensors, or over their `parameter_groups`.
 
@@ -102,6 +106,8 @@ def make_optimizer(
         trained: Tensors or groups.
         settings: The recipe's section.
         compute_dtype: What the models compute in; trained tensors are float32.
+        rank: This process among those that step together.
+        num_ranks: How many these are.
     """
     betas = (settings.beta1, settings.beta2)
     if settings.optimizer == "muon":
@@ -111,6 +117,8 @@ def make_optimizer(
             betas=betas,
             weight_decay=settings.weight_decay,
             rounds=compute_dtype == torch.bfloat16,
+            rank=rank,
+            num_ranks=num_ranks,
         )
     return torch.optim.AdamW(
         trained, lr=settings.learning_rate, betas=betas, weight_decay=settings.weight_decay, fused=True
@@ -133,8 +141,9 @@ class Muon(torch.optim.Optimizer):
     head moves by Adam's steps times `D`: a batch touches few of its rows, and a polar factor would give these the step
     of all.
 
-    Of a sharded matrix each rank keeps its rows' momentum, and gathers the whole direction to orthogonalise it, as
-    every rank of DDP does; the stacks bound what is gathered at once.
+    Ranks that step together orthogonalise different matrices and hand each other the results, so all take the same
+    step. Of a sharded matrix each rank keeps its rows' momentum, and the whole direction is gathered first. The stacks
+    bound what is gathered at once.
 
     torch.optim.Muon orthogonalises in bfloat16, which many CPUs emulate a hundred times slower, and knows no row sizes.
     Here it is bfloat16 where the models compute in it, so where that is fast, and float32 elsewhere.
@@ -148,10 +157,13 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[float, float],
         weight_decay: float = 0.0,
         rounds: bool = False,
+        rank: int = 0,
+        num_ranks: int = 1,
     ) -> None:
         super().__init__(trained, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
         self.rounds = rounds
         """Polar factors are formed in bfloat16."""
+        self.rank, self.num_ranks = rank, num_ranks
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -174,7 +186,7 @@ class Muon(torch.optim.Optimizer):
                     self._adam_step(parameter, group)
             for shape, matrices in stacks.items():
                 most = STACK_BYTES.get(matrices[0].device.type, LARGEST_STACK_BYTES)
-                height = max(1, most // (4 * shape.numel()))
+                height = self.num_ranks * max(1, most // (4 * shape.numel() * self.num_ranks))
                 for first in range(0, len(matrices), height):
                     self._muon_step(matrices[first : first + height], group)
         return None
@@ -183,15 +195,18 @@ class Muon(torch.optim.Optimizer):
         momentum, _ = group["betas"]
         dtype = torch.bfloat16 if self.rounds else matrices[0].dtype
         directions = []
-        for matrix in matrices:
+        for index, matrix in enumerate(matrices):
             state = self.state[matrix]
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(matrix)
             assert matrix.grad is not None
             gradient = matrix.grad * state["row_size"]
             state["momentum"].lerp_(gradient, 1 - momentum)
-            directions.append(gradient.lerp_(state["momentum"], momentum).to(dtype))
-        steps = orthogonalise(torch.stack([whole(direction) for direction in directions])).to(matrices[0].dtype)
+            direction = whole(gradient.lerp_(state["momentum"], momentum).to(dtype))
+            if index % self.num_ranks == self.rank:
+                directions.append(direction)
+        own = orthogonalise(torch.stack(directions)) if directions else direction.new_empty(0, *direction.shape)
+        steps = in_turn(own, len(matrices), self.num_ranks).to(matrices[0].dtype)
         length = group["lr"] * math.sqrt(max(steps.shape[-2:]))
         for matrix, step in zip(matrices, steps, strict=True):
             matrix.mul_(1 - group["lr"] * group["weight_decay"])
@@ -228,6 +243,27 @@ def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def in_turn(own: Tensor, total: int, num_ranks: int) -> Tensor:
+    """Collect what the ranks have computed in turn: of `total` things rank `r` has `r`, `r + num_ranks`, ...
+
+    Args:
+        own: This rank's, `[count, ...]`; the first ranks may have one more than the others.
+        total: Things of all ranks.
+        num_ranks: All must call; of one nothing is exchanged.
+
+    Returns:
+        All of them in order, `[total, ...]`, the same bits on every rank.
+    """
+    if num_ranks == 1:
+        return own
+    most = -(-total // num_ranks)
+    padded = own.new_zeros(most, *own.shape[1:])
+    padded[: len(own)] = own
+    gathered = own.new_empty(num_ranks * most, *own.shape[1:])
+    dist.all_gather_into_tensor(gathered, padded)
+    return gathered.unflatten(0, (num_ranks, most)).transpose(0, 1).flatten(0, 1)[:total]
 
 
 def row_sizes(matrix: Tensor) -> Tensor:

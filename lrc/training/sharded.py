@@ -73,7 +73,13 @@ class ShardedEngine:
         self.model._get_fsdp_state()._lazy_init()
         self.trained, self.stored = pair.trained(), pair.stored()
         groups = parameter_groups(self.trained, pair.tables(), dense_rate_share, settings.rate_shares)
-        self.optimizer = make_optimizer(groups, settings, pair.compute_dtype)
+        self.optimizer = make_optimizer(
+            groups,
+            settings,
+            pair.compute_dtype,
+            rank=accelerator.process_index,
+            num_ranks=accelerator.num_processes,
+        )
         for name, value in sizes.items():
             parameter = self.trained[name]
             self.optimizer.state[parameter]["row_size"] = sharded_like(value.to(parameter.device), parameter)

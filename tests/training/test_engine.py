@@ -96,7 +96,7 @@ def test_a_step_reads_its_gradients_norm_once() -> None:
 def test_ddp_sends_buffers_as_it_begins_and_never_again() -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        two: Any = SimpleNamespace(num_processes=2, prepare_model=DistributedDataParallel)
+        two: Any = SimpleNamespace(num_processes=2, process_index=0, prepare_model=DistributedDataParallel)
         pair = make_pair(tiny_teacher("llama"), 16)
         engine = FullEngine(two, pair, TrainConfig(max_steps=1), accumulation=1)
         assert engine.model.modules_buffers  # rotary frequencies

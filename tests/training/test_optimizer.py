@@ -1,6 +1,10 @@
 """Muon against the polar factor by singular values, in units of each row's size, whatever the stacks."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,6 +171,67 @@ def test_stacking_matrices_changes_no_step(monkeypatch: pytest.MonkeyPatch) -> N
         Muon(projections, lr=1e-2, betas=(0.9, 0.999)).step()
         results.append(torch.stack([projection.detach() for projection in projections]))
     torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-14)
+
+
+RANKS = """
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from benchmarks.ranks import start_ranks, wait_for
+from lrc.training import optimizer as module
+
+folder, dtype = Path(sys.argv[1]), getattr(torch, sys.argv[2])
+module.STACK_BYTES["cpu"] = int(sys.argv[3])
+
+def work(rank):
+    dist.init_process_group("gloo", rank=rank, world_size=3)
+    counts, plain = [], module.orthogonalise
+    module.orthogonalise = lambda stack: (counts.append(len(stack)), plain(stack))[1]
+    found = steps_of(rank, 3)
+    torch.save((counts, found), folder / f"{rank}.pt")
+
+def steps_of(rank, num_ranks):
+    generator = torch.Generator().manual_seed(1)
+    values = [torch.randn(6, 4, generator=generator, dtype=torch.float64) for _ in range(14)]
+    projections = [nn.Parameter(value) for value in values[:7]]
+    for projection, value in zip(projections, values[7:]):
+        projection.grad = value
+    muon = module.Muon(
+        projections, lr=1e-2, betas=(0.9, 0.999), rounds=dtype == torch.bfloat16, rank=rank, num_ranks=num_ranks
+    )
+    muon.step()
+    return torch.stack([projection.detach() for projection in projections])
+
+torch.save(steps_of(0, 1), folder / "one.pt")
+print(wait_for(start_ranks(work, 3, folder), seconds=60))
+"""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stack_bytes", "counts"),
+    [
+        ("float64", 1, [[1, 1, 1], [1, 1], [1, 1]]),  # the last of three stacks has one matrix
+        ("float64", 8 * 96, [[2, 1], [2], [2]]),  # six matrices of the eight that fit are as many for each
+        ("bfloat16", 2**20, [[3], [2], [2]]),
+    ],
+)
+def test_ranks_share_the_matrices_and_take_the_steps_of_one(
+    tmp_path: Path, dtype: str, stack_bytes: int, counts: list[list[int]]
+) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "-c", RANKS, str(tmp_path), dtype, str(stack_bytes)]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.stdout == "[0, 0, 0]\n", done.stderr[-3000:] + (tmp_path / "rank-0.txt").read_text()
+    expected = torch.load(tmp_path / "one.pt")
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
+    assert [shared for shared, _ in found] == counts
+    for _, values in found:
+        assert torch.equal(values, found[0][1])
+        torch.testing.assert_close(values, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_rows_that_the_start_left_empty_count_as_a_tenth_of_the_mean() -> None:

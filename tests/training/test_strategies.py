@@ -114,7 +114,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # rows that two ranks can't share out evenly
     muon = {"teacher": str(teacher_folder(root / "odd", "qwen2", hidden_size=33, head_dim=8))}
     muon |= {"train__optimizer": "muon", "train__learning_rate": 1e-3, "train__rate_shares": {"o_proj": 0.2}}
-    jobs += [job(root, f"{name}-muon", name, **muon) for name in ("one", "fsdp2")]
+    jobs += [job(root, f"{name}-muon", name, **muon) for name in ("one", "ddp", "fsdp2")]
     for name, (saved, other) in MUON_RESUMES.items():
         resume = str(root / f"{saved}-muon" / "train" / f"checkpoint-{HALF}")
         jobs.append(job(root, name, other, resume=resume, **muon))
@@ -281,10 +281,11 @@ def test_a_sharded_pair_can_merge_once_a_step(root: Path, name: str, expected: s
     assert norms == pytest.approx(expected_norms, rel=1e-4)
 
 
-def test_muon_moves_sharded_weights_as_whole_ones(root: Path) -> None:
-    assert_near(losses_of(root / "fsdp2-muon"), losses_of(root / "one-muon"), 1e-5)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_muon_moves_weights_of_two_ranks_as_those_of_one(root: Path, strategy: str) -> None:
+    assert_near(losses_of(root / f"{strategy}-muon"), losses_of(root / "one-muon"), 1e-5)
     for file in FILES:
-        found, expected = (tensors_of(checkpoint(root / f"{name}-muon", HALF), file) for name in ("fsdp2", "one"))
+        found, expected = (tensors_of(checkpoint(root / f"{name}-muon", HALF), file) for name in (strategy, "one"))
         assert set(found) == set(expected)
         for name, value in expected.items():
             assert found[name].shape == value.shape
