@@ -160,15 +160,17 @@ def reach_table(results: Sequence[Result], level: float, *, text: str = "held_ou
 
 
 def fresh_table(results: Sequence[Result]) -> str:
-    """Return the Markdown table of the text that was measured once."""
-    columns = ("cell", "fresh KL", "CE", "top-1", "bits per byte", "teacher's")
+    """Return the Markdown table of the text that was measured once; seeds that had another one stand apart."""
+    columns = ("cell", "text", "seeds", "fresh KL", "CE", "top-1", "bits per byte", "teacher's")
+    measures = ("kl", "cross_entropy", "top1_agreement", "bits_per_byte", "teacher_bits_per_byte")
     lines = [row(columns), row(["---"] * len(columns))]
     for name, seeds in groups(results).items():
-        last = [result["points"][-1]["fresh"] for result in seeds]
-        measures = ("kl", "cross_entropy", "top1_agreement", "bits_per_byte", "teacher_bits_per_byte")
-        lines.append(
-            row([name, *(mean_text([point[key] for point in last], lambda value: f"{value:.3f}") for key in measures)])
-        )
+        by_text: dict[str, list[dict[str, float]]] = {}
+        for result in seeds:
+            by_text.setdefault(result["texts"]["sha256"]["fresh"][:8], []).append(result["points"][-1]["fresh"])
+        for text, last in by_text.items():
+            means = (mean_text([point[key] for point in last], lambda value: f"{value:.3f}") for key in measures)
+            lines.append(row([name, text, str(len(last)), *means]))
     return "\n".join(lines)
 
 

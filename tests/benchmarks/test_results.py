@@ -98,8 +98,23 @@ def test_sweeps_are_judged_by_the_development_text_and_fresh_text_stands_apart()
     result = made_up_result("smollm2/half/temperature-4/60k/seed0", [1.5, 1.2, 1.0, 0.9, 0.8])
     row = "| smollm2/half/temperature-4/60k/seed0 | 0.001 | 0.750 | 0.400 | 50.0 % | 1.800 |"
     assert sweep_table([result]).splitlines()[2] == row
+    result["texts"] = {"sha256": {"fresh": "0123456789"}}
     assert "1.600" in fresh_table([result])
     assert "1.600" not in table([result])
+
+
+def test_seeds_that_had_another_fresh_text_are_not_averaged() -> None:
+    results = [
+        made_up_result(f"smollm2/half/red/250k/seed{seed}", [3.0, 2.0, 1.0, 0.8, last])
+        for seed, last in enumerate((0.5, 0.6, 0.7))
+    ]
+    for result, text in zip(results, ("aaaaaaaa1", "bbbbbbbb2", "aaaaaaaa1"), strict=True):
+        result["texts"] = {"sha256": {"fresh": text}}
+    rows = [line.split(" | ")[:4] for line in fresh_table(results).splitlines()[2:]]
+    assert rows == [
+        ["| smollm2/half/red/250k", "aaaaaaaa", "2", "1.200 ± 0.283"],
+        ["| smollm2/half/red/250k", "bbbbbbbb", "1", "1.200"],
+    ]
 
 
 def test_other_json_is_passed_over_and_damage_is_named(tmp_path: Path) -> None:

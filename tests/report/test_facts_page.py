@@ -1,6 +1,7 @@
 """The facts page names teacher, student, tokens, recipe and scores, and stays sound Markdown."""
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
@@ -84,6 +85,16 @@ def test_the_recipe_rows_follow_the_recipe(data: RunData) -> None:
     assert "| Batch | 3 x 2 sequences on each process, 2,048 tokens each |" in text
     assert "| Optimiser | `muon`, " in text
     assert "| Projections | io attn, io ffn, one for embedding and head |" in text
+
+
+@pytest.mark.parametrize(
+    ("correction", "words"), [("none", ""), ("outputs", ", MLP outputs corrected"), ("mlp", ", MLPs corrected")]
+)
+def test_corrections_are_named(data: RunData, correction: Literal["none", "outputs", "mlp"], words: str) -> None:
+    assert data.recipe is not None
+    student = replace(data.recipe.student, correction=correction)
+    lines = facts_block(replace(data, recipe=replace(data.recipe, student=student))).splitlines()
+    assert f"| Projections | all attn, all ffn{words} |" in lines
 
 
 def test_plain_fine_tuning_of_local_chats_names_no_folder(data: RunData) -> None:
