@@ -308,10 +308,10 @@ class PairModel(nn.Module):
         if terms is None:
             terms = torch.zeros(len(self.layers), 0, device=total.device)
         elif objective.clone_weight > 0:
-            share = objective.clone_weight / max(1, counts.positions)
-            if objective.clone_reduction == "mean":
-                share /= sum(map(len, self.points))
-            total = total + share * (terms if self.point_weights is None else terms * self.point_weights).sum()
+            parts = sum(map(len, self.points)) if objective.clone_reduction == "mean" else 1
+            share = objective.clone_weight / max(1, counts.positions) / parts
+            weighed = terms if self.point_weights is None else terms * self.point_weights.to(terms.device)
+            total = total + share * weighed.sum()
         return PairLosses(total, lm.view_as(labels).sum(-1), kl.sum(), terms.detach())
 
     def _kl_scale(self, counts: StepCounts) -> float:

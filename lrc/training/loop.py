@@ -42,8 +42,9 @@ def run_loop(parts: LoopParts, state: RunState) -> Path:
     parts.preemption.is_deferred = True
     start = state
     interval = _new_interval(parts)
-    resumed_at, logged_tokens, logged_at = time.monotonic() - state.seconds, state.tokens, time.monotonic()
+    resumed_at = time.monotonic() - state.seconds
     state, last = _make_up(parts, state)
+    logged_tokens, logged_at = state.tokens, time.monotonic()
     while state.step < settings.max_steps:
         batches, counts = _draw(parts, state, is_saved=state.step == start.step or last.name.endswith(f"-{state.step}"))
         enter_phase(parts, parts.phases.at(state.step, parts.pair.dense), state.step)
@@ -72,8 +73,9 @@ def run_loop(parts: LoopParts, state: RunState) -> Path:
             interval, logged_tokens, logged_at = _new_interval(parts), state.tokens, now
         stops = outcome.stops
         if is_measured(settings, state.step) and not stops:
+            began = time.monotonic()
             state = _measure_held_out(parts, state)
-            logged_at = time.monotonic()
+            logged_at += time.monotonic() - began
             stops = state.step < settings.max_steps and _is_told_to_stop(parts)
         if stops or state.step % settings.save_steps == 0 or state.step == settings.max_steps:
             last = _save(parts, state)

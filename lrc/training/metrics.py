@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from lrc.errors import CheckpointError
@@ -34,7 +35,7 @@ class Interval:
         self._sums += row.to(self._sums)
 
     def add_classes(self, lm: Tensor, labels: list[int], classes: tuple[str, ...]) -> None:
-        """Add each sequence's LM sum to its data class (this rank's sequences only)."""
+        """Add each sequence's LM sum to its data class."""
         for value, count, name in zip(lm.detach(), labels, classes, strict=True):
             total, seen = self._classes.get(name, (0.0, 0))
             self._classes[name] = (total + value, seen + count)
@@ -71,10 +72,18 @@ class Interval:
             "clone": {name: _numbers(clone[:, column], has_point[:, column]) for column, name in enumerate(term_names)},
         }
         if self._classes:
-            result["lm_loss_by_class"] = {
-                name: float(total) / max(1, count) for name, (total, count) in sorted(self._classes.items())
-            }
+            result["lm_loss_by_class"] = self._means_by_class()
         return result
+
+    def _means_by_class(self) -> dict[str, float]:
+        """Read each data class's mean over all ranks, each of which has sequences, if not of the same classes."""
+        sums: dict[str, tuple[float, int]] = {}
+        own = {name: (float(total), count) for name, (total, count) in self._classes.items()}
+        for classes in gather_object([own]):
+            for name, (total, count) in classes.items():
+                before, seen = sums.get(name, (0.0, 0))
+                sums[name] = (before + total, seen + count)
+        return {name: total / max(1, count) for name, (total, count) in sorted(sums.items())}
 
 
 def _numbers(values: Tensor, is_there: Tensor) -> list[float | None]:

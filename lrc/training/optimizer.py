@@ -28,6 +28,8 @@ NEWTON_SCHULZ_STEPS = (3, 2)
 STACK_BYTES = {"cpu": 2**20}
 """Matrices of one shape that are orthogonalised side by side: on a CPU what its caches hold."""
 LARGEST_STACK_BYTES = 64 * 2**20
+GATHERED_BYTES = 2**29
+"""Of all ranks' matrices at a time, in float32; of larger ones some ranks have none."""
 SMALLEST_ROW = 0.1
 """Share of the mean row that a smaller row counts as; a channel that a start leaves out can still grow."""
 GAIN_SHARE = 0.3
@@ -178,15 +180,16 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                if parameter.dim() > 1:
-                    self.state[parameter].setdefault("row_size", row_sizes(parameter))
+                if parameter.dim() > 1 and "row_size" not in self.state[parameter]:
+                    self.state[parameter]["row_size"] = row_sizes(parameter)  # reads the device: once
                 if parameter.dim() > 1 and not group.get("is_table", False):
                     stacks.setdefault(parameter.shape, []).append(parameter)
                 else:
                     self._adam_step(parameter, group)
             for shape, matrices in stacks.items():
-                most = STACK_BYTES.get(matrices[0].device.type, LARGEST_STACK_BYTES)
-                height = self.num_ranks * max(1, most // (4 * shape.numel() * self.num_ranks))
+                size, device = 4 * shape.numel(), matrices[0].device.type
+                a_rank = max(1, STACK_BYTES.get(device, LARGEST_STACK_BYTES) // size)
+                height = min(self.num_ranks * a_rank, max(1, GATHERED_BYTES // size))
                 for first in range(0, len(matrices), height):
                     self._muon_step(matrices[first : first + height], group)
         return None
@@ -206,11 +209,12 @@ class Muon(torch.optim.Optimizer):
             if index % self.num_ranks == self.rank:
                 directions.append(direction)
         own = orthogonalise(torch.stack(directions)) if directions else direction.new_empty(0, *direction.shape)
-        steps = in_turn(own, len(matrices), self.num_ranks).to(matrices[0].dtype)
+        steps = in_turn(own, len(matrices), self.num_ranks)
         length = group["lr"] * math.sqrt(max(steps.shape[-2:]))
         for matrix, step in zip(matrices, steps, strict=True):
             matrix.mul_(1 - group["lr"] * group["weight_decay"])
-            matrix.addcmul_(sharded_like(step, matrix), self.state[matrix]["row_size"], value=-length)
+            moved = sharded_like(step.to(matrix.dtype), matrix)
+            matrix.addcmul_(moved, self.state[matrix]["row_size"], value=-length)
 
     def _adam_step(self, vector: nn.Parameter, group: dict[str, Any]) -> None:
         """Move a vector by its share of the rate, or a table by the rate times its rows' sizes."""
@@ -263,7 +267,8 @@ def in_turn(own: Tensor, total: int, num_ranks: int) -> Tensor:
     padded[: len(own)] = own
     gathered = own.new_empty(num_ranks * most, *own.shape[1:])
     dist.all_gather_into_tensor(gathered, padded)
-    return gathered.unflatten(0, (num_ranks, most)).transpose(0, 1).flatten(0, 1)[:total]
+    by_rank = gathered.view(num_ranks, most, *own.shape[1:])
+    return by_rank.transpose(0, 1).flatten(0, 1)[:total]
 
 
 def row_sizes(matrix: Tensor) -> Tensor:

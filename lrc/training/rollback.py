@@ -5,11 +5,12 @@ from dataclasses import replace
 from lrc.errors import NumericsError
 from lrc.models.checkpoint import read_facts
 from lrc.models.dense import dense_of_facts
-from lrc.training.checkpoint import Saved, read_checkpoint
+from lrc.training.checkpoint import Saved, explained, read_checkpoint
 from lrc.training.checkpoint_list import agreed_resume
 from lrc.training.divergence import MAX_ROLLBACKS, record_divergence, sources_of, with_skipped
 from lrc.training.loop_parts import LoopParts, Outcome, enter_phase
 from lrc.training.run_state import RunState
+from lrc.training.together import by_first
 
 
 def handle_divergence(parts: LoopParts, state: RunState, outcome: Outcome, start: RunState) -> RunState:
@@ -46,7 +47,8 @@ def handle_divergence(parts: LoopParts, state: RunState, outcome: Outcome, start
         )
     if saved is not None:
         parts.engine.load(saved)
-        parts.log.rewind(back.step)
+        what = f"The log {parts.log.path}"
+        by_first(parts.accelerator, explained(what, lambda: parts.log.rewind(back.step)))
     for number in sorted(skipped):
         back = with_skipped(back, number)
     return replace(back, seconds=state.seconds)

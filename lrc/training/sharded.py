@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -82,7 +83,9 @@ class ShardedEngine:
         )
         for name, value in sizes.items():
             parameter = self.trained[name]
-            self.optimizer.state[parameter]["row_size"] = sharded_like(value.to(parameter.device), parameter)
+            size = value.to(parameter.device).contiguous()
+            broadcast(size)  # only the first rank's pair was filled when they were measured
+            self.optimizer.state[parameter]["row_size"] = sharded_like(size, parameter)
 
     def micro_batch(self, *, is_last: bool) -> AbstractContextManager[Any]:
         # gradients are exchanged in each micro-batch: kept back for the last, they would be whole on every rank

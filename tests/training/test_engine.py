@@ -83,14 +83,19 @@ def test_a_gradient_above_the_largest_norm_is_scaled_down_to_it(found: float, ke
         torch.testing.assert_close(first_moment, 0.1 * directions[name] * kept / length, rtol=1e-5, atol=1e-8)
 
 
-def test_a_step_reads_its_gradients_norm_once() -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_reads_its_gradients_norm_once(optimizer: Literal["adamw", "muon"]) -> None:
     trained = {name: nn.Parameter(torch.ones(shape)) for name, shape in SHAPES.items()}
-    engine = FullEngine(Accelerator(cpu=True), pair_of(trained), TrainConfig(max_steps=1), accumulation=1)
-    for value in trained.values():
-        value.grad = torch.ones_like(value)
+    settings = TrainConfig(max_steps=1, optimizer=optimizer)
+    engine = FullEngine(Accelerator(cpu=True), pair_of(trained), settings, accumulation=1)
+    for is_first in (True, False):  # the first step of Muon reads the sizes of the rows as well
+        for value in trained.values():
+            value.grad = torch.ones_like(value)
+        if is_first:
+            engine.update(1e-3, lambda norm: True)
     with Reads() as reads:
         engine.update(1e-3, lambda norm: True)
-    assert reads.count == 1
+    assert reads.count == 1 + (optimizer == "muon")  # and the gain's count of steps, which lies on the CPU
 
 
 def test_ddp_sends_buffers_as_it_begins_and_never_again() -> None:

@@ -41,9 +41,9 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
-def one_by_one(*arguments: Any) -> torch.optim.Optimizer:
+def one_by_one(*arguments: Any, **options: Any) -> torch.optim.Optimizer:
     """Make the optimiser without torch's fused and stacked kernels."""
-    optimizer = make_optimizer(*arguments)
+    optimizer = make_optimizer(*arguments, **options)
     for group in optimizer.param_groups:
         group |= {"fused": False, "foreach": False}
     return optimizer

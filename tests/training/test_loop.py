@@ -1,10 +1,12 @@
 """The loop's oracles: any split of a batch gives the same update, two ranks equal one, nothing moves on a bad loss."""
 
+import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -170,6 +172,26 @@ def test_the_objective_is_read_when_the_gradients_are_formed(tmp_path: Path, mon
     assert done == ["gradients", "objective"] * STEPS
 
 
+def test_the_pace_leaves_held_out_measures_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    def lasting(seconds: float, action: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            clock[0] += seconds
+            return action(*arguments)
+
+        return run
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(loop, "_optimiser_step", lasting(2.0, loop._optimiser_step))
+    monkeypatch.setattr(loop, "_measure_held_out", lasting(100.0, loop._measure_held_out))
+    recipe = tiny_recipe(tmp_path, start__method="random", train__log_steps=3, train__evaluate_steps=2)
+    train(recipe)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "train" / "metrics.jsonl").read_text().splitlines()]
+    paces = [line["tokens_per_second"] for line in lines if line["kind"] == "train"]
+    assert paces == [4 * 16 / 2.0] * 2  # measured after steps 2, 4 and 6, between the lines of steps 3 and 6
+
+
 def test_a_tracker_gets_the_numbers(tmp_path: Path) -> None:
     train(tiny_recipe(tmp_path, train__max_steps=2, train__trackers=["tensorboard"]))
     assert list((tmp_path / "run" / "train").rglob("events.out.tfevents.*"))
@@ -228,6 +250,7 @@ def test_a_bad_row_amid_a_large_file_costs_no_step(tmp_path: Path, monkeypatch: 
 TWO_RANKS = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 import lrc.data.blocks
 from benchmarks.ranks import start_ranks, wait_for
 from lrc.config import load_recipe

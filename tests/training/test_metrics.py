@@ -78,6 +78,14 @@ def test_classes_are_means_over_their_own_labels(accelerator: Accelerator) -> No
     assert interval.means(())["lm_loss_by_class"] == {"chat": 1.0, "empty": 0.0, "math": 12.0 / 5}
 
 
+def test_classes_are_means_over_all_ranks(accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    interval = Interval(accelerator, LAYERS, 0)
+    interval.add_classes(torch.tensor([6.0, 3.0]), [3, 3], ("math", "chat"))
+    other = {"math": (4.0, 1), "code": (1.0, 4)}
+    monkeypatch.setattr("lrc.training.metrics.gather_object", lambda own: [*own, other])
+    assert interval.means(())["lm_loss_by_class"] == {"chat": 1.0, "code": 0.25, "math": 10.0 / 4}
+
+
 def test_a_pair_without_clone_terms_logs_none(accelerator: Accelerator) -> None:
     interval = Interval(accelerator, LAYERS, 0)
     interval.add(micro_batch(0, 2, terms=0))

@@ -185,7 +185,7 @@ from benchmarks.ranks import start_ranks, wait_for
 from lrc.training import optimizer as module
 
 folder, dtype = Path(sys.argv[1]), getattr(torch, sys.argv[2])
-module.STACK_BYTES["cpu"] = int(sys.argv[3])
+module.STACK_BYTES["cpu"], module.GATHERED_BYTES = int(sys.argv[3]), int(sys.argv[4])
 
 def work(rank):
     dist.init_process_group("gloo", rank=rank, world_size=3)
@@ -212,18 +212,19 @@ print(wait_for(start_ranks(work, 3, folder), seconds=60))
 
 
 @pytest.mark.parametrize(
-    ("dtype", "stack_bytes", "counts"),
+    ("dtype", "stack_bytes", "gathered_bytes", "counts"),
     [
-        ("float64", 1, [[1, 1, 1], [1, 1], [1, 1]]),  # the last of three stacks has one matrix
-        ("float64", 8 * 96, [[2, 1], [2], [2]]),  # six matrices of the eight that fit are as many for each
-        ("bfloat16", 2**20, [[3], [2], [2]]),
+        ("float64", 1, 2**20, [[1, 1, 1], [1, 1], [1, 1]]),  # the last of three stacks has one matrix
+        ("float64", 2 * 96, 2**20, [[2, 1], [2], [2]]),
+        ("float64", 2 * 96, 2 * 96, [[1, 1, 1, 1], [1, 1, 1], []]),  # two at a time: the third rank has none
+        ("bfloat16", 2**20, 2**20, [[3], [2], [2]]),
     ],
 )
 def test_ranks_share_the_matrices_and_take_the_steps_of_one(
-    tmp_path: Path, dtype: str, stack_bytes: int, counts: list[list[int]]
+    tmp_path: Path, dtype: str, stack_bytes: int, gathered_bytes: int, counts: list[list[int]]
 ) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
-    arguments = [sys.executable, "-c", RANKS, str(tmp_path), dtype, str(stack_bytes)]
+    arguments = [sys.executable, "-c", RANKS, str(tmp_path), dtype, str(stack_bytes), str(gathered_bytes)]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=100)
     assert done.stdout == "[0, 0, 0]\n", done.stderr[-3000:] + (tmp_path / "rank-0.txt").read_text()
     expected = torch.load(tmp_path / "one.pt")

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from lrc.errors import CheckpointError, NumericsError
 from lrc.training.checkpoint_list import checkpoints, step_of
 from lrc.training.divergence import LEAST
+from lrc.training.metrics import MetricsLog
 from lrc.training.run_state import RunState
 from lrc.verbs.train import train
 from tests.tiny import tiny_recipe
@@ -77,6 +78,17 @@ def test_rollback_goes_back_to_the_checkpoint_and_leaves_the_batch_out(
     other = train(tiny_recipe(tmp_path, run=str(tmp_path / "other"), **{**changes, "train__on_divergence": "stop"}))
     expected, found = load_file(other / "model.safetensors"), load_file(last / "model.safetensors")
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_log_that_cannot_be_rewound_is_told_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: MetricsLog, step: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    poison({3: (NAN, 0.0)}, monkeypatch.setattr)
+    monkeypatch.setattr(MetricsLog, "rewind", fail)
+    changes = {**CHANGES, "train__max_steps": 6, "train__on_divergence": "rollback", "train__save_steps": 2}
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl.*No space left on device"):
+        train(tiny_recipe(tmp_path, **changes))
 
 
 def test_without_a_checkpoint_the_batch_is_skipped_where_the_run_stands(

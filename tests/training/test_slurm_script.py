@@ -26,8 +26,10 @@ exit ${FAKE_CODE}
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
-@pytest.mark.parametrize(("code", "requeued"), [(0, False), (1, False), (2, False), (75, True)])
-def test_only_a_preempted_run_is_requeued(tmp_path: Path, code: int, requeued: bool) -> None:
+@pytest.mark.parametrize(
+    ("code", "requeued", "cores"), [(0, False, "8"), (1, False, None), (2, False, "8"), (75, True, "8")]
+)
+def test_only_a_preempted_run_is_requeued(tmp_path: Path, code: int, requeued: bool, cores: str | None) -> None:
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("lrc", LRC)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -38,14 +40,17 @@ def test_only_a_preempted_run_is_requeued(tmp_path: Path, code: int, requeued: b
         "SLURM_JOB_ID": "12345",
         "SLURM_JOB_NODELIST": "node[1-2]",
     }
+    environment |= {} if cores is None else {"SLURM_CPUS_PER_TASK": cores}
     arguments = ["recipe.yaml", "train.strategy=fsdp2", "run=runs/a b"]
     done = subprocess.run(["bash", str(SCRIPT), *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     calls = (tmp_path / "calls").read_text().splitlines()
     words = "train recipe.yaml train.strategy=fsdp2 run=runs/a b --resume auto"
     assert calls == [f"{rank}/2 {rank} first:32345 {words}" for rank in (0, 1)]
+    # srun does not inherit sbatch's cores a task
+    taken = [] if cores is None else [f"--cpus-per-task={cores}"]
     # one dead rank does not hold the allocation until the others' collectives time out
-    assert (tmp_path / "options").read_text().split() == ["--kill-on-bad-exit=0", "--wait=120"]
+    assert (tmp_path / "options").read_text().split() == [*taken, "--kill-on-bad-exit=0", "--wait=120"]
     assert (tmp_path / "requeued").is_file() == requeued
     if requeued:
         assert (tmp_path / "requeued").read_text() == "requeue 12345\n"

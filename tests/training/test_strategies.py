@@ -115,6 +115,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     muon = {"teacher": str(teacher_folder(root / "odd", "qwen2", hidden_size=33, head_dim=8))}
     muon |= {"train__optimizer": "muon", "train__learning_rate": 1e-3, "train__rate_shares": {"o_proj": 0.2}}
     jobs += [job(root, f"{name}-muon", name, **muon) for name in ("one", "ddp", "fsdp2")]
+    added = {**muon, "phases__dense_share": 1.0, "phases__dense_form": "complement", "phases__dense_tensors": "all"}
+    jobs += [job(root, f"{name}-complement", name, **added) for name in ("one", "ddp", "fsdp2")]
     for name, (saved, other) in MUON_RESUMES.items():
         resume = str(root / f"{saved}-muon" / "train" / f"checkpoint-{HALF}")
         jobs.append(job(root, name, other, resume=resume, **muon))
@@ -289,6 +291,18 @@ def test_muon_moves_weights_of_two_ranks_as_those_of_one(root: Path, strategy: s
         assert set(found) == set(expected)
         for name, value in expected.items():
             assert found[name].shape == value.shape
+            assert float((found[name] - value).norm()) <= 1e-3 * float(value.norm()) + 1e-9, name
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_updates_that_start_at_zero_move_on_all_ranks_in_units_of_the_merged_rows(root: Path, strategy: str) -> None:
+    assert_near(losses_of(root / f"{strategy}-complement"), losses_of(root / "one-complement"), 1e-5)
+    for file in FILES:
+        found, expected = (
+            tensors_of(checkpoint(root / f"{name}-complement", HALF), file) for name in (strategy, "one")
+        )
+        assert set(found) == set(expected)
+        for name, value in expected.items():
             assert float((found[name] - value).norm()) <= 1e-3 * float(value.norm()) + 1e-9, name
 
 

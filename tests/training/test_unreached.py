@@ -80,7 +80,7 @@ def some_trained() -> dict[str, nn.Parameter]:
 
 def test_ddp_that_merges_in_each_micro_batch_refuses_such_a_tensor_in_the_first_step() -> None:
     trained = some_trained()
-    two: Any = SimpleNamespace(num_processes=2, prepare_model=lambda pair: pair)
+    two: Any = SimpleNamespace(num_processes=2, process_index=0, prepare_model=lambda pair: pair)
     engine = engine_of(trained, two)
     for name in ("projection", "gain"):
         trained[name].grad = torch.ones_like(trained[name])
