@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from lrc.data.benchmark_rows import index_path, list_benchmarks
+from lrc.data.documents import LISTED
 from lrc.data.file_hash import file_sha256
 from lrc.data.plan_tasks import refuse_seen
-from lrc.data.prepare_task import HELD_OUT, OVER_BUDGET, PrepareTask, result_path, shard_name
+from lrc.data.prepare_task import HELD_OUT, OVER_BUDGET, PrepareTask
 from lrc.data.shards import FORMAT, MANIFEST, START_BYTES, START_DTYPE, ShardBlocks, token_dtype
+from lrc.data.task_results import result_path, shard_name
 from lrc.errors import DataError
 
 BAD_ROWS = "bad_rows.jsonl"
@@ -56,7 +59,7 @@ def assemble(task: PrepareTask, folder: Path, *, tokenizer_sha256: str) -> dict[
         "tokenizer_sha256": tokenizer_sha256,
         "tokens": sum(source["tokens"] for source in sources),
         "shards": shards,
-        "sources": [{key: value for key, value in source.items() if key != "bad"} for source in sources],
+        "sources": [{key: value for key, value in source.items() if key != "first_bad"} for source in sources],
     }
     if task.settings.decontaminate:
         paths = [file.path for file in list_benchmarks(task.settings.decontaminate)]
@@ -86,7 +89,7 @@ def _gather(task: PrepareTask, number: int, folder: Path) -> dict[str, Any]:
     settings = task.settings.sources[number]
     rejected: Counter[str] = Counter()
     found: dict[str, Any] = {**asdict(settings), "rows": 0, "kept": 0, "rejected": rejected, "bad_rows": 0}
-    found |= {"tokens": 0, "bytes": 0, "largest_id": 0, "files": [], "bad": []}
+    found |= {"tokens": 0, "bytes": 0, "largest_id": 0, "files": [], "first_bad": None}
     for rank, file in enumerate(task.files):
         if file.source != number:
             continue
@@ -101,11 +104,11 @@ def _gather(task: PrepareTask, number: int, folder: Path) -> dict[str, Any]:
             rejected[OVER_BUDGET] += result["documents"] - documents
         found["rows"] += result["rows"]
         found["kept"] += documents
-        found["bad_rows"] += len(result["bad"])
+        found["bad_rows"] += result["bad_rows"]
         found["tokens"] += tokens
         found["bytes"] += file.num_bytes
         found["largest_id"] = max(found["largest_id"], result["largest_id"])
-        found["bad"] += [{"file": file.path, "line": line, "reason": reason} for line, reason in result["bad"]]
+        found["first_bad"] = found["first_bad"] or next(_bad_rows(file.path, result), None)
         shard = {"name": shard_name(rank), "tokens": tokens, "documents": documents, "data_class": settings.data_class}
         entry = {"path": file.path, "bytes": file.num_bytes, "sha256": result["sha256"], "rows": result["rows"]}
         found["files"].append({**entry, "kept": documents, "shard": shard})
@@ -140,15 +143,24 @@ def _cut(task: PrepareTask, stem: Path, room: int) -> tuple[int, int]:
 
 
 def _write_bad_rows(sources: list[dict[str, Any]], folder: Path) -> None:
-    lines = [json.dumps(row) + "\n" for source in sources for row in source["bad"]]
-    (folder / BAD_ROWS).write_text("".join(lines))
+    """List the first bad rows of each file, one file's in memory at a time."""
+    with open(folder / BAD_ROWS, "w") as listed:
+        for file in (file for source in sources for file in source["files"] if source["bad_rows"]):
+            result = json.loads((folder / f"{file['shard']['name']}.json").read_text())
+            listed.writelines(json.dumps(row) + "\n" for row in _bad_rows(file["path"], result))
+
+
+def _bad_rows(path: str, result: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for line, reason in result["bad"]:
+        yield {"file": path, "line": line, "reason": reason}
 
 
 def _refuse_bad_share(source: dict[str, Any], limit: float, listed: Path) -> None:
     if source["bad_rows"] > limit * source["rows"]:
-        first = source["bad"][0]
+        first = source["first_bad"]
         raise DataError(
             f"{source['path']}: at most {limit:.2%} of the rows may be unreadable (prepare.max_bad_share), found "
-            f"{source['bad_rows']} of {source['rows']}, first {first['file']}:{first['line']}: {first['reason']}. All "
-            f"are listed in {listed}. Mend the data or raise the limit, and run again: finished files are kept."
+            f"{source['bad_rows']} of {source['rows']}, first {first['file']}:{first['line']}: {first['reason']}. "
+            f"{listed} lists the first {LISTED:,} of each file. Mend the data or raise the limit, and run again: "
+            "finished files are kept."
         )

@@ -1,7 +1,9 @@
 """Deduplication and decontamination of `lrc prepare`, on datatrove's own blocks.
 
 Before tokenising, all files are signed and compared; the tokenising task then leaves out what was found. The documents
-that are signed are those that the recipe's filters leave; MinHash signs what exact deduplication has left.
+that are signed are those that the recipe's filters leave; MinHash signs what exact deduplication has left. Of each set
+of duplicates the earliest stays, by file and place in it: a source's token budget cuts its end off, so the copy that
+stays is cut off only where all copies of its source are.
 """
 
 from collections.abc import Iterator
@@ -20,7 +22,6 @@ from datatrove.pipeline.dedup.exact_dedup import (
 from datatrove.pipeline.dedup.minhash import (
     MinhashConfig,
     MinhashDedupBuckets,
-    MinhashDedupCluster,
     MinhashDedupFilter,
     MinhashDedupSignature,
 )
@@ -30,8 +31,10 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 
 from lrc.data.benchmark_rows import benchmark_texts, index_path
 from lrc.data.documents import Tally
-from lrc.data.prepare_task import PrepareTask
+from lrc.data.near_clusters import KeepEarliest
+from lrc.data.prepare_task import PrepareTask, draft_path
 from lrc.data.source_files import on_this_machine
+from lrc.data.whole_file import write_if_changed
 from lrc.data_config import PrepareConfig
 
 EXACT = "the same text as another document"
@@ -39,7 +42,7 @@ NEAR = "nearly the same text as another document"
 CONTAMINATED = "words of a benchmark"
 FOLDER = "dedupe"
 TOP_PRIORITY = 65_535
-"""Of the first source: of documents with the same text, that of the earliest source stays."""
+"""Of the first file; the highest priority stays, and one less a file ends at 1, which all files behind share."""
 
 
 class SpacedWords(WordTokenizer):  # type: ignore[misc]  # datatrove has no types
@@ -66,10 +69,9 @@ class Documents:
 
     def __call__(self, data: Any, rank: int, world_size: int) -> Iterator[Document]:
         """Read file `rank`."""
-        draft = Path(self.task.folder) / f"{rank:05d}-signing"
-        file = self.task.files[rank]
-        with on_this_machine(file.path, draft) as local:
-            yield from as_documents(self.task.texts(rank, local, Tally()), file.source)
+        draft = draft_path(Path(self.task.folder), rank)
+        with on_this_machine(self.task.files[rank].path, draft) as local:
+            yield from as_documents(self.task.texts(rank, local, Tally()), rank)
 
 
 def dedupe_pipelines(task: PrepareTask) -> list[tuple[str, list[Any], int]]:
@@ -86,7 +88,7 @@ def dedupe_pipelines(task: PrepareTask) -> list[tuple[str, list[Any], int]]:
         before = [ExactDedupFilter(f"{exact}/duplicates", config=_exact_config())] if settings.exact_dedupe else []
         sign = MinhashDedupSignature(f"{near}/signatures", config=config, language=SpacedWords())
         buckets = MinhashDedupBuckets(f"{near}/signatures", f"{near}/buckets", config=config)
-        cluster = MinhashDedupCluster(f"{near}/buckets", f"{near}/duplicates", config=config)
+        cluster = KeepEarliest(f"{near}/buckets", f"{near}/duplicates")
         found += [
             ("minhash-sign", [Documents(task), *before, sign], num_files),
             ("minhash-buckets", [buckets], config.num_buckets),
@@ -97,16 +99,16 @@ def dedupe_pipelines(task: PrepareTask) -> list[tuple[str, list[Any], int]]:
 
 def drop_found(texts: Iterator[str], task: PrepareTask, rank: int, tally: Tally) -> Iterator[str]:
     """Leave out the documents of file `rank` that are duplicates or hold a benchmark's words, and tally why."""
-    documents = as_documents(texts, task.files[rank].source)
+    documents = as_documents(texts, rank)
     for reason, block in _drop_blocks(task):
         documents = _tallied(documents, block, reason, rank, len(task.files), tally)
     return (document.text for document in documents)
 
 
-def as_documents(texts: Iterator[str], source: int) -> Iterator[Document]:
-    """Wrap texts as datatrove takes them."""
+def as_documents(texts: Iterator[str], rank: int) -> Iterator[Document]:
+    """Wrap the texts of file `rank` as datatrove takes them."""
     for number, text in enumerate(texts):
-        yield Document(text=text, id=str(number), metadata={"source": source})
+        yield Document(text=text, id=str(number), metadata={"file": rank})
 
 
 def write_benchmark_index(settings: PrepareConfig, folder: Path) -> None:
@@ -122,7 +124,7 @@ def write_benchmark_index(settings: PrepareConfig, folder: Path) -> None:
         for text in benchmark_texts(settings.decontaminate)
         for words in ngrams(block.tokenizer.word_tokenize(simplify_text(text, config.norm_config)), config.n_grams)
     }
-    np.asarray(sorted(hashes), dtype=config.hash_config.np_descr).tofile(index)
+    write_if_changed(index, np.asarray(sorted(hashes), dtype=config.hash_config.np_descr).tobytes())
 
 
 def _drop_blocks(task: PrepareTask) -> list[tuple[str, Any]]:
@@ -165,7 +167,7 @@ def _content(document: Document) -> str:
 
 
 def _priority(document: Document) -> int:
-    return max(1, TOP_PRIORITY - int(document.metadata["source"]))
+    return max(1, TOP_PRIORITY - int(document.metadata["file"]))
 
 
 def _exact_config() -> ExactDedupConfig:

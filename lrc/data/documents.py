@@ -9,10 +9,13 @@ from typing import TextIO
 
 from lrc.data.order import WORD, mix
 from lrc.data.row_text import BadRow, meets, num_bytes, text_of
-from lrc.data.source_rows import SourceRow
+from lrc.data.source_rows import ReadShare, SourceRow
 from lrc.data_config import PrepareConfig, SourceConfig
 
 PUT_ASIDE = "put aside as held out"
+LISTED = 1000
+"""Bad rows of a file whose numbers and reasons are kept; the others are counted."""
+REASON_CHARACTERS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +37,21 @@ class Tally:
 
     rows: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
+    num_bad: int = 0
     bad: list[tuple[int, str]] = field(default_factory=list)
-    """(row, reason)."""
+    """(row, reason) of the first `LISTED` ones."""
+    read: ReadShare = field(default_factory=ReadShare)
+    watch: "Callable[[Tally], None] | None" = None
+    """Called after `LISTED` bad rows and whenever they have doubled."""
+
+    def add_bad(self, row: int, reason: str) -> None:
+        """Count a bad row."""
+        self.num_bad += 1
+        if self.num_bad <= LISTED:
+            self.bad.append((row, reason[:REASON_CHARACTERS]))
+        times, rest = divmod(self.num_bad, LISTED)
+        if self.watch is not None and rest == 0 and times & (times - 1) == 0:
+            self.watch(self)
 
 
 class _Rejected(Exception):
@@ -68,7 +84,7 @@ def read_documents(
             text = _text(row, source, chat_text, keep_key)
             _check_text(text, settings.max_document_bytes)
         except BadRow as reason:
-            tally.bad.append((row.number, str(reason)))
+            tally.add_bad(row.number, str(reason))
         except _Rejected as reason:
             tally.rejected[str(reason)] += 1
         else:

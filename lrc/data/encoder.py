@@ -6,16 +6,27 @@ and slow tokenizers need that.
 
 import json
 import os
+import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import date
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lrc.data.whole_file import write_if_changed
+
 FACTS = "encoder.json"
 BACKEND = "encoder_backend.json"
+TEMPLATE_DATE = (2024, 7, 26)
+"""What chat templates that ask for today's date are told, so that no shard depends on the day that it was made on: the
+date that Llama's own templates name where there is no clock."""
+TODAY = re.compile(r"""\bstrftime_now\(\s*(?:format\s*=\s*)?(["'])(.*?)\1\s*\)""")
+"""A call for today's date, as transformers offers it to chat templates: the quote and the format."""
+BLANK_TAIL = 8
+"""Tokens behind an end token that are looked at; a template writes a line break or two there."""
 
 
 class Encoded(NamedTuple):
@@ -38,23 +49,24 @@ def save_encoder(tokenizer: Any, tokenizer_folder: Path, folder: Path) -> None:
     if tokenizer.is_fast:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         state["truncation"] = state["padding"] = None
-        (folder / BACKEND).write_text(json.dumps(state))
+        write_if_changed(folder / BACKEND, json.dumps(state).encode())
     facts = {
-        "tokenizer_folder": str(tokenizer_folder),
+        "tokenizer_folder": str(tokenizer_folder.absolute()),  # a worker may run in another folder
         "is_fast": tokenizer.is_fast,
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,
     }
-    (folder / FACTS).write_text(json.dumps(facts))
+    write_if_changed(folder / FACTS, json.dumps(facts).encode())
 
 
 def open_encoder(folder: Path) -> "Encoder":
     """Open what `save_encoder` wrote, once a process."""
-    return _opened(folder, (folder / FACTS).stat().st_mtime_ns)
+    written_ns = [path.stat().st_mtime_ns for name in (FACTS, BACKEND) if (path := folder / name).is_file()]
+    return _opened(folder, tuple(written_ns))
 
 
 @lru_cache(maxsize=1)
-def _opened(folder: Path, _written_ns: int) -> "Encoder":
+def _opened(folder: Path, _written_ns: tuple[int, ...]) -> "Encoder":
     return Encoder(folder)
 
 
@@ -67,14 +79,14 @@ class Encoder:
         self._backend = self._open_backend(folder) if self.facts["is_fast"] else None
 
     def chat_text(self, messages: list[dict[str, str]]) -> str:
-        """Put a conversation through the chat template."""
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
+        """Put a conversation through the chat template, whose clock stands at `TEMPLATE_DATE`."""
+        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, chat_template=self._template))
 
     def encode(self, texts: list[str]) -> Encoded:
         """Tokenise documents and put the boundary tokens around each: bos text eos, neither twice."""
         ids, lengths = array("I"), []
         for document in self._encode_plain(texts):
-            found = with_boundaries(document, self.facts["bos"], self.facts["eos"])
+            found = with_boundaries(document, self.facts["bos"], self.facts["eos"], decode=self._decode)
             ids.extend(found)
             lengths.append(len(found))
         return Encoded(np.frombuffer(ids, dtype=np.uint32), np.asarray(lengths, dtype=np.int64))
@@ -85,6 +97,13 @@ class Encoder:
             return found
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    @cached_property
+    def _template(self) -> str:
+        return with_fixed_date(self._tokenizer.get_chat_template())
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str((self._backend or self._tokenizer).decode(list(ids), skip_special_tokens=False))
 
     @staticmethod
     def _open_backend(folder: Path) -> Any:
@@ -99,8 +118,33 @@ class Encoder:
         return AutoTokenizer.from_pretrained(self.facts["tokenizer_folder"])
 
 
-def with_boundaries(ids: Sequence[int], bos: int | None, eos: int | None) -> list[int]:
-    """Put bos before and eos behind, unless there is none or a chat template has put it there."""
+def with_fixed_date(template: str) -> str:
+    """Write `TEMPLATE_DATE` in the place of a chat template's calls for today's date.
+
+    The calls are replaced in the template's text, since transformers hands no function of a caller on to it.
+    """
+    day = date(*TEMPLATE_DATE)
+    return TODAY.sub(lambda call: f"{call[1]}{day.strftime(call[2])}{call[1]}", template)
+
+
+def with_boundaries(
+    ids: Sequence[int], bos: int | None, eos: int | None, *, decode: Callable[[Sequence[int]], str] | None = None
+) -> list[int]:
+    """Put bos before and eos behind, unless there is none or a chat template has put it there.
+
+    Args:
+        ids: A document.
+        bos: The begin token, if there is one.
+        eos: The end token, if there is one.
+        decode: Gives the text of ids; with it, an end token that only white space follows (ChatML) ends a document too.
+    """
     front = [] if bos is None or (len(ids) and ids[0] == bos) else [bos]
-    back = [] if eos is None or (len(ids) and ids[-1] == eos) else [eos]
+    back = [] if eos is None or _is_ended(ids, eos, decode) else [eos]
     return [*front, *ids, *back]
+
+
+def _is_ended(ids: Sequence[int], eos: int, decode: Callable[[Sequence[int]], str] | None) -> bool:
+    for length in range(min(len(ids), BLANK_TAIL + 1)):
+        if ids[len(ids) - 1 - length] == eos:
+            return length == 0 or (decode is not None and not decode(ids[len(ids) - length :]).strip())
+    return False

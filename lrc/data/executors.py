@@ -4,20 +4,27 @@ Each keeps `logs/STAGE/completions/RANK` in the work folder for every finished t
 """
 
 import logging
+import math
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lrc.data.stages import Stage
+from lrc.data.worker_pool import run_in_processes
 from lrc.data_config import ClusterConfig
 from lrc.errors import ConfigError, DataError
 
 LOGS = "logs"
 SUBMITTED = "submitted_job"
+MAX_ARRAY_SIZE = 1001
+"""Jobs of a Slurm array, as many as Slurm takes unless told otherwise. More tasks than that share jobs: datatrove would
+cut them into several arrays, and the next stage would wait for the last one alone."""
 
 
 def run_here(stage: Stage, folder: Path, *, workers: int) -> None:
@@ -34,12 +41,20 @@ def run_here(stage: Stage, folder: Path, *, workers: int) -> None:
     from datatrove.executor import LocalPipelineExecutor
 
     _hush()
-    LocalPipelineExecutor(
-        pipeline=stage.pipeline,
-        tasks=stage.tasks,
-        workers=min(workers, stage.tasks),
-        logging_dir=_logs(folder, stage),
-    ).run()
+    executor = LocalPipelineExecutor(
+        pipeline=stage.pipeline, tasks=stage.tasks, workers=1, logging_dir=_logs(folder, stage)
+    )
+    left = executor.get_incomplete_ranks()
+    if min(workers, len(left)) > 1:
+        run_in_processes(partial(_run_task, executor), left, workers=workers, name=stage.name)
+    else:
+        for rank in left:
+            _run_task(executor, rank)
+
+
+def _run_task(executor: Any, rank: int) -> None:
+    """Run one task as datatrove's executor does, on a copy of its own: steps keep counts."""
+    deepcopy(executor)._run_for_rank(rank, local_rank=rank)
 
 
 def run_on_ray(stage: Stage, folder: Path, *, workers: int | None, cluster: ClusterConfig) -> None:
@@ -95,16 +110,17 @@ def submit_to_slurm(
 
     Raises:
         ConfigError: There is no sbatch, or it refuses.
-        DataError: Jobs of this folder were submitted before and are not done.
+        DataError: Jobs of this folder were submitted before and are not done, or a stage ran on one that is not done.
     """
     note, last = folder / SUBMITTED, stages[-1]
-    left = count_unfinished(last, folder)
-    if not left:
+    if not any(count_unfinished(stage, folder) for stage in stages):
         return None
+    _refuse_gaps(stages, folder)
     if note.is_file():
         raise DataError(
-            f"The jobs of {folder} were submitted (the last is {note.read_text()}), but {left} of {last.tasks} files "
-            f"are not done. Wait for them (squeue --me) and run again; to submit anew what failed, delete {note}."
+            f"The jobs of {folder} were submitted (the last is {note.read_text()}), but "
+            f"{count_unfinished(last, folder)} of {last.tasks} files are not done. Wait for them (squeue --me) and run "
+            f"again; to submit anew what failed, delete {note}."
         )
     if shutil.which("sbatch") is None:
         raise ConfigError("prepare.executor=slurm must find sbatch on the PATH. Run it on a login node of the cluster.")
@@ -118,6 +134,22 @@ def submit_to_slurm(
         raise ConfigError(f"sbatch must take the jobs, but it refused: {error}. See prepare.cluster.") from error
     note.write_text(str(executor.job_id))
     return str(executor.job_id) if count_unfinished(last, folder) else None
+
+
+def _refuse_gaps(stages: Sequence[Stage], folder: Path) -> None:
+    """Refuse to go on where a stage has begun although one before it, which it reads, is not done.
+
+    Raises:
+        DataError: There is such a stage.
+    """
+    for number, stage in enumerate(stages):
+        left = count_unfinished(stage, folder)
+        begun = [later.name for later in stages[number + 1 :] if count_unfinished(later, folder) < later.tasks]
+        if left and begun:
+            raise DataError(
+                f"{stage.name} must be done before {begun[0]} begins, but {left} of its {stage.tasks} tasks are not "
+                f"({_logs(folder, stage)} says why), so duplicates may be missed. Start anew with --overwrite."
+            )
 
 
 def count_unfinished(stage: Stage, folder: Path) -> int:
@@ -134,6 +166,8 @@ def _slurm_executor(stage: Stage, folder: Path, *, workers: int | None, cluster:
         pipeline=stage.pipeline,
         tasks=stage.tasks,
         workers=workers or -1,
+        tasks_per_job=math.ceil(stage.tasks / MAX_ARRAY_SIZE),
+        max_array_size=MAX_ARRAY_SIZE,
         depends=after,
         job_name=f"lrc-{stage.name}",
         logging_dir=_logs(folder, stage),

@@ -9,9 +9,14 @@ from lrc.data.benchmark_rows import list_benchmarks
 from lrc.data.documents import InputFile
 from lrc.data.file_hash import file_sha256
 from lrc.data.prepare_task import PrepareTask
+from lrc.data.row_text import needed_fields
 from lrc.data.source_files import check_columns, is_remote, list_files
-from lrc.data_config import FILTER, ClusterConfig, PrepareConfig
+from lrc.data_config import ClusterConfig, PrepareConfig
 from lrc.errors import DataError
+
+LAYOUT = 2
+"""Changes with what tasks make of the same input or leave behind: a run that an older version started is not gone on
+with."""
 
 
 def plan_files(settings: PrepareConfig) -> tuple[InputFile, ...]:
@@ -22,12 +27,10 @@ def plan_files(settings: PrepareConfig) -> tuple[InputFile, ...]:
     """
     files = []
     for number, source in enumerate(settings.sources):
-        columns = {match[1].split(".")[0] for match in map(FILTER.fullmatch, source.filters) if match}
-        columns |= {source.text_key} if source.kind == "text" else set()
         found = list_files(source.path)
         for index, file in enumerate(found):
             if file.path.endswith(".parquet") and (index == 0 or not is_remote(file.path)):
-                check_columns(file, columns)
+                check_columns(file, needed_fields(source))
         files += [InputFile(source=number, **file._asdict()) for file in found]
     _refuse_copies(files)
     return tuple(files)
@@ -38,7 +41,7 @@ def fingerprint(task: PrepareTask, tokenizer_sha256: str, chat_template: str | N
     bare = replace(task.settings, executor="local", workers=None, cluster=ClusterConfig(), max_bad_share=0.0)
     settings = asdict(bare)
     benchmarks = list_benchmarks(task.settings.decontaminate)
-    facts = [settings, [asdict(file) for file in task.files], benchmarks, tokenizer_sha256, chat_template]
+    facts = [LAYOUT, settings, [asdict(file) for file in task.files], benchmarks, tokenizer_sha256, chat_template]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -9,24 +9,31 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
+from lrc.data.bad_rows import BadRowWatch
 from lrc.data.documents import InputFile, Tally, put_aside, read_documents
 from lrc.data.encoder import open_encoder
 from lrc.data.file_hash import file_sha256
+from lrc.data.row_text import read_fields
 from lrc.data.shards import ShardWriter, token_dtype
-from lrc.data.source_files import on_this_machine
+from lrc.data.source_files import is_remote, on_this_machine
 from lrc.data.source_rows import read_rows
+from lrc.data.task_results import read_finished, result_path, shard_name
+from lrc.data.whole_file import write_if_changed
 from lrc.data_config import PrepareConfig
 from lrc.errors import DataError
 
 BATCH_CHARACTERS = 500_000
 """Text tokenised at once; bounds the memory of a worker."""
 FILES = "files.json"
+DRAFT = "-partial"
+"""Part of the names of unfinished files."""
 OVER_BUDGET = "over the token budget"
 HELD_OUT = ".held-out"
 """Ending of a task's file of documents that are put aside."""
@@ -43,8 +50,14 @@ class PrepareTask:
     """Where the shards are written; holds the encoder and the list of files."""
 
     def save_files(self) -> None:
-        """Write the list of files to the folder, where copies of this task find it."""
-        (Path(self.folder) / FILES).write_text(json.dumps([asdict(file) for file in self.files]))
+        """Write the list of files to the folder, where copies of this task find it.
+
+        Its paths are absolute: a Ray worker runs in a folder of its own. This task keeps those of the recipe.
+        """
+        files = [asdict(file) for file in self.files]
+        for file in files:
+            file["path"] = file["path"] if is_remote(file["path"]) else os.path.abspath(file["path"])
+        write_if_changed(Path(self.folder) / FILES, json.dumps(files).encode())
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the files: datatrove copies its steps once a task, and a list of 28,000 takes 1.5 s each time."""
@@ -67,10 +80,11 @@ class PrepareTask:
     def texts(self, rank: int, local: Path, tally: Tally) -> Iterator[str]:
         """Yield the documents of file `rank`, which lies at `local`, as the recipe's filters leave them."""
         file = self.files[rank]
+        source = self.settings.sources[file.source]
         return read_documents(
-            read_rows(local, name=file.path),
+            read_rows(local, name=file.path, columns=read_fields(source), read=tally.read),
             self.settings,
-            self.settings.sources[file.source],
+            source,
             key=rank,
             chat_text=open_encoder(Path(self.folder)).chat_text,
             tally=tally,
@@ -100,17 +114,26 @@ class PrepareTask:
         for task in range(rank):
             if self.files[task].source != source:
                 continue
-            path = result_path(Path(self.folder), task)
-            if not path.is_file():
+            finished = read_finished(Path(self.folder), task)
+            if finished is None:
                 return True
-            tokens += _tokens_of(path, path.stat().st_mtime_ns)
+            tokens += finished.tokens
             if tokens >= budget:
                 return False
         return True
 
+    def _watch(self, rank: int) -> BadRowWatch:
+        return BadRowWatch(
+            files=self.files,
+            source=self.settings.sources[self.files[rank].source],
+            limit=self.settings.max_bad_share,
+            folder=Path(self.folder),
+            rank=rank,
+        )
+
     def _write_shard(self, rank: int) -> None:
         folder = Path(self.folder)
-        draft = folder / f"{rank:05d}-partial"
+        draft = draft_path(folder, rank)
         try:
             with on_this_machine(self.files[rank].path, draft) as local:
                 result = self._fill_shard(rank, draft, local)
@@ -122,11 +145,14 @@ class PrepareTask:
             raise DataError(
                 f"{folder} can't be written: {error}. Free some space and run again: finished files are kept."
             ) from error
+        finally:
+            for suffix in (".bin", ".starts", HELD_OUT, ".json"):
+                draft.with_suffix(suffix).unlink(missing_ok=True)
 
     def _fill_shard(self, rank: int, draft: Path, local: Path) -> dict[str, Any]:
         """Write a shard and return what became of the rows."""
         encoder = open_encoder(Path(self.folder))
-        tally, largest = Tally(), 0
+        tally, largest = Tally(watch=self._watch(rank)), 0
         budget = self.settings.sources[self.files[rank].source].max_tokens
         texts = self._kept_texts(rank, local, tally)
         with ExitStack() as files:
@@ -143,12 +169,13 @@ class PrepareTask:
                 largest = max(largest, int(ids.max()))
                 if budget is not None and writer.num_tokens >= budget:
                     break
-        left = tally.rows - sum(tally.rejected.values()) - len(tally.bad) - writer.num_documents
+        left = tally.rows - sum(tally.rejected.values()) - tally.num_bad - writer.num_documents
         if left:  # of the batch whose document reached the budget
             tally.rejected[OVER_BUDGET] += left
         return {
             "rows": tally.rows,
             "rejected": dict(sorted(tally.rejected.items())),
+            "bad_rows": tally.num_bad,
             "bad": tally.bad,
             "documents": writer.num_documents,
             "tokens": writer.num_tokens,
@@ -157,16 +184,20 @@ class PrepareTask:
         }
 
 
+def draft_path(folder: Path, rank: int) -> Path:
+    """Name a task's unfinished files as no other process does: one that outlived a killed run may write its own."""
+    return folder / f"{rank:05d}-{uuid4().hex}{DRAFT}"
+
+
+def remove_drafts(folder: Path) -> None:
+    """Delete what killed tasks left unfinished; no task may be running."""
+    for draft in folder.glob(f"*{DRAFT}[.-]*"):
+        draft.unlink(missing_ok=True)
+
+
 @lru_cache(maxsize=1)
 def _read_files(path: Path, _written_ns: int) -> tuple[InputFile, ...]:
     return tuple(InputFile(**file) for file in json.loads(path.read_text()))
-
-
-@cache
-def _tokens_of(path: Path, _written_ns: int) -> int:
-    """Read how many tokens a finished task has kept; once a process, for every later file asks."""
-    tokens: int = json.loads(path.read_text())["tokens"]
-    return tokens
 
 
 def _within(lengths: np.ndarray, room: int) -> np.ndarray:
@@ -185,13 +216,3 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-def shard_name(task: int) -> str:
-    """Name a task's shard."""
-    return f"{task:05d}"
-
-
-def result_path(folder: Path, task: int) -> Path:
-    """Name the file that says that a task is done, and what became of its rows."""
-    return folder / f"{task:05d}.json"

@@ -18,10 +18,22 @@ OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
 }
 ROLES = {"human": "user", "gpt": "assistant"}
+CHAT_FIELDS = ("conversations", "messages", "instruction", "input", "output")
 
 
 class BadRow(Exception):
     """A row that can't be used; its text is the reason."""
+
+
+def needed_fields(source: SourceConfig) -> set[str]:
+    """Name the fields that every row of a source must have: that of the text, and those that filters look into."""
+    fields = {match[1].split(".")[0] for match in map(FILTER.fullmatch, source.filters) if match}
+    return fields | ({source.text_key} if source.kind == "text" else set())
+
+
+def read_fields(source: SourceConfig) -> set[str]:
+    """Name the fields that are looked at: those needed, and all that a chat may stand in."""
+    return needed_fields(source) | (set(CHAT_FIELDS) if source.kind == "chat" else set())
 
 
 def num_bytes(text: str) -> int:
@@ -86,7 +98,10 @@ def messages_of(row: dict[str, Any]) -> list[dict[str, str]]:
     elif isinstance(row.get("messages"), list):
         turns = [_turn(turn, "role", "content") for turn in row["messages"]]
     elif isinstance(row.get("instruction"), str) and isinstance(row.get("output"), str):
-        question = "\n\n".join(part for part in (row["instruction"], row.get("input")) if part)
+        added = row.get("input")
+        if added is not None and not isinstance(added, str):
+            raise BadRow("field 'input' is neither a string nor null")
+        question = "\n\n".join(part for part in (row["instruction"], added) if part)
         turns = [("user", question), ("assistant", row["output"])]
     else:
         raise BadRow("no conversations, messages, or instruction and output")

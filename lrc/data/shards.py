@@ -5,6 +5,7 @@ token ids, and `NAME.starts`, the offset of each document's first token. `manife
 """
 
 import json
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,8 @@ START_DTYPE = "<u8"
 START_BYTES = 8
 SMALL_VOCABULARY = 65_536
 """Largest vocabulary whose ids take two bytes."""
+MAPPED_SHARDS = 64
+"""Shards mapped at once, two files each: half of the 256 that macOS lets a process open, an eighth of Linux's 1,024."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -113,7 +116,7 @@ class ShardBlocks:
             _check_size(folder / f"{shard.name}.starts", shard.documents * START_BYTES)
         blocks = [-(-shard.tokens // sequence_length) for shard in self.shards]
         self._first = np.cumsum([0, *blocks])
-        self._open: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._open: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
         if len(self) == 0:
             raise DataError(f"{folder} holds no tokens. Prepare the data anew.")
 
@@ -141,10 +144,14 @@ class ShardBlocks:
         return f"{name}: documents {first} to {last}, tokens {begin} to {end - 1}"
 
     def _mapped(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Map a shard's files; of many shards only those used last stay mapped, for each map holds a descriptor."""
         if number not in self._open:
             stem = self.folder / self.shards[number].name
             tokens = np.memmap(stem.with_suffix(".bin"), dtype=self.dtype, mode="r")
             self._open[number] = tokens, np.memmap(stem.with_suffix(".starts"), dtype=START_DTYPE, mode="r")
+            if len(self._open) > MAPPED_SHARDS:
+                self._open.popitem(last=False)
+        self._open.move_to_end(number)
         return self._open[number]
 
 

@@ -105,14 +105,45 @@ def _read_names(path: str) -> Any:
 
 
 def _list_local(source: str) -> list[SourceFile]:
-    path = Path(source)
-    if path.is_dir():
-        found = sorted(entry for entry in path.rglob("*") if entry.name.endswith(SUFFIXES))
-        found = _without_descriptions(found)
+    if Path(source).is_dir():
+        found = _without_descriptions(sorted(map(Path, _walk(source))))
     else:
-        found = sorted(map(Path, glob.glob(source, recursive=True)))
-        found = [path for path in found if path.is_file() and path.suffix != SUFFIX]
+        paths = sorted(glob.glob(source, recursive=True))
+        found = [Path(path) for path in paths if _is_there(path) and not path.endswith(SUFFIX)]
     return [SourceFile(str(file), file.stat().st_size, str(file.stat().st_mtime_ns)) for file in found]
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Yield the data files below a folder, those of linked folders too, but each folder once: links may form a ring."""
+    seen = set()
+    for parent, folders, names in os.walk(folder, onerror=_refuse_folder, followlinks=True):
+        facts = os.stat(parent)
+        if (facts.st_dev, facts.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
+        folders.sort()
+        for name in names:  # a dangling link without an ending may have meant a folder
+            path = os.path.join(parent, name)
+            if (name.endswith(SUFFIXES) or "." not in name) and _is_there(path) and name.endswith(SUFFIXES):
+                yield path
+
+
+def _is_there(path: str) -> bool:
+    """Tell whether a path is a file.
+
+    Raises:
+        DataError: It is a link to nothing.
+    """
+    if os.path.islink(path) and not os.path.exists(path):
+        raise DataError(
+            f"{path} must be a file, but links to {os.readlink(path)}, which is not there. Mend the link or remove it."
+        )
+    return os.path.isfile(path)
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise DataError(f"{error.filename} must be readable to be part of a source, found: {error.strerror}.") from error
 
 
 def _list_remote(source: str) -> list[SourceFile]:

@@ -7,7 +7,8 @@ import codecs
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -37,33 +38,45 @@ class SourceRow(NamedTuple):
     """Why there is no value; empty if there is one."""
 
 
+@dataclass
+class ReadShare:
+    """How much of a file has been read."""
+
+    share: float = 0.0
+    """In 0..1, of its bytes (parquet: of its rows)."""
+
+
 class _BrokenArray(Exception):
     """A JSON array that can't be read on; its text is the reason."""
 
 
-def read_rows(path: Path, *, name: str | None = None) -> Iterator[SourceRow]:
+def read_rows(
+    path: Path, *, name: str | None = None, columns: Collection[str] | None = None, read: ReadShare | None = None
+) -> Iterator[SourceRow]:
     """Stream a file's rows.
 
     Args:
         path: The file on this machine.
         name: What errors call it; None: its path.
+        columns: Those of a parquet file that are needed, if it has them; None: all. Other rows come whole.
+        read: Follows how much has been read.
 
     Raises:
         DataError: The file ends too early or is damaged as a whole.
     """
     done = 0
     try:
-        for row in _rows(path):
+        for row in _rows(path, columns, read or ReadShare()):
             done = row.number
             yield row
     except (EOFError, zlib.error, zstandard.ZstdError, OSError, pa.ArrowException, _BrokenArray) as error:
         raise DataError(f"{name or path} is damaged after row {done}: {error}. Fetch it again.") from error
 
 
-def _rows(path: Path) -> Iterator[SourceRow]:
+def _rows(path: Path, columns: Collection[str] | None, read: ReadShare) -> Iterator[SourceRow]:
     if path.suffix == ".parquet":
-        return _parquet_rows(path)
-    chunks = _chunks(path)
+        return _parquet_rows(path, columns, read)
+    chunks = _chunks(path, read)
     if path.name.endswith(ARRAYS):
         first = next(chunks, b"")
         chunks = chain([first], chunks)
@@ -72,13 +85,31 @@ def _rows(path: Path) -> Iterator[SourceRow]:
     return _line_rows(chunks)
 
 
-def _parquet_rows(path: Path) -> Iterator[SourceRow]:
+def _parquet_rows(path: Path, columns: Collection[str] | None, read: ReadShare) -> Iterator[SourceRow]:
     with pq.ParquetFile(path) as file:
+        kept = [name for name in file.schema_arrow.names if columns is None or name in columns]
         number = 0
-        for batch in file.iter_batches(batch_size=PARQUET_ROWS):
-            for value in batch.to_pylist():
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=kept or None):
+            read.share = (number + batch.num_rows) / file.metadata.num_rows
+            for value, problem in _values(batch):
                 number += 1
-                yield SourceRow(number, value, "")
+                yield SourceRow(number, value, problem)
+
+
+def _values(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any] | None, str]]:
+    """Yield the rows of a batch or their problems; arrow checks no value before it becomes Python's."""
+    try:
+        values = batch.to_pylist()
+    except (ValueError, OverflowError):
+        for index in range(batch.num_rows):
+            try:
+                yield batch.slice(index, 1).to_pylist()[0], ""
+            except UnicodeDecodeError:
+                yield None, "invalid UTF-8"
+            except (ValueError, OverflowError) as error:
+                yield None, f"a value can't be read: {error}"
+        return
+    yield from ((value, "") for value in values)
 
 
 def _line_rows(chunks: Iterator[bytes]) -> Iterator[SourceRow]:
@@ -149,15 +180,22 @@ def _skip(text: str, position: int, separator: str) -> int:
     return position
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def _chunks(path: Path, read: ReadShare) -> Iterator[bytes]:
     """Read and unpack a file."""
+    num_bytes = max(1, path.stat().st_size)
     with path.open("rb") as packed:
-        if path.suffix in (".zst", ".zstd"):
-            yield from _unpack_zstandard(packed)
-            return
-        with gzip.open(packed) if path.suffix == ".gz" else packed as stream:
-            while chunk := stream.read(CHUNK_BYTES):
-                yield chunk
+        for chunk in _unpacked(path, packed):
+            read.share = packed.tell() / num_bytes
+            yield chunk
+
+
+def _unpacked(path: Path, packed: BinaryIO) -> Iterator[bytes]:
+    if path.suffix in (".zst", ".zstd"):
+        yield from _unpack_zstandard(packed)
+        return
+    with gzip.open(packed) if path.suffix == ".gz" else packed as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            yield chunk
 
 
 def _unpack_zstandard(packed: BinaryIO) -> Iterator[bytes]:

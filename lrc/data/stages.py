@@ -1,5 +1,7 @@
 """The stages of `lrc prepare` in order, each a datatrove pipeline and its number of tasks."""
 
+import resource
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,18 +22,31 @@ class Stage:
 
 @dataclass
 class Quiet:
-    """First step of each pipeline: keeps datatrove's log off the terminal of the worker that it arrives in."""
+    """First step of each pipeline: readies the worker that it arrives in.
+
+    It keeps datatrove's log off the terminal, and lets the process open as many files as the system grants: comparing
+    signatures opens those of all input files at once.
+    """
 
     package: str = "datatrove"
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
         """Hand on nothing."""
+        raise_file_limit()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         from loguru import logger
 
         self.__dict__.update(state)
         logger.disable(self.package)
+
+
+def raise_file_limit() -> None:
+    """Raise the number of files that this process may open to what the system grants it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):  # macOS refuses more than its kernel's limit, whatever the hard one says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def all_stages(task: PrepareTask) -> list[Stage]:

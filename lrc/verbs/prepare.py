@@ -16,9 +16,9 @@ from lrc.config import Recipe
 from lrc.data.assemble import BAD_ROWS, HELD_OUT_ROWS, PREVIEW, assemble, write_preview
 from lrc.data.benchmark_rows import list_benchmarks
 from lrc.data.encoder import save_encoder
-from lrc.data.executors import LOGS, count_unfinished, run_here, run_on_ray, submit_to_slurm
+from lrc.data.executors import LOGS, SUBMITTED, count_unfinished, run_here, run_on_ray, submit_to_slurm
 from lrc.data.plan_tasks import fingerprint, plan_files
-from lrc.data.prepare_task import PrepareTask
+from lrc.data.prepare_task import PrepareTask, remove_drafts
 from lrc.data.shards import MANIFEST
 from lrc.data.stages import TOKENISE, Stage, all_stages
 from lrc.data.tokenizer_hash import tokenizer_sha256
@@ -63,7 +63,7 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, dry_run: bool = False) -
         files=plan_files(recipe.prepare),
         settings=recipe.prepare,
         vocab_size=vocab_size,
-        folder=str(draft),
+        folder=str(draft.absolute()),
     )
     sha256 = tokenizer_sha256(tokenizer)
     benchmarks = list_benchmarks(recipe.prepare.decontaminate)
@@ -109,6 +109,8 @@ def _run_stages(task: PrepareTask, draft: Path) -> bool:
         from lrc.data.dedupe import write_benchmark_index
 
         write_benchmark_index(settings, draft)
+    if not (draft / SUBMITTED).is_file():  # else jobs may be writing theirs
+        remove_drafts(draft)
     if settings.executor == "slurm":
         job = submit_to_slurm(stages, draft, workers=settings.workers, cluster=settings.cluster)
         if job is not None:
@@ -129,7 +131,12 @@ def _run_stage(stage: Stage, draft: Path, settings: PrepareConfig) -> None:
     if settings.executor == "ray":
         run_on_ray(stage, draft, workers=settings.workers, cluster=settings.cluster)
     else:
-        run_here(stage, draft, workers=settings.workers or os.cpu_count() or 1)
+        run_here(stage, draft, workers=settings.workers or _num_cores())
+
+
+def _num_cores() -> int:
+    """Count the cores that this process may use; a batch system or a container may grant a few of many."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_tokenizer(tokenizer: Any, recipe: Recipe) -> Any:

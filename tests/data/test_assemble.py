@@ -105,3 +105,15 @@ def test_a_share_that_puts_nothing_aside_costs_no_shard(tmp_path: Path) -> None:
     manifest = finish(task_of(tmp_path, SourceConfig(path=str(tmp_path / "a.jsonl")), held_out_share=1e-9))
     assert (manifest["held_out"], manifest["sources"][0]["kept"]) == ({"documents": 0}, 5)
     assert (tmp_path / "out" / "held_out.jsonl").read_bytes() == b""
+
+
+def test_bad_rows_that_are_not_listed_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrc.data.documents.LISTED", 2)
+    write_source(tmp_path / "a.jsonl", [*texts(7), *[{"text": None}] * 5])
+    task = task_of(tmp_path, SourceConfig(path=str(tmp_path / "a.jsonl")), max_bad_share=0.4)
+    with pytest.raises(DataError, match="found 5 of 12"):
+        finish(task)
+    task.settings = PrepareConfig(sources=task.settings.sources, max_bad_share=0.5)
+    assert finish(task)["sources"][0]["bad_rows"] == 5
+    listed = [json.loads(line) for line in (tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()]
+    assert [row["line"] for row in listed] == [8, 9]

@@ -113,3 +113,21 @@ def test_the_benchmark_index_is_the_same_every_time(tmp_path: Path) -> None:
 
 def test_words_stand_between_spaces() -> None:
     assert SpacedWords().word_tokenize(" one  two\nthree ") == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("kind", ["exact_dedupe", "minhash_dedupe"])
+def test_the_copy_in_front_of_the_budgets_end_stays(tmp_path: Path, kind: str) -> None:
+    doubled = sentence(99, 200)
+    first = [*(sentence(number) for number in range(1, 11)), doubled]  # at row 10, its copy at row 3 of a later file
+    later = [*(sentence(number) for number in range(20, 23)), doubled, sentence(30)]
+    for number, documents in enumerate([first, later]):
+        write_source(tmp_path / f"{number}.jsonl", [{"text": text} for text in documents])
+    budget = sum(len(text) + 2 for text in first)
+    source = SourceConfig(path=str(tmp_path / "*.jsonl"), max_tokens=budget)
+    settings = PrepareConfig(sources=[source], **{kind: True})
+    task = make_task(tmp_path / "out", settings, byte_tokenizer(tmp_path / "tokenizer"))
+    for stage in all_stages(task):
+        run_here(stage, tmp_path / "out", workers=1)
+    texts, rejected = kept_in(task)
+    assert texts == first
+    assert rejected == [{}]

@@ -96,3 +96,13 @@ def test_documents_are_put_aside_by_their_text_with_all_their_copies() -> None:
     assert put(texts[::-1], 0.3)[1] == aside[::-1]
     assert put(texts, 0.3, seed=1)[1] != aside
     assert set(put(texts, 0.1)[1]) < set(aside)
+
+
+def test_of_many_bad_rows_the_first_are_listed_and_all_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrc.data.documents.LISTED", 3)
+    calls = []
+    tally = Tally(watch=lambda tally: calls.append(tally.num_bad))
+    for number in range(1, 30):
+        tally.add_bad(number, "x" * 1000)
+    assert (tally.num_bad, tally.bad) == (29, [(number, "x" * 200) for number in (1, 2, 3)])
+    assert calls == [3, 6, 12, 24]

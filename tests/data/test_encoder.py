@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from lrc.data.encoder import open_encoder, save_encoder, with_boundaries
+from lrc.data.encoder import Encoder, open_encoder, save_encoder, with_boundaries, with_fixed_date
 from tests.data.raw_sources import byte_tokenizer
 
 
@@ -64,3 +64,49 @@ def test_boundary_tokens_stand_once_on_each_side(
     ids: list[int], bos: int | None, eos: int | None, expected: list[int]
 ) -> None:
     assert with_boundaries(ids, bos, eos) == expected
+
+
+DATED = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}: {{ messages[0]['content'] }}"
+CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
+
+
+def encoder_with(root: Path, template: str) -> Encoder:
+    tokenizer = AutoTokenizer.from_pretrained(byte_tokenizer(root / "tokenizer"))
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(root / "tokenizer")
+    save_encoder(tokenizer, root / "tokenizer", root)
+    return open_encoder(root)
+
+
+def test_the_day_does_not_change_a_chat(tmp_path: Path) -> None:
+    text = encoder_with(tmp_path, DATED).chat_text([{"role": "user", "content": "Hi"}])
+    assert text == "26 Jul 2024: Hi"
+
+
+@pytest.mark.parametrize(
+    ("call", "fixed"),
+    [
+        ('strftime_now("%d %b %Y")', '"26 Jul 2024"'),
+        ("strftime_now( format='%Y-%m-%d' )", "'2024-07-26'"),
+        ("strftime_now is defined", "strftime_now is defined"),
+        ("my_strftime_now('%d')", "my_strftime_now('%d')"),
+    ],
+)
+def test_a_template_s_calls_for_the_date_become_one_date(call: str, fixed: str) -> None:
+    assert with_fixed_date(f"{{%- set day = {call} %}}'{{{{ day }}}}'") == f"{{%- set day = {fixed} %}}'{{{{ day }}}}'"
+
+
+@pytest.mark.parametrize(("added", "ended"), [("", True), ("\n\n", True), ("x", False)])
+def test_a_chat_that_its_template_has_ended_is_not_ended_again(tmp_path: Path, added: str, ended: bool) -> None:
+    encoder = encoder_with(tmp_path, CHATML)
+    text = encoder.chat_text([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]) + added
+    (ids, _), eos = encoder.encode([text]), encoder.facts["eos"]
+    assert ids.tolist().count(eos) == (2 if ended else 3)
+    assert (ids[-1] == eos) is not ended
+
+
+def test_the_folder_of_the_tokenizer_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = byte_tokenizer(tmp_path / "tokenizer")
+    monkeypatch.chdir(tmp_path)
+    save_encoder(AutoTokenizer.from_pretrained(folder), Path("tokenizer"), tmp_path)
+    assert Encoder(tmp_path).facts["tokenizer_folder"] == str(folder)

@@ -144,3 +144,27 @@ def test_without_ray_the_error_says_how_to_get_it(tmp_path: Path, monkeypatch: p
     task = task_in(tmp_path, "remote")
     with pytest.raises(ConfigError, match="pip install ray"):
         run_on_ray(all_stages(task)[-1], Path(task.folder), workers=None, cluster=CLUSTER)
+
+
+def test_more_tasks_than_an_array_takes_share_its_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm = install_fake_slurm(tmp_path / "slurm", monkeypatch)
+    monkeypatch.setattr("lrc.data.executors.MAX_ARRAY_SIZE", 2)
+    for number in range(5):
+        write_source(tmp_path / f"{number}.jsonl", texts(3, 3 * number))
+    task = task_in(tmp_path, "remote")
+    assert submit_to_slurm(all_stages(task), Path(task.folder), workers=None, cluster=CLUSTER) is None
+    jobs = [line for line in (slurm / "calls").read_text().splitlines() if "--export=ALL" in line]
+    assert [job.split("--array=")[1].split()[0] for job in jobs] == ["0-1", "0-0", "0-1"]
+    assert all(count_unfinished(stage, Path(task.folder)) == 0 for stage in all_stages(task))
+
+
+def test_what_was_tokenised_before_all_files_were_signed_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_fake_slurm(tmp_path / "slurm", monkeypatch)
+    task = task_in(tmp_path, "remote")
+    for stage in all_stages(task):
+        run_here(stage, Path(task.folder), workers=1)
+    (Path(task.folder) / "logs" / "exact-sign" / "completions" / "00001").unlink()
+    with pytest.raises(DataError, match=r"exact-sign must be done before exact-find .* 1 of its 2 .*--overwrite"):
+        submit_to_slurm(all_stages(task), Path(task.folder), workers=None, cluster=CLUSTER)

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from lrc.data import documents, prepare_task, source_rows
 from lrc.data.assemble import assemble
-from lrc.data.prepare_task import PrepareTask, result_path
+from lrc.data.prepare_task import PrepareTask, draft_path, remove_drafts
 from lrc.data.shards import ShardBlocks
+from lrc.data.task_results import result_path
 from lrc.data_config import PrepareConfig, SourceConfig
 from lrc.errors import DataError
 from tests.data.raw_sources import byte_tokenizer, make_task, run_task, texts, write_source
@@ -122,3 +124,63 @@ def test_a_task_leaves_nothing_under_its_name_when_its_file_is_damaged(tmp_path:
         task(None, 0, 1)
     assert not result_path(tmp_path, 0).exists()
     assert not (tmp_path / "00000.bin").exists()
+
+
+def test_a_task_that_outlived_its_run_does_not_write_into_the_next_ones_file(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_source(tmp_path / "a.jsonl", texts(40))
+    expected = {path.name: path.read_bytes() for path in outcome(run_all(tmp_path, tokenizer))}
+    task = make_task(tmp_path / "two", PrepareConfig(sources=[SourceConfig(path=str(tmp_path / "a.jsonl"))]), tokenizer)
+    met = []
+
+    def interrupted(batches: Any) -> Any:
+        for batch in batches:
+            if not met:
+                met.append(sorted(path.name for path in (tmp_path / "two").glob("*-partial.*")))
+                task(None, 0, 1)  # the next run does the task while this one is in the middle of it
+                assert {path.name: path.read_bytes() for path in outcome(task)} == expected
+            yield batch
+
+    batches = prepare_task._batches
+    monkeypatch.setattr(prepare_task, "_batches", lambda texts: interrupted(batches(texts)))
+    task(None, 0, 1)
+    assert len(met[0]) == 2
+    assert {path.name: path.read_bytes() for path in outcome(task)} == expected
+    assert not list((tmp_path / "two").glob("*-partial*"))
+
+
+def outcome(task: PrepareTask) -> list[Path]:
+    return sorted(Path(task.folder).glob("00000.*"))
+
+
+def test_what_killed_tasks_left_is_deleted(tmp_path: Path) -> None:
+    kept = [tmp_path / "00000.bin", tmp_path / "files.json"]
+    left = [draft_path(tmp_path, 3).with_suffix(suffix) for suffix in (".bin", ".starts", ".held-out", ".json")]
+    left.append(draft_path(tmp_path, 4).with_name(f"{draft_path(tmp_path, 4).name}-fetched.jsonl"))
+    for path in kept + left:
+        path.touch()
+    remove_drafts(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+def test_a_file_full_of_bad_rows_is_not_read_to_its_end(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "LISTED", 10)
+    monkeypatch.setattr(source_rows, "CHUNK_BYTES", 100)
+    path = write_source(tmp_path / "a.jsonl", [{"body": "x" * 50}] * 1000)
+    task = make_task(tmp_path / "out", PrepareConfig(sources=[SourceConfig(path=str(path))]), tokenizer)
+    with pytest.raises(DataError, match=r"found (1|2|4|8|16)0 of the \d\d\d? read so far.*a\.jsonl:1: no field 'text'"):
+        task(None, 0, 1)
+    assert not result_path(tmp_path / "out", 0).exists()
+
+
+def test_tasks_read_files_by_absolute_paths_and_the_plan_keeps_the_recipes(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_source(tmp_path / "a.jsonl", texts(2))
+    monkeypatch.chdir(tmp_path)
+    task = make_task(tmp_path / "out", PrepareConfig(sources=[SourceConfig(path="a.jsonl")]), tokenizer)
+    assert [file.path for file in copy.deepcopy(task).files] == [str(tmp_path / "a.jsonl")]
+    assert [file.path for file in task.files] == ["a.jsonl"]

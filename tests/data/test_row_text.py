@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from jinja2 import TemplateError
 
-from lrc.data.row_text import BadRow, meets, messages_of, text_of
+from lrc.data.row_text import BadRow, meets, messages_of, needed_fields, read_fields, text_of
 from lrc.data_config import SourceConfig
 
 QUESTION = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
@@ -85,3 +85,18 @@ def test_the_text_is_in_the_field_that_the_source_names() -> None:
 def test_a_conversation_that_the_template_refuses_is_a_bad_row() -> None:
     with pytest.raises(BadRow, match="the chat template refuses it: roles must alternate"):
         text_of({"messages": QUESTION}, SourceConfig(path="a.jsonl", kind="chat"), refusing)
+
+
+@pytest.mark.parametrize("added", [3, ["x"], {"a": "b"}, 0])
+def test_an_alpaca_input_that_is_no_string_is_a_bad_row(added: Any) -> None:
+    with pytest.raises(BadRow, match="field 'input' is neither a string nor null"):
+        messages_of({"instruction": "Why?", "input": added, "output": "So."})
+    assert messages_of({"instruction": "Why?", "input": None, "output": "So."}) == QUESTION
+
+
+def test_the_fields_that_are_looked_at_are_those_of_text_filters_and_chats() -> None:
+    text = SourceConfig(path="a.parquet", text_key="body", filters=("meta.score >= 4", "language == en"))
+    assert needed_fields(text) == read_fields(text) == {"body", "meta", "language"}
+    chat = SourceConfig(path="a.parquet", kind="chat", filters=("score >= 4",))
+    assert needed_fields(chat) == {"score"}
+    assert read_fields(chat) == {"score", "conversations", "messages", "instruction", "input", "output"}

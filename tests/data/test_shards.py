@@ -173,3 +173,16 @@ def test_ten_gigabytes_open_in_under_a_second(tmp_path: Path) -> None:
     assert time.monotonic() - began < 1
     assert len(blocks) == -(-tokens // 2048)
     assert len(last.ids) == tokens % 2048
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="lists /proc")
+def test_of_many_shards_few_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrc.data.shards.MAPPED_SHARDS", 3)
+    folder = write_shards(tmp_path, *([[number] * 4] for number in range(20)))
+    blocks = open_shards(folder)
+    open_files = []
+    for index in [*range(20), *range(20), 0]:
+        assert blocks.read(index).ids.tolist() == [index] * 4
+        maps = Path("/proc/self/maps").read_text()
+        open_files.append(len({line.split()[-1] for line in maps.splitlines() if str(folder) in line}))
+    assert max(open_files) == 6

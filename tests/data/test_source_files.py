@@ -1,6 +1,7 @@
 """Files of a source, local and behind a URL: listed in order, checked before work starts, fetched and put away."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,48 @@ def test_a_url_without_its_reader_is_refused_by_name(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("lrc.data.source_files.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"hf://datasets/o/n/\*\.parquet needs datatrove.*pip install 'lrc\[data\]'"):
         list_files("hf://datasets/o/n/*.parquet")
+
+
+def test_linked_folders_are_entered_once_and_rings_end(tmp_path: Path) -> None:
+    folder, other = tmp_path / "raw", tmp_path / "elsewhere"
+    (folder / "sub").mkdir(parents=True)
+    other.mkdir()
+    write_source(folder / "b.jsonl", texts(1))
+    write_source(other / "a.jsonl", texts(2))
+    (folder / "linked").symlink_to(other)
+    (folder / "sub" / "again").symlink_to(other)
+    (other / "ring").symlink_to(folder)
+    assert [file.path for file in list_files(str(folder))] == [
+        str(folder / "b.jsonl"),
+        str(folder / "linked" / "a.jsonl"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "parts"])
+@pytest.mark.parametrize("pattern", ["", "/*"])
+def test_a_link_to_nothing_is_refused_by_name(tmp_path: Path, name: str, pattern: str) -> None:
+    write_source(tmp_path / "b.jsonl", texts(1))
+    (tmp_path / name).symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=rf"{name} must be a file, but links to .*gone, which is not there"):
+        list_files(f"{tmp_path}{pattern}")
+
+
+def test_a_folder_named_as_data_is_no_file_and_what_it_holds_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").mkdir()
+    write_source(tmp_path / "a.parquet" / "part.parquet", texts(1))
+    assert names(str(tmp_path)) == ["part.parquet"]
+
+
+def test_a_folder_that_cannot_be_read_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_source(tmp_path / "b.jsonl", texts(1))
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DataError, match=r"closed must be readable .*Permission denied"):
+        list_files(str(tmp_path))

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lrc.data import source_rows
-from lrc.data.source_rows import read_rows
+from lrc.data.source_rows import ReadShare, read_rows
 from lrc.errors import DataError
 from tests.data.raw_sources import texts, write_source
 
@@ -112,3 +114,39 @@ def test_errors_call_a_fetched_file_by_its_address(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"[")
     with pytest.raises(DataError, match=r"hf://datasets/o/n/a\.json is damaged after row 0"):
         list(read_rows(tmp_path / "a.json", name="hf://datasets/o/n/a.json"))
+
+
+# ---- parquet
+
+
+def invalid_utf8(values: list[bytes]) -> pa.Array:
+    """A column of strings of which arrow has checked none."""
+    return pa.array(values, type=pa.binary()).view(pa.string())
+
+
+def test_a_parquet_row_with_invalid_utf8_is_bad_and_the_others_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": invalid_utf8([b"a", b"\xff\xfe", b"c"]), "score": [1, 2, 3]}), path)
+    rows = list(read_rows(path))
+    assert [row.value for row in rows] == [{"text": "a", "score": 1}, None, {"text": "c", "score": 3}]
+    assert [(row.number, row.problem) for row in rows] == [(1, ""), (2, "invalid UTF-8"), (3, "")]
+
+
+def test_columns_that_are_not_needed_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    meta = [{"score": 4, "url": "u"}, {"score": 5, "url": None}]
+    pq.write_table(pa.table({"text": ["a", "b"], "raw": invalid_utf8([b"\xff", b"b"]), "meta": meta}), path)
+    columns = {"text", "meta", "gone"}
+    found = [row.value for row in read_rows(path, columns=columns)]
+    assert found == [{"text": "a", "meta": meta[0]}, {"text": "b", "meta": meta[1]}]
+    assert [row.value for row in read_rows(path, columns={"gone"})] == [row.value for row in read_rows(path)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_how_much_has_been_read_grows_to_the_whole(tmp_path: Path, name: str) -> None:
+    read = ReadShare()
+    shares = [read.share for _ in read_rows(write_source(tmp_path / name, BIG), read=read)]
+    assert shares == sorted(shares)
+    assert 0 < shares[0] <= shares[-1] == 1.0
+    if name in ("a.jsonl", "a.json", "a.parquet"):
+        assert shares[0] < 0.4

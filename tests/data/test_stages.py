@@ -1,5 +1,6 @@
 """Which stages run, in which order, with how many tasks."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,13 @@ def test_stages_come_in_order_and_tokenising_is_the_last(
     assert [(stage.name, stage.tasks) for stage in stages] == [*before, ("tokenise", 2)]
     assert all(isinstance(stage.pipeline[0], Quiet) for stage in stages)
     assert stages[-1].pipeline[1] is task
+
+
+def test_a_worker_may_open_as_many_files_as_the_system_grants() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        Quiet()(None, 0, 1)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

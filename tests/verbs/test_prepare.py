@@ -1,5 +1,6 @@
 """`lrc prepare` end to end: any worker count and any kill give the same bytes, and damage ends with exit code 2."""
 
+import copy
 import errno
 import json
 import os
@@ -12,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datatrove.executor import LocalPipelineExecutor
 
 from lrc.cli import main
 from lrc.config import Recipe
+from lrc.data.executors import run_here
+from lrc.data.stages import Stage
 from lrc.errors import ConfigError, DataError
 from lrc.training.launch import write_recipe
 from lrc.verbs.prepare import prepare
@@ -178,6 +182,76 @@ def test_slurm_jobs_are_submitted_and_the_second_call_puts_the_shards_together(
     folder = prepare(recipe)
     assert folder == tmp_path / "cluster" / "prepare"
     assert folder_bytes(folder) == expected
+
+
+def test_the_second_call_leaves_alone_what_running_jobs_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_fake_slurm(tmp_path / "slurm", monkeypatch, waits=True)
+    benchmark = write_source(tmp_path / "benchmark.jsonl", [{"question": "one two three"}])
+    more = {"decontaminate": [str(benchmark)], "decontaminate_words": 2}
+    cluster = {"executor": "slurm", "cluster": {"partition": "cpu"}}
+    draft = prepare(recipe := prepare_recipe(tmp_path, sources_of(many_files(tmp_path, count=2)), **more, **cluster))
+    (draft / "00001-0123-partial.bin").touch()  # a job is at it
+    first = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in draft.rglob("*") if path.is_file()}
+    assert {"files.json", "encoder.json", "encoder_backend.json", "benchmarks.index.hashes"} <= {p.name for p in first}
+    with pytest.raises(DataError, match="2 of 2 files are not done"):
+        prepare(recipe)
+    again = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in draft.rglob("*") if path.is_file()}
+    assert again == first
+
+
+def test_tasks_may_run_in_another_folder_than_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_source(tmp_path / "a.jsonl", texts(9))
+    write_source(tmp_path / "b.jsonl", [{"messages": [{"role": "user", "content": "Hi"}]}])
+    sources = [{"path": "a.jsonl"}, {"path": "b.jsonl", "kind": "chat"}]
+    recipe = prepare_recipe(tmp_path, *sources, exact_dedupe=True)
+    recipe = Recipe(**{**vars(recipe), "run": "run", "teacher": "teacher"})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def run_elsewhere(stage: Stage, folder: Path, *, workers: int) -> None:
+        executor = LocalPipelineExecutor(stage.pipeline, stage.tasks, 1, str((folder / "logs" / stage.name).absolute()))
+        with monkeypatch.context() as there:
+            there.chdir(tmp_path / "elsewhere")
+            for rank in range(stage.tasks):
+                copy.deepcopy(executor)._run_for_rank(rank)
+
+    monkeypatch.setattr("lrc.verbs.prepare.run_here", run_elsewhere)
+    manifest = json.loads((prepare(recipe) / "manifest.json").read_text())
+    assert [source["files"][0]["path"] for source in manifest["sources"]] == ["a.jsonl", "b.jsonl"]
+    assert [source["kept"] for source in manifest["sources"]] == [9, 1]
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_there_are_as_many_workers_as_cores_are_granted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def recorded(stage: Stage, folder: Path, *, workers: int) -> None:
+        asked.append(workers)
+        run_here(stage, folder, workers=1)
+
+    monkeypatch.setattr("lrc.verbs.prepare.run_here", recorded)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    path = write_source(tmp_path / "a.jsonl", texts(9))
+    prepare(prepare_recipe(tmp_path, {"path": str(path)}, workers=None))
+    assert asked == [3]
+
+
+def test_a_run_goes_on_beside_workers_of_one_whose_main_process_alone_was_killed(tmp_path: Path) -> None:
+    recipe = prepare_recipe(tmp_path, sources_of(many_files(tmp_path, count=5, rows=1500)))
+    killed = Recipe(**{**vars(recipe), "run": str(tmp_path / "killed")})
+    draft = tmp_path / "killed" / ".prepare"
+    child = subprocess.Popen(
+        command(tmp_path, killed, "prepare.workers=2"),
+        env=ENVIRONMENT,
+        stderr=subprocess.DEVNULL,
+    )
+    while child.poll() is None and not list(draft.glob("*-partial.bin")):
+        time.sleep(0.005)
+    child.kill()
+    child.wait()
+    assert not (draft / "00004.json").exists(), "it was not killed midway"
+    assert folder_bytes(prepare(killed)) == folder_bytes(prepare(recipe))
 
 
 def test_a_full_disk_ends_with_code_2_and_the_next_run_goes_on(tmp_path: Path) -> None:
