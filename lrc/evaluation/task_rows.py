@@ -59,7 +59,7 @@ def read_task_rows(path: Path, task: str) -> list[dict[str, Any]]:
         row = parse_row(line, where=f"{path}:{number}")
         wanted = FIELDS.get(task) or dict.fromkeys(rows[0] if rows else row)
         for field, kind in wanted.items():
-            if row.get(field) is None:
+            if field not in row or (kind is not None and row[field] is None):
                 has = ", ".join(sorted(row)) or "none"
                 raise DataError(f"{path}:{number}: a row of {task} must have the field {field!r}, but it has: {has}.")
             if kind is not None and not _is(kind, row[field]):

@@ -1,7 +1,8 @@
 """Scores of tasks from the outcome of each item: mean, standard error, and the difference of two models item by item.
 
 A task may have parts (MMLU's subjects); its score is then the mean over all items, and its standard error leaves the
-spread between the parts out, as lm-evaluation-harness pools them.
+spread between the parts out, as lm-evaluation-harness pools them. A group that weighs its parts alike is the average of
+their scores.
 """
 
 import math
@@ -53,7 +54,7 @@ def paired_difference(student: Parts, teacher: Parts) -> Estimate:
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
-    """Return the mean over tasks, each counting the same: sqrt(sum of squared errors) / number of tasks."""
+    """Return the mean over tasks or parts, each counting the same: sqrt(sum of squared errors) / their number."""
     value = math.fsum(entry.value for entry in estimates) / len(estimates)
     errors = [entry.standard_error for entry in estimates]
     known = [error for error in errors if error is not None]

@@ -14,9 +14,10 @@ from typing import Any
 from lrc.errors import DataError
 from lrc.evaluation.task_files import TaskFiles
 from lrc.evaluation.task_names import METRICS, OTHER_METRIC
+from lrc.evaluation.task_seeds import OTHER_SEED, RandomState, library_seeds, random_state
 
-FEWSHOT_SEED = 1234
-"""As the library's own command seeds the choice of examples."""
+TRUNCATION_MARKS = ("exceeds model's maximum length", "Left truncation applied")
+"""In the library's warnings that the beginning of a prompt was cut off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +30,29 @@ class TaskSuite:
     """What the library's task manager returned."""
     allow_code: bool
     """Whether the model's code may be run."""
+    random_state: RandomState
+    """Where the library's random numbers stood when the tasks were loaded; each model's scoring goes on from there."""
 
     def leaves(self, name: str) -> list[str]:
         """Return the single tasks of a name: itself, or the members of a group, in the library's order."""
         group = self.loaded["groups"].get(name)
         return [name] if group is None else [task.task_name for task in group.get_all_tasks()]
+
+    def is_pooled(self, name: str, metric: str) -> bool:
+        """Tell whether a group's score counts each item the same, not each of its tasks.
+
+        Args:
+            name: Task or group.
+            metric: Metric and filter.
+        """
+        group = self.loaded["groups"].get(name)
+        own = [] if group is None else group.aggregate_metric_list or []
+        measure, _, chosen = metric.partition(",")
+        return all(
+            entry.weight_by_size
+            for entry in own
+            if entry.metric == measure and (entry.filter_list is None or chosen in entry.filter_list)
+        )
 
     def num_fewshot(self, name: str) -> int:
         """Return how many examples a prompt of the task has."""
@@ -50,6 +69,8 @@ class ModelScores:
     """Single task -> metric and filter -> each item's outcome, in the order of the items."""
     prompts: dict[str, list[str]]
     """Single task -> the hash of each item's prompt, to pair items by."""
+    num_truncated: int = 0
+    """Requests (of generated answers: batches) longer than the model's context, which lost their beginning."""
 
 
 def open_manager(folder: Path | None) -> Any:
@@ -68,7 +89,7 @@ def load_suite(
     Args:
         manager: From `open_manager`.
         names: Tasks and groups.
-        num_fewshot: Examples in each prompt; None: what the task says, else 0.
+        num_fewshot: Examples in each prompt, but of tasks that say 0; None: what the task says, else 0.
         allow_code: Whether tasks may run the model's code.
         files: The local task files, or None if the data comes from the hub.
 
@@ -76,21 +97,23 @@ def load_suite(
         DataError: The data can't be fetched, does not fit its task, or lacks examples for few-shot prompts.
     """
     origin = "its data on the hub" if files is None else str(files.folder)
-    with _quiet(), _code_execution(allow_code):
+    with _quiet(), _code_execution(allow_code), library_seeds():
         try:
             loaded = manager.load(list(names))
+            state = random_state()
         except Exception as error:  # datasets, jinja and YAML errors have no common base
             hint = " Offline, name a folder of local data with --data-dir." if files is None else ""
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise DataError(f"The tasks {', '.join(names)} can't be loaded from {origin}: {reason}.{hint}") from error
         for name, task in loaded["tasks"].items():
-            if num_fewshot is not None or task.config.num_fewshot is None:
+            if task.config.num_fewshot is None or (num_fewshot is not None and task.config.num_fewshot != 0):
                 task.set_config(key="num_fewshot", value=num_fewshot or 0)
             _check_examples(name, task)
         if files is not None:
             for name, task in loaded["tasks"].items():
                 _check_rows(task, *files.lines[name])
-    return TaskSuite(names=_table_names(manager, loaded, names), loaded=loaded, allow_code=allow_code)
+    shown = _table_names(manager, loaded, names)
+    return TaskSuite(names=shown, loaded=loaded, allow_code=allow_code, random_state=state)
 
 
 def _table_names(manager: Any, loaded: Any, names: Sequence[str]) -> list[str]:
@@ -122,7 +145,13 @@ def _check_examples(name: str, task: Any) -> None:
 
 def _check_rows(task: Any, path: Path, lines: list[int]) -> None:
     """Make the prompt and answers of every row, as the scoring will."""
-    for line, row in zip(lines, task.eval_docs, strict=True):
+    rows = task.eval_docs
+    if len(rows) != len(lines):
+        raise DataError(
+            f"{path} must hold the rows that the task {task.task_name} scores and no others, but of its {len(lines)} "
+            f"rows the task takes {len(rows)}. Look at what its process_docs asks for, and leave the others out."
+        )
+    for line, row in zip(lines, rows, strict=True):
         try:
             text, target = task.doc_to_text(row), task.doc_to_target(row)
             choices = task.doc_to_choice(row) if task.OUTPUT_TYPE == "multiple_choice" else None
@@ -152,8 +181,8 @@ def score_suite(
     from lm_eval.models.huggingface import HFLM
 
     for task in suite.loaded["tasks"].values():
-        task.set_fewshot_seed(seed=FEWSHOT_SEED)  # or the second model would be shown other examples
-    with _quiet(), _code_execution(suite.allow_code):
+        task.set_fewshot_seed(seed=OTHER_SEED)  # or the second model would be shown other examples
+    with _quiet(), _code_execution(suite.allow_code), library_seeds(suite.random_state), _truncations() as truncated:
         found = evaluate(
             HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
             suite.loaded,
@@ -166,6 +195,7 @@ def score_suite(
         metrics={name: _numbers(values) for name, values in found["results"].items()},
         outcomes={name: _outcomes(rows) for name, rows in samples.items()},
         prompts={name: _prompts(rows) for name, rows in samples.items()},
+        num_truncated=truncated.count,
     )
 
 
@@ -215,6 +245,30 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
         if had_bars:
             enable_progress_bar()
+
+
+class _Truncations(logging.Filter):
+    """Counts the library's warnings that a prompt was cut, and keeps all warnings off the terminal."""
+
+    count = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.count += any(mark in record.getMessage() for mark in TRUNCATION_MARKS)
+        return record.levelno >= logging.ERROR
+
+
+@contextmanager
+def _truncations() -> Iterator[_Truncations]:
+    """Count the prompts that the library's model cuts."""
+    logger, counted = logging.getLogger("lm_eval.models.huggingface"), _Truncations()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    logger.addFilter(counted)
+    try:
+        yield counted
+    finally:
+        logger.removeFilter(counted)
+        logger.setLevel(level)
 
 
 @contextmanager

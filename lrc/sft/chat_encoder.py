@@ -5,7 +5,10 @@ generation prompt are what the model is given, and the tokens after them are its
 whose prompt is the beginning of the whole, and makes the training prompt equal to the one of generation.
 """
 
+import json
+import re
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
@@ -13,6 +16,9 @@ from jinja2 import TemplateError
 from lrc.clone.head import IGNORED_LABEL
 from lrc.data.row_text import BadRow
 from lrc.errors import DataError
+
+DATE_FORMAT = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1""")
+"""Where a template asks for the date, and in which form."""
 
 
 class Sample(NamedTuple):
@@ -41,6 +47,11 @@ class ChatEncoder:
             )
         self._tokenizer = tokenizer
         self._end_ids = end_ids
+        self._template: str | None = None
+
+    def keep_date(self, now: datetime) -> None:
+        """Write all chats as of one moment: some templates (Llama-3.2's) put the date into the system message."""
+        self._template = dated(self._tokenizer.get_chat_template(), now)
 
     def encode(self, messages: list[dict[str, str]]) -> list[Sample]:
         """Make the training sequences of a conversation.
@@ -69,15 +80,30 @@ class ChatEncoder:
             _check_prompt(prompt, whole, messages[index - 1]["content"])
             begin = shared_length(self._ids(prompt), ids)
             end = len(ids) if text == whole else shared_length(self._ids(text), ids)
-            marks = [place for place in range(begin, end) if ids[place] in self._end_ids]
-            num_unended += not marks
-            end = marks[-1] + 1 if marks else end  # what a template writes after the mark is never generated
+            mark = self._end_mark(ids, begin, end)
+            num_unended += mark is None
+            end = end if mark is None else mark + 1  # what a template writes after the mark is never generated
             labels[begin:end] = ids[begin:end]
         return Sample(ids, labels, num_unended)
 
+    def _end_mark(self, ids: list[int], begin: int, end: int) -> int | None:
+        """Return the place of the mark that ends the answer in `ids[begin:end]`, or None.
+
+        It is the last one, or the first of several that only white space parts: Phi-3 writes <|end|>, a line break and
+        <|endoftext|>, and generation stops at the former.
+        """
+        marks = [place for place in range(begin, end) if ids[place] in self._end_ids]
+        while len(marks) > 1 and not self._tokenizer.decode(ids[marks[-2] + 1 : marks[-1]]).strip():
+            marks.pop()
+        return marks[-1] if marks else None
+
     def _text(self, messages: list[dict[str, str]], *, prompt: bool = False) -> str:
         try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+            return str(
+                self._tokenizer.apply_chat_template(
+                    messages, chat_template=self._template, tokenize=False, add_generation_prompt=prompt
+                )
+            )
         except TemplateError as error:
             raise BadRow(f"the chat template refuses it: {error}") from None
 
@@ -85,6 +111,21 @@ class ChatEncoder:
         # the template writes the begin mark itself
         found: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return found
+
+
+def dated(template: str, now: datetime) -> str:
+    """Return a chat template that tells one date for ever, in every form that it asks for.
+
+    Transformers hands templates `strftime_now`, the clock, which no argument replaces; a macro of that name does.
+    """
+    dates = {form: now.strftime(form) for _, form in DATE_FORMAT.findall(template)}
+    if not dates:
+        return template
+    unknown = "raise_exception('strftime_now must be given its format as a plain string')"
+    told = f"{{{{ dates[form] if form in dates else {unknown} }}}}"
+    listed = f"{{%- set dates = {json.dumps(dates, ensure_ascii=False)} -%}}"
+    # the line break belongs to the macro: jinja drops it, and not the one that a template may begin with
+    return f"{{%- macro strftime_now(form) -%}}{listed}{told}{{%- endmacro %}}\n{template}"
 
 
 def _check_prompt(prompt: str, whole: str, question: str) -> None:

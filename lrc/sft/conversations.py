@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from lrc.data.row_text import BadRow, messages_of
+from lrc.data.row_text import BadRow, messages_of, num_bytes
 from lrc.data.source_files import list_files, on_this_machine
 from lrc.data.source_rows import read_rows
 
@@ -49,8 +49,13 @@ def check_turns(messages: list[dict[str, str]]) -> None:
     """Check that a conversation is an optional system message, then user and assistant in turn, ending with an answer.
 
     Raises:
-        BadRow: It is not, or a user or the assistant says nothing.
+        BadRow: It is not, a user or the assistant says nothing, or what is said is no text that UTF-8 can write.
     """
+    for number, message in enumerate(messages, start=1):
+        try:
+            num_bytes(message["content"])
+        except BadRow as problem:
+            raise BadRow(f"turn {number} of {len(messages)}: the content is no text: {problem}") from None
     first = 1 if messages[0]["role"] == "system" else 0
     if len(messages) == first:
         raise BadRow("a system message alone")

@@ -11,6 +11,7 @@ from typing import Any
 import huggingface_hub.constants
 import torch
 from datasets import Dataset, disable_progress_bars
+from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.sft_config import SFTConfig as TrainerSettings
@@ -52,6 +53,8 @@ class FineTuning:
     """bfloat16: mixed precision."""
     resume: bool
     progress: Callable[[int, int], None]
+    note: Callable[[str], None]
+    """Takes a line on what LoRA leaves as it is."""
 
 
 def fine_tune(run: FineTuning) -> tuple[Any, dict[str, Any]]:
@@ -78,6 +81,8 @@ def fine_tune(run: FineTuning) -> tuple[Any, dict[str, Any]]:
     else:
         trainer = TeacherSFTTrainer(teacher=run.teacher, teacher_kl=run.settings.teacher_kl, **common)
     trainer.remove_callback(PrinterCallback)  # prints every log line to standard output
+    if run.settings.lora_rank and trainer.is_world_process_zero() and (frozen := frozen_by_lora(trainer.model)):
+        run.note(f"note: LoRA leaves these as they are, which are no linear layers to it: {', '.join(frozen)}")
     newest = newest_checkpoint(run.work) if run.resume else None
     result = trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     model = trainer.model.merge_and_unload() if run.settings.lora_rank else trainer.model
@@ -85,10 +90,24 @@ def fine_tune(run: FineTuning) -> tuple[Any, dict[str, Any]]:
         "steps": int(trainer.state.global_step),
         "rows": len(trainer.train_dataset),
         "processes": trainer.accelerator.num_processes,
-        "loss": float(result.training_loss),
+        "loss": mean_loss(trainer.state.log_history),
         "seconds": float(result.metrics["train_runtime"]),
     }
     return model, facts
+
+
+def mean_loss(history: list[dict[str, Any]]) -> float:
+    """Return the mean loss over all steps of a run, whatever sittings it took.
+
+    Args:
+        history: The trainer's log, which its checkpoints hold too; a line has the mean since the one before.
+    """
+    total, last = 0.0, 0
+    for line in history:
+        if "loss" in line:
+            total += line["loss"] * (line["step"] - last)
+            last = line["step"]
+    return total / last
 
 
 def newest_checkpoint(work: Path) -> Path | None:
@@ -128,6 +147,7 @@ def trainer_settings(settings: SftConfig, work: Path, *, device: torch.device, d
         logging_nan_inf_filter=False,
         save_steps=settings.save_steps,
         save_total_limit=settings.save_total_limit,
+        router_aux_loss_coef=0.0,  # else TRL adds the balancing loss of a mixture of experts
         seed=settings.seed,
         bf16=dtype == torch.bfloat16,
         use_cpu=device.type == "cpu",
@@ -155,6 +175,38 @@ def lora_config(settings: SftConfig) -> Any:
     )
 
 
+def frozen_by_lora(model: Any) -> list[str]:
+    """Return the kinds of matrices that LoRA does not train, embedding and head apart; layer numbers become N.
+
+    PEFT reaches linear layers, and experts stored as one tensor of those families alone that it knows.
+
+    Args:
+        model: A PEFT model.
+    """
+    from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+
+    reached = {id(model.get_output_embeddings().weight)}
+    for module in model.modules():
+        if isinstance(module, ParamWrapper):
+            reached.add(id(module.get_param()))  # type: ignore[no-untyped-call]  # peft's own
+        elif isinstance(module, LoraLayer):
+            reached.add(id(module.get_base_layer().weight))
+        elif isinstance(module, nn.Embedding):
+            reached.add(id(module.weight))
+    frozen = (name for name, tensor in model.named_parameters() if _is_frozen(tensor) and id(tensor) not in reached)
+    return sorted({_kind(name) for name in frozen})
+
+
+def _is_frozen(tensor: torch.Tensor) -> bool:
+    return tensor.ndim > 1 and not tensor.requires_grad
+
+
+def _kind(name: str) -> str:
+    """`base_model.model.model.layers.3.mlp.gate.weight` -> `model.layers.N.mlp.gate.weight`."""
+    plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+    return ".".join("N" if part.isdecimal() else part for part in plain.split("."))
+
+
 class _Log(TrainerCallback):
     """Writes `metrics.jsonl`, shows progress, and stops a run whose loss is not finite."""
 
@@ -174,8 +226,9 @@ class _Log(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **trainer: Any
     ) -> None:
-        """Move the progress, and log the last step whatever its number."""
-        control.should_log = control.should_log or state.global_step == state.max_steps
+        """Move the progress, and log the last step whatever its number, and that of a checkpoint."""
+        # or a resumed run would not know the losses between the last line and its checkpoint
+        control.should_log = control.should_log or control.should_save or state.global_step == state.max_steps
         if state.is_world_process_zero:
             self._progress(state.global_step, state.max_steps)
 

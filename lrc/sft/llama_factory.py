@@ -2,12 +2,14 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lrc.data.row_text import ROLES
+from lrc.data.source_rows import read_rows
 from lrc.errors import ConfigError, DataError
 from lrc.sft_config import SftConfig
 
@@ -25,13 +27,10 @@ TEMPLATES = {
     "SmolLM": "smollm2",
 }
 """What a chat template contains -> LLaMA-Factory's name for it; any other is read off the tokenizer."""
-OPENAI_TAGS = {
-    "role_tag": "role",
-    "content_tag": "content",
-    "user_tag": "user",
-    "assistant_tag": "assistant",
-    "system_tag": "system",
-}
+FORMS = {"conversations": ("from", "value"), "messages": ("role", "content")}
+"""Field of a row that holds the turns -> the names of role and text in a turn."""
+USUAL_ROLES = {"conversations": ("human", "gpt"), "messages": ("user", "assistant")}
+"""What user and assistant are called where no row tells; the former are LLaMA-Factory's own for such rows."""
 
 
 def llama_factory_files(
@@ -53,7 +52,7 @@ def llama_factory_files(
 
     Raises:
         ConfigError: The recipe asks for what LLaMA-Factory does not do.
-        DataError: A file is of a kind that LLaMA-Factory can't read.
+        DataError: A file is of a kind that LLaMA-Factory can't read, or its rows call user and assistant by two names.
     """
     if settings.teacher_kl > 0:
         raise ConfigError("LLaMA-Factory has no teacher beside the student. Set sft.teacher_kl=0, or use lrc sft.")
@@ -78,12 +77,60 @@ def _dataset(path: str, row: dict[str, Any]) -> dict[str, Any]:
         raise DataError(f"LLaMA-Factory reads {', '.join(READABLE)} on this machine; fetch or unpack {path} first.")
     else:
         place = {"file_name": str(Path(path).absolute())}
-    if "messages" in row:
-        return {**place, "formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": OPENAI_TAGS}
-    if "conversations" in row:
-        return {**place, "formatting": "sharegpt", "columns": {"messages": "conversations"}}
+    form = _form(row)
+    if form is not None:
+        return {**place, "formatting": "sharegpt", "columns": {"messages": form}, **_tags(Path(path), form, row)}
     query = {"query": "input"} if "input" in row else {}
     return {**place, "formatting": "alpaca", "columns": {"prompt": "instruction", **query, "response": "output"}}
+
+
+def _form(row: dict[str, Any]) -> str | None:
+    """Return the field that holds a row's turns, None for a row of Alpaca's, as `messages_of` reads them."""
+    return next((name for name in FORMS if isinstance(row.get(name), list)), None)
+
+
+def _tags(path: Path, form: str, first: dict[str, Any]) -> dict[str, Any]:
+    """Tell LLaMA-Factory what the turns call role, text, user and assistant: it leaves other rows out.
+
+    Raises:
+        DataError: The file's rows don't agree.
+    """
+    role, content = FORMS[form]
+    named: dict[str, str] = {}
+    for where, row in _rows(path, first):
+        if _form(row) != form:
+            raise DataError(
+                f"{where}: LLaMA-Factory reads one kind of row from a file, here {form!r}, and leaves others out. "
+                "Put them into a file of their own, or use lrc sft."
+            )
+        for word in _roles(row[form], role):
+            ours = ROLES.get(word, word)
+            if named.setdefault(ours, word) != word:
+                raise DataError(
+                    f"{where}: LLaMA-Factory knows one name of the {ours} in a file, here {named[ours]!r}, and leaves "
+                    f"out rows that say {word!r}. Give all rows one name, or use lrc sft."
+                )
+    user, assistant = (named.get(ROLES.get(usual, usual), usual) for usual in USUAL_ROLES[form])
+    if form == "conversations" and (user, assistant) == USUAL_ROLES[form]:
+        return {}
+    tags = {"role_tag": role, "content_tag": content, "user_tag": user, "assistant_tag": assistant}
+    return {"tags": {**tags, "system_tag": "system"}}
+
+
+def _rows(path: Path, first: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield place and value of each row that is a chat; of a set that is not on this machine the first alone."""
+    if not path.is_file():
+        yield str(path), first
+        return
+    for row in read_rows(path):
+        if row.value is not None and (_form(row.value) is not None or "instruction" in row.value):
+            yield f"{path}:{row.number}", row.value
+
+
+def _roles(turns: list[Any], key: str) -> list[str]:
+    """Return the names of user and assistant among the turns."""
+    known = {*ROLES, *ROLES.values()}
+    return [turn[key] for turn in turns if isinstance(turn, dict) and turn.get(key) in known]
 
 
 def _template(chat_template: str) -> str | None:

@@ -13,6 +13,7 @@ from lrc.config import EvaluateConfig, range_problems
 from lrc.data.blocks import open_blocks, ordered_batches
 from lrc.data.rows import resolve_files
 from lrc.data.shards import MANIFEST
+from lrc.data.tokenizer_hash import tokenizer_sha256
 from lrc.errors import CheckpointError, ConfigError, DataError, NumericsError
 from lrc.evaluation.scorecard import card, continuations, score_text, text_bytes, text_windows
 from lrc.evaluation.task_names import chosen_tasks
@@ -149,6 +150,8 @@ def _check(sources: _Sources, held_out: str | None, settings: EvaluateConfig) ->
     if "teacher" in configs and configs["teacher"].vocab_size != vocab_size:
         names = " and ".join(sources[role][0] for role in ("teacher", "student"))
         raise ConfigError(f"{names} must share a vocabulary; theirs differ in size.")
+    if "teacher" in tokenizers:
+        _check_same_tokens(sources, tokenizers)
     length = settings.sequence_length
     blocks = open_blocks(
         locate_data(held_out), tokenizer, sequence_length=length, vocab_size=vocab_size, text_tokens=settings.tokens
@@ -158,6 +161,29 @@ def _check(sources: _Sources, held_out: str | None, settings: EvaluateConfig) ->
     if not any((labels >= 0).any() for _, labels in windows):
         raise DataError(f"{held_out} holds no text to score.")
     return _Inputs(tokenizer=tokenizer, windows=windows)
+
+
+def _check_same_tokens(sources: _Sources, tokenizers: dict[str, Any]) -> None:
+    """Check that an id is the same token to both models, for both read the student's ids.
+
+    Special tokens may differ: they are not scored, and fine-tuning renames reserved ones. So may what else is in a
+    tokenizer, which another class than the teacher's (an export as Llama) writes otherwise.
+
+    Raises:
+        ConfigError: An id stands for two tokens.
+    """
+    student, teacher = tokenizers["student"], tokenizers["teacher"]
+    if tokenizer_sha256(student) == tokenizer_sha256(teacher):
+        return
+    special = student.added_tokens_decoder.keys() | teacher.added_tokens_decoder.keys()
+    ours, theirs = ({index: token for token, index in each.get_vocab().items()} for each in (student, teacher))
+    apart = sorted(index for index in (ours.keys() & theirs.keys()) - special if ours[index] != theirs[index])
+    if apart:
+        raise ConfigError(
+            f"{sources['teacher'][0]} and {sources['student'][0]} must share a tokenizer to be compared on text, but "
+            f"{len(apart)} of their token ids stand for other tokens: {apart[0]} is {theirs[apart[0]]!r} and "
+            f"{ours[apart[0]]!r}. Name the student's own teacher, leave --teacher out, or score tasks alone."
+        )
 
 
 def _machine() -> dict[str, Any]:

@@ -23,6 +23,11 @@ from lrc.verbs.sources import locate_benchmarks
 from lrc.verbs.task_settings import TaskSettings
 from lrc.verbs.tqdm_lines import requests_as_lines
 
+TRUNCATED = (
+    "requests (of generated answers: batches) are longer than the model's context and lost their beginning; their "
+    "scores say little"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OpenTasks:
@@ -113,12 +118,15 @@ def score_tasks(tasks: OpenTasks, models: Mapping[str, tuple[str, Path]], *, com
                 suite, model, load_tokenizer(folder), batch_size=batch_size, limit=settings.limit
             )
         del model
+        if count := scores[role].num_truncated:
+            say(f"note: {role}: {count} {TRUNCATED}")
     return {
         "models": {role: name for role, (name, _) in models.items()},
         "data": settings.data_dir or "hub",
         "limit": settings.limit,
         "batch_size": batch_size,
         "dtype": dtypes,
+        "truncated": {role: found.num_truncated for role, found in scores.items()},
         **compare(suite, scores),
         "metrics": {role: found.metrics for role, found in scores.items()},
         "command": _command(settings, suite, models["student"][1], dtypes["student"], batch_size, device),
@@ -130,7 +138,7 @@ def compare(suite: TaskSuite, scores: Mapping[str, ModelScores]) -> dict[str, An
     rows, means = [], []
     for name in suite.names:
         metric = chosen_metric(name, scores["student"])
-        row = _estimates(suite.leaves(name), name, metric, scores)
+        row = _estimates(suite, name, metric, scores)
         means.append(row)
         rows.append(
             {
@@ -148,8 +156,9 @@ def compare(suite: TaskSuite, scores: Mapping[str, ModelScores]) -> dict[str, An
 
 
 def _estimates(
-    leaves: list[str], name: str, metric: str, scores: Mapping[str, ModelScores]
+    suite: TaskSuite, name: str, metric: str, scores: Mapping[str, ModelScores]
 ) -> dict[str, Estimate | None]:
+    leaves = suite.leaves(name)
     parts = {
         role: [found.outcomes[leaf][metric] for leaf in leaves]
         for role, found in scores.items()
@@ -160,12 +169,18 @@ def _estimates(
             role: Estimate(value=found.metrics[name][metric], standard_error=None) for role, found in scores.items()
         }
         return {**plain, "difference": None}
-    found: dict[str, Estimate | None] = {role: estimate(part) for role, part in parts.items()}
+    is_pooled = suite.is_pooled(name, metric)
+    found: dict[str, Estimate | None] = {
+        role: estimate(part) if is_pooled else average([estimate([outcomes]) for outcomes in part])
+        for role, part in parts.items()
+    }
     found["difference"] = None
     if "teacher" in parts:
         for leaf in leaves:
             assert scores["student"].prompts[leaf] == scores["teacher"].prompts[leaf], "both must see the same prompts"
-        found["difference"] = paired_difference(parts["student"], parts["teacher"])
+        ours, theirs = parts["student"], parts["teacher"]
+        each = [paired_difference([one], [other]) for one, other in zip(ours, theirs, strict=True)]
+        found["difference"] = paired_difference(ours, theirs) if is_pooled else average(each)
     return found
 
 

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from lrc.verbs.sft_inputs import SftInputs, check_inputs, require_data
 
 FREE_ON_RESUME = {"log_steps", "save_steps", "save_total_limit", "device", "activation_checkpointing", "held_out"}
 """Settings that a run may change when it goes on."""
+CHATS = "chats.arrow"
 RUN_FACTS = "run.json"
 """In the work folder: what a resumed run must share with the one that was cut short."""
 
@@ -55,20 +57,20 @@ def sft(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False, d
         NumericsError: The loss was not finite.
     """
     inputs = check_inputs(recipe, resume=resume, overwrite=overwrite)
+    stored = _stored_facts(inputs)
+    begun = _keep_date(inputs, stored)
     held_out, held_out_counts = held_out_chats(inputs.encoder, recipe.sft)
     if dry_run:
-        with tempfile.TemporaryDirectory() as scratch:
-            _say_counts(_write_chats(recipe, inputs, Path(scratch) / "chats.arrow"), held_out_counts)
-        say(f"dry run: {recipe.sft.data} for {inputs.student}: good")
-        return inputs.out
+        return _dry_run(recipe, inputs, held_out_counts)
     keep_freed_memory()
     device = choose_device(recipe.sft.device)
-    dtype = choose_dtype(recipe.sft.compute_dtype, device)
     state = _processes(device)
-    chats = inputs.work / "chats.arrow"
+    _check_processes(inputs.work, stored, state.num_processes)
+    dtype = _dtype(recipe.sft.compute_dtype, stored, device)
     counts = ChatCounts()
     if state.is_main_process:
-        counts = _prepare_work(recipe, inputs, chats)
+        launch = {"begun": begun, "processes": state.num_processes, "dtype": dtype_name(dtype)}
+        counts = _prepare_work(recipe, inputs, stored, launch)
         _say_counts(counts, held_out_counts)
     state.wait_for_everyone()
     student, teacher = _load(recipe, inputs, device, dtype)
@@ -79,24 +81,31 @@ def sft(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False, d
                 student=student,
                 tokenizer=inputs.tokenizer,
                 teacher=teacher,
-                sequences=chats,
+                sequences=inputs.work / CHATS,
                 settings=recipe.sft,
                 work=inputs.work,
                 device=device,
                 dtype=dtype,
                 resume=inputs.resume,
                 progress=progress,
+                note=say,
             )
         )
     if state.is_main_process:
-        after = measure_chats(model, teacher, held_out) if held_out else None
-        facts |= _facts(recipe, inputs, counts)
-        measured = {"source": recipe.sft.held_out, "chats": held_out_counts.facts(), "before": before, "after": after}
-        facts["held_out"] = measured if held_out else None
-        facts["machine"] = {"device": str(device), "dtype": dtype_name(dtype), "threads": torch.get_num_threads()}
+        measured = {"source": recipe.sft.held_out, "chats": held_out_counts.facts(), "before": before}
+        measured |= {"after": measure_chats(model, teacher, held_out) if held_out else None}
+        machine = {"device": str(device), "dtype": dtype_name(dtype), "threads": torch.get_num_threads()}
+        facts |= {**_facts(recipe, inputs, counts), "held_out": measured if held_out else None, "machine": machine}
         _write(recipe, inputs, model, facts, overwrite=overwrite)
         say(_last_line(inputs.out, facts))
     state.wait_for_everyone()
+    return inputs.out
+
+
+def _dry_run(recipe: Recipe, inputs: SftInputs, held_out: ChatCounts) -> Path:
+    with tempfile.TemporaryDirectory() as scratch:
+        _say_counts(_write_chats(recipe, inputs, Path(scratch) / CHATS), held_out)
+    say(f"dry run: {recipe.sft.data} for {inputs.student}: good")
     return inputs.out
 
 
@@ -145,14 +154,50 @@ def _write_chats(recipe: Recipe, inputs: SftInputs, path: Path) -> ChatCounts:
     return counts
 
 
-def _prepare_work(recipe: Recipe, inputs: SftInputs, chats: Path) -> ChatCounts:
+def _stored_facts(inputs: SftInputs) -> dict[str, Any]:
+    """Read what a run that is to go on was begun with; of a new one nothing."""
+    path = inputs.work / RUN_FACTS
+    found: dict[str, Any] = json.loads(path.read_text()) if inputs.resume and path.is_file() else {}
+    return found
+
+
+def _keep_date(inputs: SftInputs, stored: dict[str, Any]) -> str:
+    """Write chats as of the moment that the run began at, and return it, so that the next day they are the same."""
+    begun = str(stored.get("begun", datetime.now().isoformat()))
+    inputs.encoder.keep_date(datetime.fromisoformat(begun))
+    return begun
+
+
+def _check_processes(work: Path, stored: dict[str, Any], processes: int) -> None:
+    """Check that a run goes on with as many processes as it began with, or its steps would hold other chats."""
+    before = stored.get("processes", processes)  # runs of older versions don't say it
+    if before != processes:
+        raise ConfigError(
+            f"The run in {work} must go on with the number of processes that it was begun with, {before}, for a step's "
+            f"chats are shared out among them; now there are {processes}. Launch it with {before}, or start anew with "
+            "--overwrite."
+        )
+
+
+def _dtype(wanted: str, stored: dict[str, Any], device: torch.device) -> torch.dtype:
+    """Choose the compute dtype; `auto` goes on in that of the run, for a measurement may end otherwise now."""
+    return choose_dtype(stored.get("dtype", wanted) if wanted == "auto" else wanted, device)
+
+
+def _prepare_work(recipe: Recipe, inputs: SftInputs, stored: dict[str, Any], launch: dict[str, Any]) -> ChatCounts:
     """Tokenise the chats, then make the work folder; of a resumed run, check that they and the settings are the same.
 
     Until all of that is well nothing but a temporary folder is written.
+
+    Args:
+        recipe: The run.
+        inputs: Checked.
+        stored: What a run that is to go on was begun with.
+        launch: What the next sitting takes over as it is: when the run began, processes, compute dtype.
     """
     stands = next(parent for parent in inputs.work.absolute().parents if parent.is_dir())
     with _named_disk_errors(inputs.work), tempfile.TemporaryDirectory(dir=stands, prefix=".sft-chats-") as scratch:
-        draft = Path(scratch) / chats.name
+        draft = Path(scratch) / CHATS
         counts = _write_chats(recipe, inputs, draft)
         facts = {
             "settings": {k: v for k, v in recipe_to_dict(recipe)["sft"].items() if k not in FREE_ON_RESUME},
@@ -161,18 +206,16 @@ def _prepare_work(recipe: Recipe, inputs: SftInputs, chats: Path) -> ChatCounts:
             "chats": file_sha256(draft),
         }
         if inputs.resume:
-            _check_resume(inputs.work, facts)
+            _check_resume(inputs.work, facts, stored)
         else:
             shutil.rmtree(inputs.work, ignore_errors=True)
         inputs.work.mkdir(parents=True, exist_ok=True)
-        write_beside(inputs.work / RUN_FACTS, json.dumps(facts, indent=2) + "\n")
-        draft.rename(chats)
+        write_beside(inputs.work / RUN_FACTS, json.dumps(facts | launch, indent=2) + "\n")
+        draft.rename(inputs.work / CHATS)
     return counts
 
 
-def _check_resume(work: Path, facts: dict[str, Any]) -> None:
-    path = work / RUN_FACTS
-    stored = json.loads(path.read_text()) if path.is_file() else {}
+def _check_resume(work: Path, facts: dict[str, Any], stored: dict[str, Any]) -> None:
     differ = [name for name, value in facts.items() if stored.get(name) != value]
     if differ:
         raise ConfigError(

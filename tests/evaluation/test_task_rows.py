@@ -61,6 +61,15 @@ def test_rows_of_another_task_need_the_first_ones_fields(tmp_path: Path) -> None
         read_task_rows(tmp_path / "rows.jsonl", "own")
 
 
+def test_a_field_of_another_task_may_be_null(tmp_path: Path) -> None:
+    rows = [{"a": 1, "b": None}, {"a": None, "b": "y"}]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert read_task_rows(tmp_path / "rows.jsonl", "own") == rows
+    write_rows(tmp_path / "rows.jsonl", [*rows, {"b": None}])
+    with pytest.raises(DataError, match=r"rows\.jsonl:3: a row of own must have the field 'a', but it has: b\."):
+        read_task_rows(tmp_path / "rows.jsonl", "own")
+
+
 @pytest.mark.parametrize(("content", "message"), [(b"", "it is empty"), (b"\xff\xfe", "text file that can be read")])
 def test_a_file_without_rows_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "rows.jsonl").write_bytes(content)

@@ -1,6 +1,8 @@
 """Loading and scoring tasks through the library: names, examples, permissions, and what is kept of each item."""
 
+import logging
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,20 @@ dataset_path: json
 dataset_kwargs: {{data_files: {{validation: {data}}}}}
 training_split: null
 """
+ROWS = """import random
+
+
+def shuffled(docs):
+    goals = docs["goal"][:]
+    random.shuffle(goals)
+    return docs.remove_columns("goal").add_column("goal", goals)
+
+
+def first(docs):
+    return docs.select(range(2))
+"""
+FIRST = "process_docs: !function rows.first"
+"""A task's own code that changes or chooses rows, as GPQA's and MMLU-Pro's do."""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +54,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> TaskFiles:
         files.lines[f"own_{name}"] = (data / "piqa.jsonl", list(range(1, 7)))
     group = "group: {}\ntask: [own_a, own_b]\n"
     (files.folder / "plain.yaml").write_text(group.format("plain_group"))
-    (files.folder / "scored.yaml").write_text(group.format("scored_group") + "aggregate_metric_list: [{metric: acc}]\n")
+    scored = group.format("scored_group") + "aggregate_metric_list: [{metric: acc}]\n"
+    (files.folder / "scored.yaml").write_text(scored)
+    alike = "aggregate_metric_list: [{metric: acc, weight_by_size: false}, {metric: acc_norm, filter_list: [other]}]\n"
+    (files.folder / "alike.yaml").write_text(group.format("alike_group") + alike)
+    (files.folder / "rows.py").write_text(ROWS)
+    for name, line in (
+        ("shuffled", "process_docs: !function rows.shuffled"),
+        ("first", FIRST),
+        ("zero", "num_fewshot: 0"),
+    ):
+        text = OWN.format(stock=stock["piqa"], name=name, data=data / "piqa.jsonl").replace("tag: own_tag", line)
+        (files.folder / f"own_{name}.yaml").write_text(text)
+        files.lines[f"own_{name}"] = (data / "piqa.jsonl", list(range(1, 7)))
     return files
 
 
@@ -72,6 +100,70 @@ def test_every_item_has_an_outcome_and_a_prompt(files: TaskFiles, tmp_path: Path
     assert found.metrics["scored_group"]["acc,none"] == found.metrics["own_a"]["acc,none"]
     again = score_suite(suite, model, tokenizer, batch_size=3, limit=4)
     assert again.outcomes["piqa"]["acc,none"] == found.outcomes["piqa"]["acc,none"][:4]
+
+
+def test_a_group_counts_its_items_or_its_tasks_the_same(files: TaskFiles) -> None:
+    suites = {name: suite_of(files, name) for name in ("scored_group", "alike_group", "piqa")}
+    assert [suite.is_pooled(name, "acc,none") for name, suite in suites.items()] == [True, False, True]
+    assert suites["alike_group"].is_pooled("alike_group", "acc_norm,none")
+
+
+def test_a_task_that_is_random_is_the_same_for_each_model_and_as_the_library_loads_it(
+    files: TaskFiles, tmp_path: Path
+) -> None:
+    folder = byte_model_folder(tmp_path / "model")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    random.seed(7)
+    before = random.getstate()
+    prompts = []
+    for _ in range(2):
+        suite = suite_of(files, "own_shuffled")
+        prompts += [score_suite(suite, model, tokenizer, batch_size=4, limit=None).prompts for _ in range(2)]
+    assert random.getstate() == before
+    assert prompts == [prompts[0]] * 4
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    library = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4)
+    theirs = simple_evaluate(library, tasks=["own_shuffled"], task_manager=open_manager(files.folder))
+    assert theirs is not None
+    assert [row["prompt_hash"] for row in theirs["samples"]["own_shuffled"]] == prompts[0]["own_shuffled"]
+
+
+def test_a_task_that_says_no_examples_gets_none(files: TaskFiles) -> None:
+    assert suite_of(files, "own_zero", num_fewshot=3).num_fewshot("own_zero") == 0
+
+
+def test_a_task_that_leaves_rows_out_is_explained(files: TaskFiles) -> None:
+    with pytest.raises(
+        DataError, match=r"piqa\.jsonl must hold the rows that .* own_first scores .* its 6 .* takes 2\."
+    ):
+        suite_of(files, "own_first")
+
+
+def test_prompts_that_are_cut_are_counted_and_not_shown(
+    files: TaskFiles, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = byte_model_folder(tmp_path / "model")
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    suite = suite_of(files, "sciq", "piqa")
+    logger = logging.getLogger("lm_eval.models.huggingface")
+    before = (logger.level, logger.filters[:])
+    whole = score_suite(suite, model, tokenizer, batch_size=2, limit=None)
+    lengths = [len(f"{prompt}{answer}".encode()) for prompt, answer in whole_requests(suite)]
+    assert whole.num_truncated == 0
+    model.config.max_position_embeddings = 60
+    cut = score_suite(suite, model, tokenizer, batch_size=2, limit=None)
+    assert cut.num_truncated == sum(length > 61 for length in lengths)
+    assert 0 < cut.num_truncated < len(lengths)
+    assert "Truncating" not in caplog.text
+    assert (logger.level, logger.filters) == before
+
+
+def whole_requests(suite: TaskSuite) -> list[tuple[str, str]]:
+    """Return prompt and answer of each request that the library made last."""
+    return [request.args for task in suite.loaded["tasks"].values() for request in task.instances]
 
 
 def test_the_metric_of_the_tables_is_chosen() -> None:

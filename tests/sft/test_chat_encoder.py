@@ -1,5 +1,6 @@
 """What is learnt of a chat: the answers and their end marks, whatever the template looks like."""
 
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from lrc.clone.head import IGNORED_LABEL
 from lrc.data.row_text import BadRow
 from lrc.errors import DataError
-from lrc.sft.chat_encoder import ChatEncoder, Sample, shared_length
+from lrc.sft.chat_encoder import ChatEncoder, Sample, dated, shared_length
 from tests.sft.tiny_chats import CHATML, Turns, chat_tokenizer, turns
 
 MARKED = (
@@ -31,6 +32,14 @@ BRACKETS = (
 """Like Llama-2's: no generation prompt of its own, a space before the answer."""
 OPENED = CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}")
 """Like DeepSeek-R1's: the generation prompt opens a thought that the answers of the data don't have."""
+TWO_MARKS = CHATML + "{% if not add_generation_prompt %}<|endoftext|>{% endif %}"
+"""Like Phi-3's: the end mark of the turn, a line break, and the mark that ends the text."""
+DATED = (
+    "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+    "{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}{%- endif %}"
+    "{{- 'Today: ' + date_string + strftime_now(\"/%H\") + '\n' }}"
+)
+"""Like Llama-3.2's: the day that it is written on stands in front."""
 CHATS = [
     turns("Hi", "Hello"),
     turns("Hi", "Hello", "What is 2+2?", "4\n"),
@@ -110,6 +119,50 @@ def test_an_answer_without_an_end_mark_is_counted() -> None:
     template = CHATML.replace("{{ m['content'] }}<|im_end|>", "{{ m['content'] }}")
     (sample,) = encoder_of(template).encode(turns("a", "b", "c", "d"))
     assert sample.num_unended == 2
+
+
+@pytest.mark.parametrize("between", ["\n", "", " \n\n"])
+def test_of_two_end_marks_that_only_white_space_parts_the_first_is_learnt(between: str) -> None:
+    template = TWO_MARKS.replace("<|im_end|>\n{% endfor %}", f"<|im_end|>{between}{{% endfor %}}")
+    tokenizer = chat_tokenizer(template)
+    encoder = ChatEncoder(tokenizer, {tokenizer.eos_token_id, tokenizer.pad_token_id})
+    samples = encoder.encode(turns("a", "b", "c", "d<|im_end|>e"))
+    assert [tokenizer.decode(sample.ids).endswith(f"<|im_end|>{between}<|endoftext|>") for sample in samples] == [
+        True
+    ] * 2
+    assert learnt(samples, tokenizer) == [["b<|im_end|>"], ["d<|im_end|>e<|im_end|>"]]
+    assert [sample.num_unended for sample in samples] == [0, 0]
+
+
+def test_chats_are_written_as_of_the_moment_that_is_kept() -> None:
+    tokenizer = chat_tokenizer(DATED + CHATML)
+    encoder = ChatEncoder(tokenizer, {tokenizer.eos_token_id})
+    encoder.keep_date(datetime(2024, 7, 1, 23))
+    (sample,) = encoder.encode(turns("a", "b"))
+    assert tokenizer.decode(sample.ids).startswith("Today: 01 Jul 2024/23\n<|im_start|>system\n")
+    assert learnt([sample], tokenizer) == [["b<|im_end|>"]]
+
+
+def test_a_kept_date_changes_nothing_else() -> None:
+    for template in (CHATML, DATED + CHATML, f"\n  {DATED}{CHATML}", "\n\n {{ strftime_now('%Y') }}" + CHATML):
+        tokenizer = chat_tokenizer(template)
+        for again in range(2):  # the year, or the hour, may end in between
+            plain = tokenizer.apply_chat_template(turns("a", "b"), tokenize=False)
+            kept = dated(template, datetime.now())
+            written = tokenizer.apply_chat_template(turns("a", "b"), chat_template=kept, tokenize=False)
+            if written == plain:
+                break
+            assert not again, (written, plain)
+
+
+def test_a_template_that_makes_up_the_form_of_its_date_is_refused() -> None:
+    template = "{% set form = '%Y' %}{{ strftime_now('%d') }}{{ strftime_now(form) }}" + CHATML
+    tokenizer = chat_tokenizer(template)
+    encoder = ChatEncoder(tokenizer, {tokenizer.eos_token_id})
+    encoder.encode(turns("a", "b"))
+    encoder.keep_date(datetime(2024, 7, 1))
+    with pytest.raises(BadRow, match="must be given its format as a plain string"):
+        encoder.encode(turns("a", "b"))
 
 
 def test_a_template_that_writes_the_question_otherwise_in_the_prompt_is_refused() -> None:

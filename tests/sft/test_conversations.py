@@ -46,6 +46,8 @@ def test_a_json_array_is_read_too(tmp_path: Path) -> None:
         (turns("a", " \n"), "turn 2 of 2: the content of the assistant is empty"),
         (turns("", "b", system="s"), "turn 2 of 3: the content of the user is empty"),
         (turns(system="s"), "a system message alone"),
+        (turns("a", "b\ud83d"), "turn 2 of 2: the content is no text: half a surrogate pair"),
+        (turns("a", "b", system="\ude00"), "turn 1 of 3: the content is no text: half a surrogate pair"),
     ],
 )
 def test_a_conversation_out_of_order_is_refused(messages: list[dict[str, str]], said: str) -> None:
@@ -64,6 +66,14 @@ def test_a_bad_row_has_a_problem_and_the_others_are_read(tmp_path: Path) -> None
     assert [bool(problem) for _, _, problem in rows] == [True, True, True, False]
     assert "no conversations, messages" in rows[0][2]
     assert "no JSON" in rows[1][2]
+
+
+def test_half_a_surrogate_pair_in_an_array_is_a_bad_row(tmp_path: Path) -> None:
+    rows = [{"messages": turns("a", "b\ud83d")}, {"messages": turns("a", "b\U0001f600")}]
+    (tmp_path / "chats.json").write_text(json.dumps(rows))
+    found = list(read_conversations(str(tmp_path / "chats.json"), tmp_path))
+    assert ["surrogate" in row.problem for row in found] == [True, False]
+    assert [row.messages for row in found] == [[], turns("a", "b\U0001f600")]
 
 
 def test_no_file_is_an_error(tmp_path: Path) -> None:

@@ -9,13 +9,23 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from transformers import TrainerControl
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, GraniteMoeConfig, OlmoeConfig, TrainerControl
 
 from lrc.errors import NumericsError
-from lrc.sft.fine_tune import TRAINER_STATE, _Log, lora_config, newest_checkpoint, trainer_settings
+from lrc.sft.fine_tune import (
+    TRAINER_STATE,
+    _Log,
+    frozen_by_lora,
+    lora_config,
+    mean_loss,
+    newest_checkpoint,
+    trainer_settings,
+)
 from lrc.sft_config import SftConfig
 
 CPU = torch.device("cpu")
+EXPERTS = ("experts.down_proj", "experts.gate_up_proj", "router.weight")
 
 
 def settings(folder: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
@@ -38,6 +48,10 @@ def test_what_the_recipe_says_arrives(tmp_path: Path) -> None:
     assert settings(tmp_path).gradient_checkpointing is False
 
 
+def test_no_balancing_loss_of_experts_is_added(tmp_path: Path) -> None:
+    assert settings(tmp_path).router_aux_loss_coef == 0.0  # None would take the coefficient of the student's config
+
+
 @pytest.fixture
 def five_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let torch count five GPUs; what accelerate has made of the process is forgotten afterwards."""
@@ -57,6 +71,27 @@ def test_lora_is_off_by_default_and_leaves_the_head_out() -> None:
     assert lora_config(SftConfig()) is None
     made = lora_config(SftConfig(lora_rank=4, lora_alpha=8, lora_dropout=0.1))
     assert (made.r, made.lora_alpha, made.lora_dropout, made.target_modules) == (4, 8, 0.1, "all-linear")
+
+
+@pytest.mark.filterwarnings("ignore")  # what peft warns of: families of experts, names of other versions
+@pytest.mark.parametrize(
+    ("config", "frozen"),
+    [
+        (OlmoeConfig, []),
+        (GraniteMoeConfig, [f"model.layers.N.block_sparse_moe.{name}" for name in EXPERTS]),
+    ],
+)
+def test_what_lora_does_not_reach_is_told(config: Any, frozen: list[str]) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 2, "vocab_size": 12, "pad_token_id": None}
+    experts = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": None}
+    model = AutoModelForCausalLM.from_config(config(**sizes, **experts, **heads))
+    assert frozen_by_lora(get_peft_model(model, lora_config(SftConfig(lora_rank=2)))) == frozen
+
+
+def test_the_mean_loss_counts_each_step_once() -> None:
+    history = [{"loss": 4.0, "step": 2}, {"eval_loss": 9.0, "step": 2}, {"loss": 1.0, "step": 8}, {"train_loss": 0.0}]
+    assert mean_loss(history) == (2 * 4.0 + 6 * 1.0) / 8
 
 
 def test_a_run_goes_on_from_the_newest_checkpoint_that_was_saved_to_its_end(tmp_path: Path) -> None:
@@ -103,3 +138,12 @@ def test_the_last_step_is_logged_whatever_its_number(tmp_path: Path) -> None:
         log.on_step_end(None, state, control)  # type: ignore[arg-type]
         assert control.should_log is (step == 7)
     assert seen == [(6, 7), (7, 7)]
+
+
+def test_the_step_of_a_checkpoint_is_logged_so_that_a_resumed_run_knows_all_losses(tmp_path: Path) -> None:
+    log = _Log(tmp_path / "metrics.jsonl", lambda *done: None)
+    state: Any = SimpleNamespace(global_step=4, max_steps=7, is_world_process_zero=True)
+    for is_saved in (True, False):
+        control = TrainerControl(should_save=is_saved)
+        log.on_step_end(None, state, control)  # type: ignore[arg-type]
+        assert control.should_log is is_saved

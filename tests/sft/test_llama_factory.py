@@ -72,6 +72,46 @@ def test_each_file_is_a_data_set_of_its_form(tmp_path: Path) -> None:
     assert info["chats_3"]["columns"] == {"prompt": "instruction", "response": "output"}
 
 
+def sharegpt(*roles: str) -> dict[str, Any]:
+    return {"conversations": [{"from": role, "value": "a"} for role in roles]}
+
+
+def openai(*roles: str) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": "a"} for role in roles]}
+
+
+@pytest.mark.parametrize(
+    ("row", "tags"),
+    [
+        (sharegpt("human", "gpt"), None),
+        (sharegpt("system", "user", "assistant"), ("from", "value", "user", "assistant")),
+        (sharegpt("human", "assistant"), ("from", "value", "human", "assistant")),
+        (openai("user", "assistant"), ("role", "content", "user", "assistant")),
+        (openai("human", "gpt"), ("role", "content", "human", "gpt")),
+    ],
+)
+def test_the_roles_are_called_what_the_rows_call_them(tmp_path: Path, row: dict[str, Any], tags: Any) -> None:
+    names = ("role_tag", "content_tag", "user_tag", "assistant_tag")
+    expected = tags and {**dict(zip(names, tags, strict=True)), "system_tag": "system"}
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(row)}\n" * 2)
+    for path in (str(tmp_path / "a.jsonl"), "elsewhere.jsonl"):
+        assert files(tmp_path, (path, row))[1]["chats_0"].get("tags") == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ((sharegpt("human", "gpt"), {}, sharegpt("user", "gpt")), "3: .*name of the user in a file, here 'human'"),
+        ((openai("user", "assistant"), openai("user", "gpt")), "2: .*name of the assistant.*rows that say 'gpt'"),
+        ((openai("user", "assistant"), sharegpt("human", "gpt")), "2: .*one kind of row from a file, here 'messages'"),
+    ],
+)
+def test_a_file_whose_rows_do_not_agree_is_refused(tmp_path: Path, rows: Any, said: str) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with pytest.raises(DataError, match=rf"a\.jsonl:{said}"):
+        files(tmp_path, (str(tmp_path / "a.jsonl"), rows[0]))
+
+
 def test_a_set_of_the_hub_is_named_by_its_split(tmp_path: Path) -> None:
     source = "hf://datasets/HuggingFaceH4/ultrachat_200k/data/train_sft-*.parquet"
     _, info = files(tmp_path, (source, {"messages": []}))

@@ -117,8 +117,10 @@ def test_a_killed_run_goes_on_and_ends_equal(root: Path, monkeypatch: pytest.Mon
     resumed = run(root, "sft.teacher_kl=0.5", resume="auto")
     one, other = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
     assert all(torch.equal(one[name], other[name]) for name in one)
-    steps = [json.loads(line)["step"] for line in (resumed / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [2, 4, 6, 8, 10, 12]
+    lines = [json.loads(line) for line in (resumed / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+    assert facts(resumed)["loss"] == pytest.approx(sum(line["loss"] for line in lines) / 6)
+    assert facts(resumed)["loss"] == facts(whole)["loss"]
 
 
 def test_a_dry_run_counts_the_chats_and_writes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
