@@ -117,7 +117,7 @@ def convert_verb(
     """Merge a checkpoint into a plain Hugging Face folder and prove that it is the same model.
 
     A flag that is left out is as the run's recipe says (convert.*). The proof takes the most memory: the teacher in
-    float32, of one above 1 GiB a layer at a time.
+    float32, of one above 1 GiB a layer at a time; composites, stacked experts and fp8 or mxfp4 weights always whole.
 
     Args:
         checkpoint: checkpoint-N folder or its model.safetensors.

@@ -198,21 +198,30 @@ def write_llama(
         progress: Called with (tensors done, tensors).
     """
     stored = ModelTensors(plan.folder)
-    dtype = stored.dtype()
     done = count(1)
 
     def tensor_of(name: str) -> Tensor:
-        tensor = llama_tensor(plan, stored, name).to(dtype)
+        tensor = stored_tensor(plan, stored, name)
         progress(next(done), len(plan.shapes))
         return tensor
 
-    shapes = {name: tensor.to(dtype) for name, tensor in plan.shapes.items()}
-    plan.llama.dtype = dtype
+    shapes = {name: tensor.to(_stored_dtype(stored, name)) for name, tensor in plan.shapes.items()}
+    plan.llama.dtype = stored.dtype()
     write_shards(shapes, draft, tensor_of, max_shard_bytes)
     write_config(plan.llama, draft)
     copy_companions(plan.folder, draft)
     if plan.model_type != LlamaConfig.model_type:
         keep_tokenizer(plan.folder, draft)
+
+
+def _stored_dtype(stored: ModelTensors, name: str) -> torch.dtype:
+    """The dtype of the student's tensor, which may be another than its neighbours'; of o's bias the folder's."""
+    return stored.read(name).dtype if name in stored else stored.dtype()  # a file's values are mapped, not read
+
+
+def stored_tensor(plan: LlamaPlan, stored: ModelTensors, name: str) -> Tensor:
+    """Make one tensor of the Llama as it is written: in the dtype that the student's has."""
+    return llama_tensor(plan, stored, name).to(_stored_dtype(stored, name))
 
 
 def llama_tensor(plan: LlamaPlan, stored: ModelTensors, name: str) -> Tensor:

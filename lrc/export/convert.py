@@ -13,6 +13,7 @@ from lrc.clone.sites import Variant
 from lrc.config import StudentConfig
 from lrc.data.folder_hash import SUMS, find_damage
 from lrc.errors import CheckpointError, ConfigError
+from lrc.export.original_student import OriginalStudent, set_student_eps, sizes_and_eps
 from lrc.export.plain_folder import copy_companions, write_config, write_shards
 from lrc.export.teacher_tensors import TeacherTensors, is_renamed, open_teacher
 from lrc.models.checkpoint import LRC_CONFIG, TRAINED_TENSORS, from_original, is_original, read_facts, variant_of
@@ -69,7 +70,7 @@ def read_source(
     checkpoint: Path,
     *,
     teacher: str | None,
-    student: StudentConfig | None,
+    student: StudentConfig | OriginalStudent | None,
     locate: Callable[[str], str] = str,
     trust_remote_code: bool = False,
 ) -> Source:
@@ -89,11 +90,11 @@ def read_source(
     weights = _weight_files(checkpoint)
     folder = weights[0].parent
     names = (*(path.name for path in weights), LRC_CONFIG)
-    damage = find_damage(folder, names) if (folder / SUMS).is_file() else None
-    if damage is not None:
+    if (folder / SUMS).is_file() and (damage := find_damage(folder, names)) is not None:
         raise CheckpointError(f"The checkpoint {folder} is damaged: {damage}. Convert another one.")
     facts = read_facts(folder)
-    teacher_name, chosen = _choose(facts, teacher, student, folder)
+    sizes, eps = sizes_and_eps(student)
+    teacher_name, chosen = _choose(facts, teacher, sizes, folder)
     teacher_folder = resolve_folder(locate(teacher_name))
     if facts is not None and weights_hash(teacher_folder) != facts["teacher_hash"]:
         raise CheckpointError(
@@ -109,6 +110,7 @@ def read_source(
     notes += _held_teacher_note(facts)
     check_trained(plan, stand_ins, architecture.hidden_size, chosen.hidden_size)
     config = student_config(teacher_config, chosen.hidden_size, tied=architecture.is_student_tied(variant))
+    notes += set_student_eps(config, eps, is_recorded=facts is not None)
     if plan.free or plan.corrections:
         check_free(plan, stand_ins, empty_student(config))
     return Source(

@@ -74,13 +74,18 @@ def check_apart(out: Path, inputs: Iterable[Path]) -> None:
 def written_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """Give a draft folder to write to; on success it becomes `out`, on any failure it is removed.
 
+    What a call that was killed between the two renames has set aside, the only copy, is put back first.
+
     Raises:
         ConfigError: `out` exists and is not to be replaced.
         CheckpointError: The disk is full or not writable.
     """
+    place = out.resolve()  # a link stays a link, and `.` has a name
+    draft, old = place.with_name(f".{place.name}.partial"), place.with_name(f".{place.name}.old")
+    if old.is_dir() and not place.exists():
+        old.rename(place)
     check_target(out, overwrite=overwrite)
-    out = out.resolve()  # a link stays a link, and `.` has a name
-    draft, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
+    out = place
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)

@@ -15,6 +15,8 @@ import numpy as np
 
 FILE_TYPES = {"q5_0": 8, "q4_k_m": 15}
 """llama.cpp's numbers of the mixtures (`general.file_type`)."""
+KEPT = ("_norm.weight", "ffn_gate_inp", "ssm_conv1d", "shortconv.conv.weight")
+"""Parts of the GGUF names of tensors that llama.cpp never quantises."""
 
 
 def mixture_type(name: str, *, kind: str, num_layers: int, is_tied: bool, row_length: int) -> str:
@@ -50,8 +52,8 @@ def takes_more_bits(layer: int, num_layers: int) -> bool:
 
 
 def is_quantised(name: str, num_axes: int) -> bool:
-    """Whether a tensor is a matrix that quantising takes: no norm, no router, no bias."""
-    return num_axes >= 2 and name.endswith("weight") and "_norm.weight" not in name and "ffn_gate_inp" not in name
+    """Whether a tensor is a matrix that quantising takes: no norm, no router, no convolution, no bias."""
+    return num_axes >= 2 and name.endswith("weight") and not any(part in name for part in KEPT)
 
 
 def quantise_file(source: Path, target: Path, kind: str, *, gguf: Any) -> None:

@@ -21,9 +21,9 @@ from lrc.export.llama_cpp import has_llama_cpp
 from lrc.export.own_process import run_module
 from lrc.export.plain_folder import check_plain_weights
 from lrc.export.pre_tokenizer import pre_tokenizer_name
-from lrc.export.serving import has_own_head_size, stored_head_size
+from lrc.export.serving import has_own_head_size, stored_head_size, window_lost_in_llama_cpp
 from lrc.models.folder import ModelTensors
-from lrc.models.teacher import load_config
+from lrc.models.teacher import load_config, load_tokenizer
 
 PARITY_NAME = "gguf_parity.json"
 GGUF_TYPES = {"f32": 1, "f16": 1, "q8_0": 32, "q5_0": 32, "q4_k_m": 256}
@@ -95,6 +95,7 @@ def check_gguf(student: Path, kind: str) -> Any:
 
     Raises:
         ConfigError: It can't; the message names the nearest kind or the way round.
+        CheckpointError: Its weights or its tokenizer are damaged.
     """
     if kind not in GGUF_TYPES:
         raise ConfigError(f"The type of a GGUF file must be one of {', '.join(GGUF_TYPES)}; found {kind!r}.")
@@ -114,6 +115,7 @@ def check_gguf(student: Path, kind: str) -> Any:
         )
     if (student / "tokenizer.model").is_file() and find_spec("sentencepiece") is None:
         raise ConfigError(f"{student} has a sentencepiece tokenizer, which needs: pip install sentencepiece.")
+    load_tokenizer(student)
     row_lengths = _row_lengths(ModelTensors(student))
     unfit = {length: name for length, name in row_lengths.items() if length % GGUF_TYPES[kind]}
     if unfit:
@@ -144,6 +146,14 @@ def _check_class(config: Any) -> None:
             f"{config.num_attention_heads} heads of {stored_head_size(values)} at hidden size {config.hidden_size}. "
             f"First re-express it exactly as a Llama: lrc export STUDENT LLAMA --as llama, then export LLAMA."
         )
+    if (window := window_lost_in_llama_cpp(values)) is not None:
+        raise ConfigError(
+            f"llama.cpp must compute every layer of a file with the window that it was trained with, but its "
+            f"{config.model_type} does not at the layers of this student that look back {window} tokens only, out of a "
+            f"context of {config.max_position_embeddings}; the check, on 64 tokens, could not tell. Serve it with "
+            f"transformers or vLLM; or, if {window} tokens are enough and its rotary embedding is not scaled, set "
+            f"max_position_embeddings to {window} in its config.json."
+        )
     if config.model_type in GEMMA_27B_LAYERS:
         _check_attention_scale(config)
 
@@ -167,11 +177,12 @@ def _check_attention_scale(config: Any) -> None:
 
 
 def _row_lengths(tensors: ModelTensors) -> dict[int, str]:
-    """Map each length of a matrix's rows to the first matrix with it."""
+    """Map each length of a matrix's rows to the first matrix with it; a convolution's kernel is no row of one."""
     lengths: dict[int, str] = {}
     for name in sorted(tensors.names()):
         shape, _ = tensors.shape_and_dtype(name)
-        if len(shape) >= 2:
+        is_convolution = len(shape) == 3 and shape[1] == 1
+        if len(shape) >= 2 and not is_convolution:
             lengths.setdefault(shape[-1], name)
     return lengths
 

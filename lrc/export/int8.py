@@ -1,7 +1,8 @@
 """A student with int8 weights (torchao, weight only, one scale a row), saved as safetensors that transformers loads.
 
-Only the linear layers are quantised; embeddings, norms and the head of a tied student stay as they are. Nothing is
-pickled: torchao takes its tensors apart into plain ones.
+Only the linear layers are quantised. Embeddings, norms, the head, tied or not (transformers leaves it out), and stacked
+experts, which are no linear layers, stay as they are. Nothing is pickled: torchao takes its tensors apart into plain
+ones.
 """
 
 import json
@@ -41,7 +42,15 @@ def check_int8(student: Path) -> Any:
     return config
 
 
-def write_int8(student: Path, out: Path, *, config: Any, overwrite: bool = False, say: Say = print) -> Path:
+def write_int8(
+    student: Path,
+    out: Path,
+    *,
+    config: Any,
+    overwrite: bool = False,
+    say: Say = print,
+    finish: Callable[[Path], None] = lambda draft: None,
+) -> Path:
     """Quantise a student's linear layers to int8 and publish it once it reloads exactly and is near the student.
 
     Args:
@@ -50,6 +59,7 @@ def write_int8(student: Path, out: Path, *, config: Any, overwrite: bool = False
         config: The student's, from `check_int8`.
         overwrite: Replace `out`.
         say: Receives one line a step.
+        finish: Called with the folder before it is published, to add what else belongs there.
 
     Returns:
         `out`.
@@ -74,6 +84,7 @@ def write_int8(student: Path, out: Path, *, config: Any, overwrite: bool = False
         } | compare(after, log_probabilities(reference, sequences))
         _check(facts, out)
         (draft / PARITY_NAME).write_text(json.dumps({"passed": True} | facts, indent=2) + "\n")
+        finish(draft)
     say(
         f"int8 against the student in float32, {facts['positions']} positions: KL {facts['kl']:.2e}, first choice "
         f"equal at {facts['top1_agreement']:.2%}; reloads exactly"

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lrc.errors import NumericsError
-from lrc.export.as_llama import LlamaPlan, is_gain, llama_tensor
+from lrc.export.as_llama import LlamaPlan, is_gain, llama_tensor, stored_tensor
 from lrc.export.parity import EXACT, POSITIONS, ROUNDING, difference
 from lrc.models.compute import dtype_name
 from lrc.models.folder import ModelTensors
@@ -21,7 +21,8 @@ def check_llama_parity(plan: LlamaPlan, draft: Path) -> dict[str, Any]:
     """Compare student and Llama, both computed in float32.
 
     Without padding the folder itself must have the student's logits. With it the norm gains were scaled and rounded
-    to the stored dtype: the folder must have them with the gains before the rounding, which is measured apart.
+    to the stored dtype: the folder must have them with the gains before the rounding, which is measured apart, and
+    hold each gain as the rounding makes it.
 
     Args:
         plan: How the student became a Llama.
@@ -31,7 +32,8 @@ def check_llama_parity(plan: LlamaPlan, draft: Path) -> dict[str, Any]:
         Content of `parity.json`.
 
     Raises:
-        NumericsError: A difference is above the tolerance; the folder must not be published.
+        NumericsError: A difference is above the tolerance, or a gain is not the student's; the folder must not be
+            published.
     """
     device = torch.device("cpu")
     ids = torch.randint(0, plan.config.vocab_size, (2, POSITIONS // 2), generator=torch.Generator().manual_seed(0))
@@ -49,6 +51,7 @@ def check_llama_parity(plan: LlamaPlan, draft: Path) -> dict[str, Any]:
             f"{EXACT}, found {found.relative_difference:.3g}; root mean square of the rounding of the scaled gains to "
             f"{dtype_name(stored)} within {ROUNDING[stored]}, found {rounding:.3g}. Nothing was published."
         )
+    _check_stored_gains(plan, draft)
     return {
         "passed": True,
         "student": plan.model_type,
@@ -60,6 +63,19 @@ def check_llama_parity(plan: LlamaPlan, draft: Path) -> dict[str, Any]:
         "positions": ids.numel(),
         "logit_scale": scale,
     }
+
+
+def _check_stored_gains(plan: LlamaPlan, draft: Path) -> None:
+    """Hold the folder's gains against the student's: in few bits a wrong one costs no more than the rounding may."""
+    student, llama = ModelTensors(plan.folder), ModelTensors(draft)
+    for name in filter(is_gain, plan.shapes):
+        expected, found = stored_tensor(plan, student, name), llama.read(name)
+        if found.dtype != expected.dtype or not torch.equal(found, expected):
+            raise NumericsError(
+                f"{name} of the Llama must be the student's gain times {plan.gain_scale:.6g} and differ from it by the "
+                f"rounding of the scaled gains to {dtype_name(expected.dtype)} alone, but differs by up to "
+                f"{float((found.double() - expected.double()).abs().max()):.3g} more. Nothing was published."
+            )
 
 
 def _student_logits(plan: LlamaPlan, ids: Tensor) -> Tensor:

@@ -12,7 +12,13 @@ from torch import Tensor
 from lrc.config import ObjectiveConfig
 from lrc.errors import NumericsError
 from lrc.export.convert import Source, exported_dtype, merged_tensor
-from lrc.export.streamed_parity import is_streamed, streamed_factored_logits, streamed_student_logits
+from lrc.export.original_student import take_student_eps
+from lrc.export.streamed_parity import (
+    float32_bytes,
+    is_streamed,
+    streamed_factored_logits,
+    streamed_student_logits,
+)
 from lrc.models.checkpoint import variant_of
 from lrc.models.compute import dtype_name
 from lrc.models.folder import ModelTensors
@@ -22,7 +28,7 @@ from lrc.models.teacher import load_model
 
 POSITIONS = 64
 WHOLE_BYTES = 2**30
-"""Largest teacher in float32 that is loaded whole."""
+"""Largest teacher in float32 that is loaded whole, where its files name tensors as its model does."""
 EXACT = 1e-4
 """Largest allowed difference of two logits, as a share of the logits' root mean square, where only the order of float32
 sums differs: factored against merged, and merged and rounded against read back. Measured: below 1e-5."""
@@ -41,6 +47,17 @@ class Difference:
     """The same over the root mean square of the factored student's logits."""
 
 
+def whole_model_note(source: Source) -> str | None:
+    """Say so if the check will hold a teacher whole that it would stream if its files named tensors as its model."""
+    if not source.renamed or (size := float32_bytes(source.teacher_folder)) <= WHOLE_BYTES:
+        return None
+    return (
+        f"the files of {source.teacher_folder} don't hold the tensors of its model as they are (the text tower of a "
+        f"composite, stacked experts, fp8 or mxfp4), so the check holds the teacher whole, in float32: about "
+        f"{size / 1e9:.1f} GB."
+    )
+
+
 @torch.no_grad()
 def check_parity(
     source: Source, draft: Path, *, progress: Callable[[int, int], None] = lambda done, total: None
@@ -50,7 +67,8 @@ def check_parity(
     A wrong merge or file can't hide behind the rounding of the export: the folder is held against the same weights
     rounded in memory. One model after the other is built, run and freed: the pair (the whole teacher in float32), the
     merged student, the folder's. Of a teacher of more than `WHOLE_BYTES` a layer at a time is there
-    (`lrc/export/streamed_parity.py`).
+    (`lrc/export/streamed_parity.py`), unless its files don't hold its model's tensors as they are (`Source.renamed`:
+    composites, stacked experts, fp8, mxfp4).
 
     Args:
         source: The checkpoint and its teacher.
@@ -118,8 +136,10 @@ def _all_logits(
 
 
 def _factored_logits(source: Source, ids: Tensor) -> Tensor:
+    teacher = _load(source, source.teacher_folder)
+    take_student_eps(source.config, teacher.config)
     pair = PairModel(
-        _load(source, source.teacher_folder),
+        teacher,
         hidden_size=source.student.hidden_size,
         variant=variant_of(source.student),
         objective=ObjectiveConfig(without=("all",)),

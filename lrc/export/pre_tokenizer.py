@@ -32,7 +32,8 @@ def pre_tokenizer_name(folder: Path) -> str | None:
     if tokenizer["model"].get("type", "BPE") != "BPE":
         return None
     outer = tokenizer.get("pre_tokenizer") or {}
-    return _name_of(outer["pretokenizers"] if outer.get("type") == "Sequence" else [outer])
+    steps = outer["pretokenizers"] if outer.get("type") == "Sequence" else [outer]
+    return _name_of(steps) if steps else None
 
 
 def _name_of(steps: list[dict[str, Any]]) -> str | None:

@@ -46,6 +46,22 @@ QWEN2_AS_LLAMA = """--hf-overrides '{"architectures": ["LlamaForCausalLM"], "qkv
 OWN_MODEL = "--model-impl transformers"
 LLAMA_CPP = "llama.cpp (GGUF)"
 GGUF_MULTIPLES = {"Q8_0": 32, "Q4_K_M": 256}
+LLAMA_CPP_WINDOWS: dict[str, int | None] = {
+    "cohere2": 4,
+    "cohere2_moe": None,
+    "exaone4": None,
+    "exaone_moe": None,
+    "gemma2": 2,
+    "gemma3_text": 6,
+    "gemma3n_text": None,
+    "gemma4_text": None,
+    "gpt_oss": 2,
+    "granite_swa": None,
+    "mellum": None,
+    "olmo3": None,
+}
+"""Model types whose graph in llama.cpp has sliding windows (read in its sources). None: the file says which layers
+slide. A number: it does not, and llama.cpp lets every so many-th layer see the whole context and all others slide."""
 
 Answer = Literal["as is", "with a flag", "re-express", "no", "not known"]
 
@@ -128,6 +144,21 @@ def active_window(values: Mapping[str, Any]) -> int | None:
         return None
     kinds = values.get("layer_types")
     return None if kinds is not None and "sliding_attention" not in kinds else int(window)
+
+
+def window_lost_in_llama_cpp(values: Mapping[str, Any]) -> int | None:
+    """Return the sliding window of a config that llama.cpp computes without, or at other layers; None if all is well.
+
+    No short probe sees that: positions within the window are computed as they should be.
+    """
+    window, kind = active_window(values), values["model_type"]
+    if window is None or kind not in LLAMA_CPP_WINDOWS:
+        return window
+    period, kinds = LLAMA_CPP_WINDOWS[kind], values.get("layer_types")
+    if period is None or kinds is None:
+        return None
+    slides = [index % period < period - 1 for index in range(len(kinds))]
+    return None if slides == [found == "sliding_attention" for found in kinds] else window
 
 
 def stored_head_size(values: Mapping[str, Any]) -> int | None:
@@ -217,6 +248,9 @@ def _llama_cpp(values: Mapping[str, Any]) -> Verdict:
         if _can_be_llama(values):
             return Verdict(engine=name, answer="re-express", how=AS_LLAMA, why=why)
         return Verdict(engine=name, answer="no", why=f"{why}, and Llama has no sliding window")
+    if (window := window_lost_in_llama_cpp(values)) is not None:
+        why = f"its {kind} has no sliding window at the layers that look back {window} tokens only"
+        return Verdict(engine=name, answer="no", how="vLLM or transformers", why=why)
     if kind in ("llama", "qwen3"):
         return Verdict(engine=name, answer="as is", why="key and value lengths are stored in the file")
     if _can_be_llama(values):

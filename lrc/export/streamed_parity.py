@@ -5,7 +5,7 @@ in the logits. Each part gets its weights from the files when it is called and g
 the rows of the check's ids are read, and the head runs a few thousand rows after the other.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 from lrc.clone.head import softcapped
 from lrc.config import ObjectiveConfig
 from lrc.export.convert import Source, exported_dtype, merged_rows, merged_tensor, row_chunks, stored_name
+from lrc.export.original_student import take_student_eps
 from lrc.export.teacher_tensors import TeacherTensors
 from lrc.models.checkpoint import variant_of
 from lrc.models.folder import ModelTensors
@@ -29,15 +30,20 @@ from lrc.models.teacher import load_config
 
 Rows = tuple[int, int] | Tensor
 """Rows of a tensor: from the first up to the last, or single ones by their numbers, ascending."""
+Fill = Callable[[Mapping[str, Tensor], Rows | None], Iterator[None]]
+"""Gives tensors their values, or of a table some rows, in one form after the other."""
 
 
 def is_streamed(source: Source, most_bytes: int) -> bool:
     """Whether the teacher is larger than `most_bytes` in float32 and its files name tensors as its model does."""
-    if source.renamed:
-        return False
-    tensors = ModelTensors(source.teacher_folder)
-    shapes = [tensors.shape_and_dtype(name)[0] for name in tensors.names()]
-    return 4 * sum(map(prod, shapes)) > most_bytes
+    return not source.renamed and float32_bytes(source.teacher_folder) > most_bytes
+
+
+def float32_bytes(folder: Path) -> int:
+    """Count the bytes of a folder's tensors in float32; a byte of packed weights (mxfp4) is taken to hold two."""
+    tensors = ModelTensors(folder)
+    found = [tensors.shape_and_dtype(name) for name in tensors.names()]
+    return sum(4 * prod(shape) * (2 if dtype == "U8" else 1) for shape, dtype in found)
 
 
 @torch.no_grad()
@@ -79,7 +85,8 @@ def streamed_factored_logits(source: Source, ids: Tensor, done: Callable[[], Non
 def _hollow_pair(source: Source) -> PairModel:
     """Build the checkpoint's pair of stand-ins."""
     config = load_config(str(source.teacher_folder), trust_remote_code=source.trust_remote_code)
-    teacher = hollow_model(config)
+    teacher: Any = hollow_model(config)
+    take_student_eps(source.config, teacher.config)
     size, architecture = source.student.hidden_size, source.architecture
     with accelerate.init_empty_weights(include_buffers=False):
         pair = PairModel(
@@ -103,39 +110,66 @@ def streamed_student_logits(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the stock student's logits on merged weights, on these rounded to the exported dtype, and on the folder's.
 
-    The three run beside each other, so that each tensor is merged once.
+    The first two run beside each other, so that each tensor is merged once. The third are of the model that the
+    folder's own config says.
 
     Args:
         source: The checkpoint and its teacher.
         ids: `[batch, seq]`.
         draft: The exported folder.
         exported: Its dtype.
-        done: Called when a layer has run, and when the head has.
+        done: Called when a layer has run on merged weights, and when the last head has.
 
     Returns:
         `[batch, seq, vocabulary]` float32 each.
     """
-    model = hollow_model(source.config)
-    teacher, stored, architecture = source.open_teacher(), ModelTensors(draft), source.architecture
+    teacher, stored = source.open_teacher(), ModelTensors(draft)
     read_merged = _merged_reader(source, teacher)
-    missing = set(dict(model.named_parameters())) - {*source.plan.names, architecture.head}
-    assert not missing, missing
 
-    def weights(module: nn.Module, prefix: str, rows: Rows | None) -> Iterator[None]:
-        """Give a module its weights in each of the three forms, then take them back."""
-        tensors = {prefix + name: tensor for name, tensor in module.state_dict(keep_vars=True).items()}
-        tensors = {name: tensor for name, tensor in tensors.items() if name in {*source.plan.names, architecture.head}}
-        hollow = {name: tensor.data for name, tensor in tensors.items()}
+    def in_memory(tensors: Mapping[str, Tensor], rows: Rows | None) -> Iterator[None]:
         for name, tensor in tensors.items():
             tensor.data = read_merged(name, rows, len(tensor)).to(tensor.dtype)
         yield
         for name, tensor in tensors.items():
             tensor.data = tensor.data.to(exported_dtype(source, teacher, name, exported)).to(tensor.dtype)
         yield
+
+    def from_folder(tensors: Mapping[str, Tensor], rows: Rows | None) -> Iterator[None]:
         for name, tensor in tensors.items():
-            kept = _read(stored, stored_name(source, stored, name), rows, len(hollow[name]))
-            tensor.data = kept.to(tensor.dtype)
+            tensor.data = _read(stored, stored_name(source, stored, name), rows, len(tensor)).to(tensor.dtype)
         yield
+
+    model = hollow_model(source.config)
+    missing = set(dict(model.named_parameters())) - {*source.plan.names, source.architecture.head}
+    assert not missing, missing
+    merged, rounded = _logits_of_forms(source, model, ids, in_memory, 2, done).chunk(2)
+    config = load_config(str(draft), trust_remote_code=source.trust_remote_code)
+    reloaded = _logits_of_forms(source, hollow_model(config), ids, from_folder, 1)
+    done()
+    return merged, rounded, reloaded
+
+
+def _logits_of_forms(
+    source: Source, model: Any, ids: Tensor, fill: Fill, forms: int, done: Callable[[], None] = lambda: None
+) -> Tensor:
+    """Run a hollow student on each form of its weights, beside each other: `[forms x batch, seq, vocabulary]`.
+
+    Args:
+        source: The checkpoint and its teacher.
+        model: What `hollow_model` built.
+        ids: `[batch, seq]`.
+        fill: Gives a part's tensors their values, or of a table some rows, in one form after the other.
+        forms: How many it has.
+        done: Called when a layer has run.
+    """
+    architecture = source.architecture
+
+    def weights(module: nn.Module, prefix: str, rows: Rows | None) -> Iterator[None]:
+        """Give a module its weights in each form, then take them back."""
+        tensors = {prefix + name: tensor for name, tensor in module.state_dict(keep_vars=True).items()}
+        tensors = {name: tensor for name, tensor in tensors.items() if name in {*source.plan.names, architecture.head}}
+        hollow = {name: tensor.data for name, tensor in tensors.items()}
+        yield from fill(tensors, rows)
         for name, tensor in tensors.items():
             tensor.data = hollow[name]
 
@@ -144,45 +178,50 @@ def streamed_student_logits(
     for name in (embedding, *layers, architecture.norm):
         module = model.get_submodule(name)
         rows = ids.unique() if name == embedding else None
-        _replace_forward(module, _in_thirds, partial(weights, module, f"{name}.", rows), len(ids))
+        _replace_forward(module, _in_shares, partial(weights, module, f"{name}.", rows), forms, len(ids))
         if name in layers:
             module.register_forward_hook(lambda *_: done())
     module = model.get_submodule(head)
     chunks = list(row_chunks(source.config.vocab_size, architecture.hidden_size))
-    _replace_forward(module, _head_in_thirds, partial(weights, module, f"{head}."), chunks)
-    merged, rounded, reloaded = model(input_ids=ids.repeat(3, 1), use_cache=False).logits.chunk(3)
-    done()
-    return merged, rounded, reloaded
+    _replace_forward(module, _head_in_shares, partial(weights, module, f"{head}."), forms, chunks)
+    logits: Tensor = model(input_ids=ids.repeat(forms, 1), use_cache=False).logits
+    return logits
 
 
 def _replace_forward(module: Any, forward: Callable[..., Any], *arguments: Any) -> None:
     module.forward = partial(forward, module.forward, *arguments)
 
 
-def _in_thirds(
-    forward: Callable[..., Any], weights: Callable[[], Iterator[None]], batch: int, *args: Any, **keywords: Any
+def _in_shares(
+    forward: Callable[..., Any],
+    weights: Callable[[], Iterator[None]],
+    forms: int,
+    batch: int,
+    *args: Any,
+    **keywords: Any,
 ) -> Any:
-    """Run each third of a batch, of `batch` rows, on weights of its own."""
+    """Run each share of a batch, of `batch` rows, on weights of its own."""
 
-    def third(index: int, value: Any) -> Any:
-        is_split = isinstance(value, Tensor) and value.dim() > 0 and len(value) == 3 * batch
+    def share(index: int, value: Any) -> Any:
+        is_split = isinstance(value, Tensor) and value.dim() > 0 and len(value) == forms * batch
         return value[index * batch : (index + 1) * batch] if is_split else value
 
     found = []
     for index, _ in enumerate(weights()):
-        found.append(forward(*tree_map(partial(third, index), args), **tree_map(partial(third, index), keywords)))
+        found.append(forward(*tree_map(partial(share, index), args), **tree_map(partial(share, index), keywords)))
     return tree_map(lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0], *found)
 
 
-def _head_in_thirds(
+def _head_in_shares(
     forward: Callable[[Tensor], Tensor],
     weights: Callable[[Rows], Iterator[None]],
+    forms: int,
     chunks: list[tuple[int, int]],
     hidden: Tensor,
 ) -> Tensor:
-    """Run a head, each third of the batch on weights of its own, some rows of them after the other."""
-    thirds = hidden.chunk(3)
-    found = [torch.cat([forward(thirds[index]) for index, _ in enumerate(weights(rows))]) for rows in chunks]
+    """Run a head, each share of the batch on weights of its own, some rows of them after the other."""
+    shares = hidden.chunk(forms)
+    found = [torch.cat([forward(shares[index]) for index, _ in enumerate(weights(rows))]) for rows in chunks]
     return torch.cat(found, -1)
 
 

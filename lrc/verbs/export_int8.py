@@ -1,5 +1,6 @@
 """`lrc export --as int8`: a student with int8 weights that stock transformers loads, beside torchao."""
 
+from functools import partial
 from pathlib import Path
 
 from lrc.export.folder import check_target
@@ -32,6 +33,5 @@ def export_int8(student: str, out: Path, *, overwrite: bool = False, dry_run: bo
     if dry_run:
         say(f"dry run: {student} ({config.model_type}) can be quantised to int8: good")
         return out
-    write_int8(folder, out, config=config, overwrite=overwrite, say=say)
-    carry_sft_facts(folder, out)
-    return out
+    carry = partial(carry_sft_facts, folder)
+    return write_int8(folder, out, config=config, overwrite=overwrite, say=say, finish=carry)

@@ -13,6 +13,7 @@ from typing import Any
 
 from lrc.config import StudentConfig
 from lrc.errors import ConfigError
+from lrc.export.original_student import OriginalStudent
 from lrc.models.set_aside import find_set_aside
 from lrc.verbs.published_flags import flag, parse_flags, run_command, spell
 
@@ -27,7 +28,7 @@ class ConvertFlags:
     save_path: str | None = flag(None, "folder that the student is written to; required")
     target_hidden_size: int = flag(1024, "width of the student's residual stream")
     raw_model_name: str | None = flag(None, "folder or hub id of the teacher; needed for the original's checkpoints")
-    target_rms_norm_eps: float = flag(1e-5, "not used: the student keeps the teacher's eps")
+    target_rms_norm_eps: float = flag(1e-5, "eps that the original code trained with (default: the teacher's)")
     tie_word_emb_proj: bool = flag(False, "one projection for embedding and head")
     tie_n: int = flag(-1, "layers that share projections; only -1, 0 and 1 (none)")
     use_aux_loss: bool = flag(True, "not used: losses do not change the student")
@@ -49,7 +50,6 @@ FIELD_OF_FLAG = {
 """The flags that describe the student -> field of `StudentConfig`."""
 
 UNUSED = {
-    "target_rms_norm_eps": "the student is exported with the teacher's eps",
     "use_aux_loss": "losses do not change the student",
     "check_data_cls_loss": "losses do not change the student",
     "gpus": "the merge goes shard by shard on the CPU",
@@ -64,7 +64,7 @@ class ConvertCall:
     checkpoint: Path
     out: Path
     teacher: str | None
-    student: StudentConfig | None
+    student: StudentConfig | OriginalStudent | None
     overwrite: bool
     dry_run: bool
     notes: tuple[str, ...]
@@ -97,6 +97,7 @@ def translate(argv: Sequence[str], recorded: StudentConfig | None = None) -> Con
     if problems:
         raise ConfigError(f"{PROGRAM}: " + "; ".join(problems) + ".")
     assert flags.ckpt_path is not None and flags.save_path is not None
+    unused = UNUSED if recorded is None else UNUSED | {"target_rms_norm_eps": "training kept the teacher's eps"}
     return ConvertCall(
         checkpoint=Path(flags.ckpt_path),
         out=Path(flags.save_path),
@@ -104,13 +105,13 @@ def translate(argv: Sequence[str], recorded: StudentConfig | None = None) -> Con
         student=_describe_student(flags, given, recorded),
         overwrite=flags.overwrite,
         dry_run=flags.dry_run,
-        notes=tuple(f"{spell(name)} is not used: {reason}." for name, reason in UNUSED.items() if name in given),
+        notes=tuple(f"{spell(name)} is not used: {reason}." for name, reason in unused.items() if name in given),
     )
 
 
 def _describe_student(
     flags: ConvertFlags, given: frozenset[str], recorded: StudentConfig | None
-) -> StudentConfig | None:
+) -> StudentConfig | OriginalStudent | None:
     described = StudentConfig(
         hidden_size=flags.target_hidden_size,
         attention_projections="all" if flags.use_all_attn else "io",
@@ -118,7 +119,8 @@ def _describe_student(
         tie_embedding_projection=flags.tie_word_emb_proj,
     )
     if recorded is None:
-        return described
+        is_eps_given = "target_rms_norm_eps" in given
+        return OriginalStudent(sizes=described, rms_norm_eps=flags.target_rms_norm_eps) if is_eps_given else described
     stated: dict[str, Any] = {
         field: getattr(described, field) for name, field in FIELD_OF_FLAG.items() if name in given
     }

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from lrc.errors import CheckpointError, ConfigError
 from lrc.export.as_llama import llama_plan, write_llama
+from lrc.export.llama_parity import check_llama_parity
 from lrc.models.folder import ModelTensors
 from tests.models.family_configs import LLAMA3_ROPE
 from tests.tiny import teacher_folder, tiny_teacher
@@ -199,3 +200,17 @@ def test_damaged_weights_are_refused(tmp_path: Path, spoil: Any, said: str) -> N
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.json"):
         llama_plan(str(tmp_path))
+
+
+@pytest.mark.parametrize("hidden_size", [32, 30])
+def test_tensors_keep_a_dtype_of_their_own(tmp_path: Path, hidden_size: int) -> None:
+    student = teacher_folder(tmp_path / "student", "qwen2", hidden_size=hidden_size)
+    tensors = load_file(student / "model.safetensors")
+    mixed = {name: value if "norm" in name else value.to(torch.bfloat16) for name, value in tensors.items()}
+    save_file(mixed, student / "model.safetensors", metadata={"format": "pt"})
+    plan, out = llama_plan(str(student)), llama(student, tmp_path / "out")
+    found = {name: tensor.dtype for name, tensor in load_file(out / "model.safetensors").items()}
+    bias = {f"model.layers.{layer}.self_attn.o_proj.bias": torch.bfloat16 for layer in (0, 1)}
+    assert found == {name: tensor.dtype for name, tensor in mixed.items()} | bias
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+    assert check_llama_parity(plan, out)["rounding"] < 1e-5

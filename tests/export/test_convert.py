@@ -15,6 +15,7 @@ from lrc.config import StudentConfig
 from lrc.errors import CheckpointError, ConfigError, NumericsError
 from lrc.export import parity
 from lrc.export.convert import read_source, write_student
+from lrc.export.original_student import OriginalStudent
 from lrc.export.parity import check_parity
 from lrc.models.folder import ModelTensors
 from lrc.models.tiny import random_model
@@ -233,6 +234,29 @@ def test_the_original_codes_checkpoints_give_the_same_student(
     expected = AutoModelForCausalLM.from_pretrained(convert(checkpoint, tmp_path / "expected")).state_dict()
     found = AutoModelForCausalLM.from_pretrained(out).state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("whole_bytes", [0, 2**30], ids=["streamed", "whole"])
+def test_the_original_codes_students_can_keep_the_eps_that_they_were_trained_with(
+    tmp_path: Path, whole_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "WHOLE_BYTES", whole_bytes)
+    ours = load_file(trained(tmp_path) / "model.safetensors")
+    original, teacher = tmp_path / "original.safetensors", str(tmp_path / "teacher")
+    save_file({name: tensor.contiguous() for name, tensor in as_original(ours, "all").items()}, original)
+    sizes = StudentConfig(hidden_size=16)
+    student = OriginalStudent(sizes=sizes, rms_norm_eps=0.5)
+    folders = {
+        0.5: convert(original, tmp_path / "own", teacher=teacher, student=student),
+        1e-6: convert(original, tmp_path / "teachers", teacher=teacher, student=sizes),
+    }
+    scales = []
+    for eps, folder in folders.items():
+        assert json.loads((folder / "config.json").read_text())["rms_norm_eps"] == eps
+        facts = json.loads((folder / "parity.json").read_text())
+        assert facts["in_memory"]["relative_difference"] < 1e-5
+        scales.append(facts["logit_scale"])
+    assert scales[0] != pytest.approx(scales[1], rel=1e-2)
 
 
 def as_original(ours: dict[str, torch.Tensor], ffn: str) -> dict[str, torch.Tensor]:

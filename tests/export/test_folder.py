@@ -198,3 +198,11 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "out").is_symlink()
     assert (tmp_path / "big_disk" / MARK).read_text() == "new"
     assert {path.name for path in tmp_path.iterdir()} == {"big_disk", "out"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_a_kill_between_the_renames_has_set_aside_is_put_back(out: Path, overwrite: bool) -> None:
+    out.rename(out.with_name(".out.old"))
+    with pytest.raises(NumericsError if overwrite else ConfigError, match=r"not equal|not empty.*Use --overwrite"):
+        fill(out, overwrite=overwrite, failure=NumericsError("not equal"))
+    assert files_below(out.parent) == {f"out/{MARK}": "old"}

@@ -52,6 +52,9 @@ def test_norms_routers_and_vectors_stay_as_they_are() -> None:
     assert not is_quantised("blk.0.ffn_gate_inp.weight", 2)
     assert not is_quantised("blk.0.attn_q.bias", 2)
     assert not is_quantised("output_norm.weight", 1)
+    assert not is_quantised("blk.0.ssm_conv1d.weight", 2)
+    assert not is_quantised("blk.0.shortconv.conv.weight", 2)
+    assert is_quantised("blk.0.shortconv.in_proj.weight", 2)
 
 
 @pytest.mark.parametrize("name", ["Q8_0", "Q5_0"])

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lrc.errors import ConfigError, NumericsError
+from lrc.errors import CheckpointError, ConfigError, NumericsError
 from lrc.export import int8
 from lrc.export.int8 import PARITY_NAME, check_int8, load_int8, write_int8
 from lrc.export.plain_folder import COPIED
@@ -108,3 +109,22 @@ def test_output_that_exists_is_untouched(student: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--overwrite"):
         write_int8(student, tmp_path, config=check_int8(student), say=lambda line: None)
     assert (tmp_path / "kept").read_text() == "here"
+
+
+def test_the_head_is_not_quantised_though_it_is_a_linear_layer_of_its_own(student: Path, exported: Path) -> None:
+    found, plain = load_file(exported / "model.safetensors"), load_file(student / "model.safetensors")
+    assert torch.equal(found["lm_head.weight"], plain["lm_head.weight"])
+    assert not torch.equal(plain["lm_head.weight"], plain["model.embed_tokens.weight"])
+
+
+def test_what_else_belongs_to_the_folder_is_added_before_it_is_published(student: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def fail(draft: Path) -> None:
+        assert (draft / PARITY_NAME).is_file()
+        assert not out.exists()
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(CheckpointError, match="can't be written"):
+        write_int8(student, out, config=check_int8(student), say=lambda line: None, finish=fail)
+    assert not list(tmp_path.iterdir())

@@ -15,10 +15,13 @@ from lrc.models.folder import ModelTensors
 from tests.tiny import save_tokenizer, teacher_folder, tiny_teacher
 
 
-def written(root: Path, **changes: Any) -> tuple[LlamaPlan, Path]:
+def written(root: Path, *, dtype: torch.dtype = torch.float32, **changes: Any) -> tuple[LlamaPlan, Path]:
     out = root / "out"
     out.mkdir()
-    plan = llama_plan(str(teacher_folder(root / "student", "qwen2", **changes)))
+    student = teacher_folder(root / "student", "qwen2", **changes)
+    if dtype != torch.float32:
+        tiny_teacher("qwen2", **changes).to(dtype).save_pretrained(student)  # type: ignore[operator]
+    plan = llama_plan(str(student))
     write_llama(plan, out, max_shard_bytes=10**9)
     return plan, out
 
@@ -76,8 +79,9 @@ def test_logits_that_are_no_numbers_are_not_published(tmp_path: Path) -> None:
         check_llama_parity(plan, out)
 
 
-def test_unscaled_gains_are_not_published(tmp_path: Path) -> None:
-    plan, out = written(tmp_path, hidden_size=30)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_unscaled_gains_are_not_published(tmp_path: Path, dtype: torch.dtype) -> None:
+    plan, out = written(tmp_path, dtype=dtype, hidden_size=30)
     tensors = load_file(out / "model.safetensors")
     for name in tensors:
         if name.endswith("norm.weight"):
@@ -93,4 +97,13 @@ def test_a_wrong_config_is_not_published(tmp_path: Path) -> None:
     values["rope_parameters"]["rope_theta"] = values["rope_theta"] = 99.0
     (out / "config.json").write_text(json.dumps(values))
     with pytest.raises(NumericsError, match="Nothing was published"):
+        check_llama_parity(plan, out)
+
+
+def test_one_gain_that_is_a_step_of_its_dtype_off_is_not_published(tmp_path: Path) -> None:
+    plan, out = written(tmp_path, dtype=torch.bfloat16, hidden_size=30)
+    tensors = load_file(out / "model.safetensors")
+    tensors["model.layers.1.input_layernorm.weight"][3] *= 1 + 2**-7
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NumericsError, match=r"layers\.1\.input_layernorm.* gain times 0\.968.* to bfloat16 alone"):
         check_llama_parity(plan, out)

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from lrc.errors import NumericsError
 from lrc.export import parity
 from lrc.export.convert import read_source
-from lrc.export.parity import check_parity
+from lrc.export.parity import check_parity, whole_model_note
 from lrc.models.pair_model import PairModel
 from lrc.verbs.convert import convert
 from lrc.verbs.train import train
@@ -216,3 +216,20 @@ def test_each_model_is_freed_before_the_next_is_built_and_no_weight_is_held_twic
     assert alive == [*expected, ("load_model", 0)]
     assert shared == set(source.trained)
     assert facts == json.loads((out / "parity.json").read_text())
+
+
+def test_what_is_checked_whole_though_it_is_large_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = {"experts": torch.zeros(10, 16, dtype=torch.uint8), "head": torch.zeros(30, dtype=torch.bfloat16)}
+    save_file(packed, tmp_path / "model.safetensors")
+    source: Any = SimpleNamespace(teacher_folder=tmp_path, renamed=True)
+    assert whole_model_note(source) is None
+    size = 4 * (2 * 160 + 30)  # a byte of packed weights holds two
+    monkeypatch.setattr(parity, "WHOLE_BYTES", size)
+    assert whole_model_note(source) is None
+    monkeypatch.setattr(parity, "WHOLE_BYTES", size - 1)
+    note = whole_model_note(source)
+    assert note is not None
+    assert "composite, stacked experts, fp8 or mxfp4), so the check holds the teacher whole" in note
+    assert "about 0.0 GB" in note
+    source.renamed = False
+    assert whole_model_note(source) is None

@@ -31,6 +31,7 @@ def test_other_tokenizers_have_no_name(tmp_path: Path) -> None:
         {"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, {"type": "ByteLevel", "use_regex": False}]},
         {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True},
         {"type": "ByteLevel", "use_regex": False},
+        {"type": "Sequence", "pretokenizers": []},
         None,
     ],
 )

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from lrc.errors import ConfigError
-from lrc.export.serving import active_window, has_own_head_size, read_config_file, verdicts
+from lrc.export.serving import (
+    active_window,
+    has_own_head_size,
+    read_config_file,
+    verdicts,
+    window_lost_in_llama_cpp,
+)
 
 QWEN2: dict[str, Any] = {
     "model_type": "qwen2",
@@ -178,3 +184,23 @@ def test_a_config_that_is_none_is_refused(tmp_path: Path, text: str, said: str) 
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=said):
         read_config_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "lost"),
+    [
+        ("mistral", {"sliding_window": 4096}, 4096),
+        ("mistral", {"sliding_window": 32768}, None),
+        ("qwen3", WINDOW, 4096),
+        ("olmo3", WINDOW, None),
+        ("gemma2", {"sliding_window": 4096, "layer_types": ["sliding_attention", "full_attention"]}, None),
+        ("gemma2", WINDOW, 4096),
+        ("gpt_oss", {"sliding_window": 4096, "layer_types": ["full_attention"] * 2}, None),
+    ],
+)
+def test_a_window_is_lost_where_llama_cpp_has_none_or_at_other_layers(
+    kind: str, changes: dict[str, Any], lost: int | None
+) -> None:
+    values = LLAMA | {"model_type": kind} | changes
+    assert window_lost_in_llama_cpp(values) == lost
+    assert (answers(values)["llama.cpp (GGUF)"] == "no") is (lost is not None)

@@ -197,3 +197,21 @@ def test_chunks_cover_every_row_once() -> None:
     chunks: Iterator[tuple[int, int]] = convert_module.row_chunks(48, 32)
     assert [row for first, last in chunks for row in range(first, last)] == list(range(48))
     assert list(convert_module.row_chunks(3, 10**9)) == [(0, 1), (1, 2), (2, 3)]
+
+
+@pytest.mark.parametrize("most_bytes", [0, 2**40], ids=["streamed", "whole"])
+@pytest.mark.parametrize("name", ["rope_theta", "rms_norm_eps"])
+def test_a_wrong_config_is_not_published(
+    checkpoint: Path, tmp_path: Path, name: str, most_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = convert(checkpoint, tmp_path / "out")
+    monkeypatch.setattr(parity, "WHOLE_BYTES", most_bytes)
+    source = source_of(checkpoint)
+    assert check_parity(source, out)["passed"] is True
+    values = json.loads((out / "config.json").read_text())
+    if name == "rope_theta":
+        values["rope_parameters"][name] = 99.0
+    values[name] = {"rope_theta": 99.0, "rms_norm_eps": 0.1}[name]
+    (out / "config.json").write_text(json.dumps(values))
+    with pytest.raises(NumericsError, match=r"in memory within 0.0001, found (0|[0-9.]+e-0[5-9]); read back"):
+        check_parity(source, out)

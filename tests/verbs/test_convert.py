@@ -14,11 +14,12 @@ from rich.progress import Progress
 
 from lrc.config import StudentConfig
 from lrc.errors import CheckpointError, ConfigError, NumericsError
+from lrc.export import parity
 from lrc.verbs import convert as module
 from lrc.verbs.convert import convert
 from lrc.verbs.sources import locate_teacher
 from lrc.verbs.train import train
-from tests.tiny import tiny_recipe
+from tests.tiny import teacher_folder, tiny_recipe
 
 FACTS = {
     "passed": True,
@@ -34,7 +35,9 @@ class Stages:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
-        self.source = SimpleNamespace(teacher_folder=Path("/teachers/t"), notes=("9 tensors were ignored.", "Odd."))
+        self.source = SimpleNamespace(
+            teacher_folder=Path("/teachers/t"), notes=("9 tensors were ignored.", "Odd."), renamed=False
+        )
         self.parity: dict[str, Any] | Exception = FACTS
         monkeypatch.setattr(module, "read_source", self.read_source)
         monkeypatch.setattr(module, "write_student", self.write_student)
@@ -205,3 +208,14 @@ def test_a_failure_leaves_no_bar_on_the_terminal(
         bar.stop()
     assert len(bars) == 1
     assert running == []
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_large_teacher_that_is_checked_whole_is_told_before_the_work(
+    tmp_path: Path, stages: Stages, dry_run: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages.source.teacher_folder, stages.source.renamed = teacher_folder(tmp_path / "teacher"), True
+    monkeypatch.setattr(parity, "WHOLE_BYTES", 0)
+    convert(Path("c"), tmp_path / "out", dry_run=dry_run)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[2].startswith(f"note: the files of {tmp_path / 'teacher'} don't hold the tensors")

@@ -103,3 +103,11 @@ def test_path_of_the_file_goes_to_standard_output(
     told = capsys.readouterr()
     assert told.out == f"{tmp_path / 'out' / 'student-F32.gguf'}\n"
     assert "NOT verified" in told.err
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+def test_a_damaged_tokenizer_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+    student = bpe_student(tmp_path / "student")
+    (student / "tokenizer.json").write_text("{")
+    said = refused([str(student), str(tmp_path / "out"), "--as", "gguf", *flags], capsys)
+    assert f"The tokenizer of {student} can't be loaded" in said

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lrc.cli import main
+from lrc.verbs import export_int8 as verb
 from tests.tiny import teacher_folder
 
 pytest.importorskip("torchao")
@@ -25,3 +26,16 @@ def test_dry_run_then_export_then_refusals(tmp_path: Path, capsys: pytest.Captur
     assert "--overwrite" in capsys.readouterr().err
     assert main(["export", str(out), str(tmp_path / "again"), "--as", "int8"]) == 2
     assert "must hold plain weights" in capsys.readouterr().err
+
+
+def test_a_full_disk_at_the_facts_of_the_fine_tuning_publishes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = teacher_folder(tmp_path / "student")
+
+    def fail(folder: Path, draft: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(verb, "carry_sft_facts", fail)
+    assert main(["export", str(student), str(tmp_path / "out"), "--as", "int8"]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]

@@ -11,6 +11,7 @@ import pytest
 
 from lrc.config import StudentConfig
 from lrc.errors import CheckpointError, ConfigError
+from lrc.export.original_student import OriginalStudent
 from lrc.verbs.published_convert import main, translate
 
 PUBLISHED = (
@@ -48,7 +49,7 @@ def test_dashes_and_underscores_are_the_same() -> None:
 @pytest.mark.parametrize(("word", "shared"), [("True", "io"), ("1", "io"), ("no", "all"), ("false", "all")])
 def test_boolean_words(word: str, shared: str) -> None:
     student = translate([*LEAST, "--use-in-out-mlp", word]).student
-    assert student is not None
+    assert isinstance(student, StudentConfig)
     assert student.ffn_projections == shared
 
 
@@ -87,8 +88,15 @@ def test_what_can_not_be_honoured_is_refused_by_name(flags: tuple[str, str]) -> 
 
 
 def test_what_only_the_original_needed_is_noted() -> None:
-    call = translate([*LEAST, "--gpus", "1", "--use_aux_loss", "1", "--target_rms_norm_eps", "1e-5"])
+    call = translate([*LEAST, "--gpus", "1", "--use_aux_loss", "1", "--target_rms_norm_eps", "1e-5"], STUDENT)
     assert len(call.notes) == 3
+    assert call.student is None
+
+
+def test_the_eps_of_the_originals_training_is_passed_on() -> None:
+    call = translate([*PUBLISHED_FLAGS, "--target_rms_norm_eps", "1e-5"])
+    assert call.student == OriginalStudent(sizes=STUDENT, rms_norm_eps=1e-5)
+    assert call.notes == ()
 
 
 class FakeConvert(ModuleType):
