@@ -12,14 +12,20 @@ from typing import Any, Literal
 
 import yaml
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
+from omegaconf.errors import (
+    ConfigKeyError,
+    KeyValidationError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
-from lrc.data_config import DataConfig, PrepareConfig, prepare_problems
+from lrc.data_config import DataConfig, PrepareConfig, SourceConfig, prepare_problems
 from lrc.errors import ConfigError, did_you_mean
 from lrc.home_folder import expand_home
 from lrc.method_config import Method, PhasesConfig, method_problems, not_negative_problems
 from lrc.method_config import ObjectiveConfig as ObjectiveConfig
-from lrc.overrides import read_overrides
+from lrc.overrides import not_a_section, place_of, read_overrides
 from lrc.sft_config import SftConfig, sft_problems
 from lrc.start_config import StartConfig, start_problems
 from lrc.student_config import StudentConfig as StudentConfig
@@ -171,6 +177,9 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         values = OmegaConf.load(path)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"The recipe {path} can't be read as YAML: {error}") from error
+    except KeyValidationError as error:
+        where = f" of {error.full_key}" if error.full_key else ""
+        raise ConfigError(f"{path}: each key{where} must be a name, found null. Put the name in quotes.") from error
     if not OmegaConf.is_dict(values):
         raise ConfigError(f"The recipe {path} must hold keys and values, but it is a list.")
     return _resolve([values, read_overrides(overrides, origin=str(path))], origin=str(path))
@@ -198,13 +207,16 @@ def _resolve(layers: list[Any], *, origin: str) -> Recipe:
         merged = OmegaConf.merge(OmegaConf.structured(Recipe), *map(_with_names, layers))
         recipe = expand_home(OmegaConf.to_object(merged))
     except ConfigKeyError as error:
-        hint = did_you_mean(str(error.full_key), _known_keys(Recipe))
-        raise ConfigError(f"{origin}: unknown key {str(error.full_key)!r}.{hint}") from error
+        in_source = error.object_type is SourceConfig
+        known = [entry.name for entry in dataclasses.fields(SourceConfig)] if in_source else _known_keys(Recipe)
+        hint = did_you_mean(str(error.full_key), known)
+        raise ConfigError(f"{origin}: unknown key {place_of(error, layers)!r}.{hint}") from error
     except MissingMandatoryValue as error:
         raise ConfigError(f"{origin}: the required key {error.full_key!r} is missing.") from error
     except ValidationError as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"{origin}: {error.full_key or _not_a_section(layers)}: {reason}") from error
+        where = place_of(error, layers) or not_a_section(layers, Recipe)
+        raise ConfigError(f"{origin}: {where}: {reason}") from error
     except (OmegaConfBaseException, TypeError) as error:
         raise ConfigError(f"{origin}: {str(error).splitlines()[0]}") from error
     assert isinstance(recipe, Recipe)
@@ -227,13 +239,6 @@ def named_answer(section: str, key: str, value: Any) -> Any:
     if not isinstance(value, bool) or (section, key) not in YES:
         return value
     return YES[section, key] if value else "none"
-
-
-def _not_a_section(layers: list[Any]) -> str:
-    """Name the section that a plain value was given for; OmegaConf does not."""
-    sections = {entry.name for entry in dataclasses.fields(Recipe) if dataclasses.is_dataclass(entry.type)}
-    keys = (key for layer in layers for key in layer if key in sections and not OmegaConf.is_dict(layer[key]))
-    return str(next(keys))
 
 
 def _known_keys(section: Any, prefix: str = "") -> list[str]:

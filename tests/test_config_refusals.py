@@ -48,6 +48,39 @@ def test_an_unknown_key_of_the_file_is_refused_with_the_nearest_one(recipe_file:
     assert message == f"{recipe_file}: unknown key 'train.max_step'. Did you mean 'train.max_steps'?"
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("max_token: 5", "unknown key 'prepare.sources[1].max_token'. Did you mean 'max_tokens'?"),
+        (
+            "zzzz: 5",
+            "unknown key 'prepare.sources[1].zzzz'. Known keys: data_class, filters, keep, kind, max_tokens, path, "
+            "text_key.",
+        ),
+        ("kind: talk", "prepare.sources[1].kind: Invalid value 'talk', expected one of ['text', 'chat']"),
+        (
+            "max_tokens: five",
+            "prepare.sources[1].max_tokens: Value 'five' of type 'str' could not be converted to Integer",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_source_is_refused_with_its_number(recipe_file: Path, source: str, message: str) -> None:
+    sources = f"[{{path: x, kind: chat}}, {{path: y, {source}}}]"
+    assert refusal(recipe_file, f"prepare.sources={sources}") == message
+    text = yaml.safe_dump(LEAST) + f"prepare: {{sources: {sources}}}\n"
+    assert refusal_of_text(recipe_file, text) == f"{recipe_file}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [("null: 5", ""), ("~: 5", ""), ("prepare: {null: 5}", " of prepare"), ("data: {~: 5}", " of data")],
+)
+def test_a_key_without_a_name_is_refused(recipe_file: Path, text: str, where: str) -> None:
+    values = {key: value for key, value in LEAST.items() if not text.startswith(key)}
+    message = refusal_of_text(recipe_file, f"{yaml.safe_dump(values)}{text}\n")
+    assert message == f"{recipe_file}: each key{where} must be a name, found null. Put the name in quotes."
+
+
 def test_an_unknown_key_like_no_other_is_refused_with_all_there_are(recipe_file: Path) -> None:
     message = refusal(recipe_file, "zzz=3")
     assert message.startswith("unknown key 'zzz'. Known keys: ")
@@ -92,6 +125,9 @@ def test_a_doubled_dot_is_not_answered_with_the_key_itself(recipe_file: Path) ->
         ("train=null", "train"),
         ("train.max_steps.x=5", "train.max_steps"),
         ("train=5", "train"),
+        ("prepare.cluster=gpu", "prepare.cluster"),
+        ("prepare={cluster: slurm}", "prepare.cluster"),
+        ("prepare.cluster=null", "prepare.cluster"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_with_its_key(recipe_file: Path, override: str, key: str) -> None:
@@ -266,13 +302,7 @@ def test_an_override_without_a_value_is_refused(recipe_file: Path) -> None:
         load_recipe(recipe_file, ("train.max_steps",))
 
 
-@pytest.mark.parametrize(
-    "override",
-    [
-        "train.tags=[a",
-        "train.tags[0]=a",
-    ],
-)
+@pytest.mark.parametrize("override", ["train.tags=[a", "train.tags[0]=a"])
 def test_a_malformed_override_is_refused(recipe_file: Path, override: str) -> None:
     with pytest.raises(ConfigError):
         load_recipe(recipe_file, (override,))

@@ -11,12 +11,17 @@ from typing import Any
 
 from lrc.clone.head import head_gradient_flops
 from lrc.clone.sites import Stage, layer_terms
-from lrc.config import Checkpointing, ObjectiveConfig
+from lrc.config import Checkpointing, ObjectiveConfig, OptimizerName
 from lrc.models.student import head_size
 from lrc.plan.sizes import Sizes
 
 FLASH_BACKWARD = 2.5
 """A flash kernel's backward pass forms the scores again: five products where the forward pass has two."""
+NEWTON_SCHULZ = (8, 28)
+"""FLOPs that Muon's polar factor takes of an `[m, n]` matrix, `m >= n`: so many `m n^2` and so many `n^3`.
+
+Two rounds, each with two products of the large matrix (`4 m n^2`), and square ones of `2 n^3`: one for each of the five
+polynomials, three more for each of the three steps that follow another within a round."""
 _EXPERTS = re.compile(r"(^|\.)experts\.")
 
 
@@ -103,6 +108,15 @@ def step_flops(
         head=head,
         checkpointing=again[checkpointing],
     )
+
+
+def optimizer_flops(sizes: Sizes, optimizer: OptimizerName) -> float:
+    """Count the FLOPs of one optimiser step, of all devices together; AdamW has no products."""
+    if optimizer != "muon":
+        return 0.0
+    tall, square = NEWTON_SCHULZ
+    sides = (sorted(shape, reverse=True) for shape in sizes.trained_shapes.values() if len(shape) == 2)
+    return float(sum(tall * m * n**2 + square * n**3 for m, n in sides))
 
 
 def floor_head_flops(sizes: Sizes, positions: int) -> float:

@@ -8,61 +8,18 @@ import torch
 from lrc.clone.sites import compared_projections
 from lrc.config import CHECKPOINTING, Checkpointing, Merge, ObjectiveConfig, OptimizerName
 from lrc.models.held_teacher import held_matrices_of
-from lrc.models.step_weights import merges_once
 from lrc.models.terms import measured_terms
 from lrc.models.weight_formats import packed_bytes
 from lrc.plan.sizes import Sizes
 from lrc.plan.step_trace import StepTrace, layer_kinds, trace_step
+from lrc.plan.strategies import Strategy, merges_once_on
 from lrc.plan.timeline import GRADIENT_BYTES, Moment, at_batch, lay_out, layer_bytes
 from lrc.teacher_config import NATIVE, TeacherWeightsConfig
 
-MERGE_ONCE = ("1 device", "DDP", "FSDP2")
-"""Strategies whose micro-batches can share a step's merged weights (`lrc/models/step_weights.py`)."""
 DEEPSPEED_BUCKET = 500_000_000
 """DeepSpeed's default reduce_bucket_size, values."""
 MANY = 2**20
 """Micro-batches that share a merge where their number is not known: what takes the most memory."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Strategy:
-    """How a run is split over devices."""
-
-    name: str
-    optimizer: bool = False
-    """The optimiser's moments are split over the devices; the same for the other flags."""
-    gradients: bool = False
-    weights: bool = False
-    """The teacher's weights and the projections, gathered a pair layer at a time."""
-
-
-ONE_DEVICE = Strategy(name="1 device")
-STRATEGIES = (
-    Strategy(name="DDP"),
-    Strategy(name="ZeRO-1", optimizer=True),
-    Strategy(name="ZeRO-2", optimizer=True, gradients=True),
-    Strategy(name="ZeRO-3", optimizer=True, gradients=True, weights=True),
-    Strategy(name="FSDP2", optimizer=True, gradients=True, weights=True),
-)
-
-
-def strategies_for(
-    devices: int, teacher_weights: TeacherWeightsConfig = NATIVE, *, is_corrected: bool = False
-) -> tuple[Strategy, ...]:
-    """List the strategies that so many devices can use.
-
-    One that splits weights leaves none in main memory; DeepSpeed hands out no corrections.
-    """
-    if devices == 1:
-        return (ONE_DEVICE,)
-    ways = (way for way in STRATEGIES if not (way.weights and teacher_weights.offload == "cpu"))
-    return tuple(way for way in ways if not (is_corrected and way.name.startswith("ZeRO")))
-
-
-def merges_once_on(strategy: Strategy, setting: Merge, *, accumulates: bool) -> bool:
-    """Whether a step of this strategy merges once, at `setting` of `train.merge`; ZeRO always in each micro-batch."""
-    can = strategy.name in MERGE_ONCE
-    return can and merges_once(setting, accumulates=accumulates, is_sharded=strategy.weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +28,7 @@ class MemoryUse:
 
     teacher: float
     projections: float
-    """Projections, gains and corrections, float32."""
+    """Projections, gains, free weights and corrections, float32."""
     gradients: float
     optimizer: float
     """What the optimiser remembers, float32."""
@@ -99,7 +56,10 @@ class Peak:
 
 
 class StepMemory:
-    """The memory of a teacher, a student and a row length, for any batch and strategy."""
+    """The memory of a teacher, a student and a row length, for any batch and strategy.
+
+    Of a run that ends in a dense phase that of the phase which needs more.
+    """
 
     def __init__(
         self,
@@ -142,6 +102,19 @@ class StepMemory:
             for checkpointing in CHECKPOINTING
         }
         self._traces: dict[tuple[int, Checkpointing, int], StepTrace] = {}
+        self._later: StepMemory | None = None
+        if sizes.later is not None:
+            self._later = StepMemory(
+                sizes.later,
+                objective,
+                sequence=sequence,
+                dtype=dtype,
+                masked=masked,
+                accumulates=accumulates,
+                merge=merge,
+                optimizer=optimizer,
+                teacher_weights=teacher_weights,
+            )
 
     def trace(self, batch: int, *, checkpointing: Checkpointing, merge_shared_by: int) -> StepTrace:
         """Trace a micro-batch of `batch` rows, once; see `step_trace.py:trace_step`."""
@@ -179,10 +152,12 @@ class StepMemory:
             else self._extrapolated(batch, checkpointing)
         )
         moments = lay_out(self.sizes, trace, self._kinds, self._layers[checkpointing])
-        return max(
-            (Peak(use=self._use(moment, strategy, devices), moment=moment.name) for moment in moments),
-            key=lambda peak: peak.use.total,
-        )
+        peaks = [Peak(use=self._use(moment, strategy, devices), moment=moment.name) for moment in moments]
+        if self._later is not None:
+            peaks.append(
+                self._later.peak(strategy, devices=devices, batch=batch, checkpointing=checkpointing, exact=exact)
+            )
+        return max(peaks, key=lambda peak: peak.use.total)
 
     def _extrapolated(self, batch: int, checkpointing: Checkpointing) -> StepTrace:
         one, two = (self.trace(rows, checkpointing=checkpointing, merge_shared_by=MANY) for rows in (1, 2))
@@ -200,7 +175,7 @@ class StepMemory:
             gradients = float(GRADIENT_BYTES * self._direct_values)
         return MemoryUse(
             teacher=teacher * shares[strategy.weights],
-            projections=GRADIENT_BYTES * (trained + self.sizes.correction_parameters) * shares[strategy.weights],
+            projections=GRADIENT_BYTES * self._held_values * shares[strategy.weights],
             gradients=merged_gradients + gradients * shares[strategy.gradients],
             optimizer=self.sizes.moment_bytes(self.optimizer) * shares[strategy.optimizer],
             merged=merged,
@@ -214,18 +189,39 @@ class StepMemory:
         """Values of the student's tensors that a step merges once: those of the layers and the head."""
         layers = f"{self.sizes.architecture.layers}."
         names = [name for name in self.sizes.plan.merges if name.startswith(layers)]
-        return sum(map(self.sizes.merged_size, names)) + self.sizes.vocabulary * self.sizes.d_student
+        head = self.sizes.vocabulary * self.sizes.d_student if self._projects_words else 0
+        return sum(map(self.sizes.merged_size, names)) + head
+
+    @property
+    def _projects_words(self) -> bool:
+        """Whether embedding and head are merged; a dense phase may free both."""
+        return self.sizes.architecture.embedding in self.sizes.plan.merges
+
+    @cached_property
+    def _held_values(self) -> int:
+        """Values that are held beside the teacher: what is trained, corrections, projections that clone terms need."""
+        spare = len(self._compared - self.sizes.plan.trained) * self.sizes.d_teacher * self.sizes.d_student
+        return self.sizes.trained_parameters + self.sizes.correction_parameters + spare
 
     @cached_property
     def _direct_values(self) -> int:
-        """Trained values whose gradient comes without a merge: gains, the embedding's, those in clone terms."""
-        plan, architecture, variant = self.sizes.plan, self.sizes.architecture, self.sizes.variant
-        terms, space = measured_terms(architecture, variant, self.objective), self.objective.attention_output_space
-        direct = set(plan.gains.values()) | {plan.merges[architecture.embedding][0]}
-        for index, stages in enumerate(architecture.stages):
-            names = compared_projections(stages, variant, terms, attention_output_space=space)
-            direct |= {f"projections.{self.sizes.layer(index)}{name}" for name in names}
+        """Trained values whose gradient comes without a merge: gains, free ones, the embedding's, clone terms'."""
+        plan = self.sizes.plan
+        direct = {*plan.gains.values(), *plan.free.values()} | self._compared
+        if self._projects_words:
+            direct.add(plan.merges[self.sizes.architecture.embedding][0])
         return sum(self.sizes.trained_size(name) for name in direct & plan.trained)
+
+    @cached_property
+    def _compared(self) -> set[str]:
+        """Projections that clone terms use as they are; a dense phase may keep some, frozen, for these alone."""
+        architecture, variant = self.sizes.architecture, self.sizes.variant
+        terms, space = measured_terms(architecture, variant, self.objective), self.objective.attention_output_space
+        return {
+            f"projections.{self.sizes.layer(index)}{name}"
+            for index, stages in enumerate(architecture.stages)
+            for name in compared_projections(stages, variant, terms, attention_output_space=space)
+        }
 
     @cached_property
     def teacher_bytes(self) -> int:

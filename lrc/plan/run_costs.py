@@ -1,15 +1,16 @@
 """What a run costs on a machine: the cheapest way that fits, tokens a second, hours; and the disk it needs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
 
 from lrc.config import CHECKPOINTING, Checkpointing, Merge, ObjectiveConfig, OptimizerName
 from lrc.plan.devices import Machine
-from lrc.plan.flops import step_flops
-from lrc.plan.memory import Peak, StepMemory, Strategy, merges_once_on, strategies_for
+from lrc.plan.flops import optimizer_flops, step_flops
+from lrc.plan.memory import Peak, StepMemory
 from lrc.plan.sizes import Sizes
+from lrc.plan.strategies import Strategy, merges_once_on, strategies_for
 from lrc.teacher_config import NATIVE, TeacherWeightsConfig
 
 PUBLISHED_MFU = 0.25
@@ -37,6 +38,8 @@ class RunShape:
     """Checkpoints that stay on the disk."""
     mfu: float
     teacher_weights: TeacherWeightsConfig = NATIVE
+    refused: frozenset[str] = frozenset()
+    """Names of strategies that training refuses for the recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +74,14 @@ def compute_dtype(wanted: str, machine: Machine) -> torch.dtype:
     return torch.float32 if wanted == "float32" else torch.bfloat16
 
 
-def ways(machine: Machine, memory: StepMemory) -> list[Fit]:
-    """List every way to run on a machine, each with every policy of activation checkpointing."""
+def ways(machine: Machine, memory: StepMemory, *, refused: Collection[str] = ()) -> list[Fit]:
+    """List every way to run on a machine, each with every policy of activation checkpointing.
+
+    Args:
+        machine: What it runs on.
+        memory: Of a step there.
+        refused: Names of strategies that training refuses for the recipe.
+    """
     return [
         Fit(
             machine=machine,
@@ -82,9 +91,7 @@ def ways(machine: Machine, memory: StepMemory) -> list[Fit]:
                 strategy, devices=machine.count, limit=machine.usable_bytes, checkpointing=checkpointing
             ),
         )
-        for strategy in strategies_for(
-            machine.count, memory.teacher_weights, is_corrected=bool(memory.sizes.plan.corrections)
-        )
+        for strategy in strategies_for(machine.count, memory.teacher_weights, refused=refused)
         for checkpointing in CHECKPOINTING
     ]
 
@@ -101,7 +108,10 @@ def best_way(fits: list[Fit], batch: int) -> Fit | None:
 
 
 def pace(sizes: Sizes, shape: RunShape, fit: Fit, *, batch: int) -> Pace | None:
-    """Tokens a second at the stated share of the machine's peak; None where the peak is not known."""
+    """Tokens a second at the stated share of the machine's peak; None where the peak is not known.
+
+    Devices share the optimiser's products, which come once a step.
+    """
     if fit.machine.device.flops_per_second is None:
         return None
     shares = merges_once_on(fit.strategy, shape.merge, accumulates=shape.accumulation > 1)
@@ -113,7 +123,8 @@ def pace(sizes: Sizes, shape: RunShape, fit: Fit, *, batch: int) -> Pace | None:
         checkpointing=fit.checkpointing,
         merge_shared_by=shape.accumulation if shares else 1,
     ).total
-    per_token = flops / (batch * shape.sequence)
+    step_tokens = batch * shape.sequence * shape.accumulation * fit.machine.count
+    per_token = flops / (batch * shape.sequence) + optimizer_flops(sizes, shape.optimizer) / step_tokens
     speed = fit.machine.count * fit.machine.device.flops_per_second * shape.mfu / per_token
     return Pace(batch=batch, tokens_per_second=speed, hours=shape.tokens / speed / 3600)
 

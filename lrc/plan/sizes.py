@@ -3,7 +3,7 @@
 Both models are built on the meta device, so the counts are those of the stock classes, to the last bias.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 
 from lrc.clone.sites import Variant
 from lrc.config import OptimizerName
+from lrc.models.dense import Dense
 from lrc.models.discovery import Architecture
 from lrc.models.merge_plan import MergePlan, merge_plan
 from lrc.models.moments import checkpoint_bytes, moment_bytes
@@ -35,6 +36,10 @@ class Sizes:
     """Parameters of the teacher by name, a tied head left out."""
     student: Shapes
     """Parameters of the exported student by name, a tied head left out."""
+    dense: Dense | None = None
+    """What is free, in a dense phase."""
+    later: "Sizes | None" = None
+    """The dense phase that the run ends with, if one does."""
 
     @property
     def d_teacher(self) -> int:
@@ -63,14 +68,15 @@ class Sizes:
 
     @cached_property
     def trained_parameters(self) -> int:
-        """Parameters that training moves: projections `[d_T, d_S]` and gains `[d_S]`."""
+        """Parameters that training moves: projections `[d_T, d_S]`, gains `[d_S]`, free weights of a dense phase."""
         return sum(shape.numel() for shape in self.trained_shapes.values())
 
     @cached_property
     def trained_shapes(self) -> dict[str, torch.Size]:
         """Shapes of the trained tensors by checkpoint name."""
         shapes = {True: torch.Size([self.d_teacher, self.d_student]), False: torch.Size([self.d_student])}
-        return {name: shapes[name.startswith("projections.")] for name in self.plan.trained}
+        found = {name: shapes[name.startswith("projections.")] for name in self.plan.trained}
+        return found | {stored: torch.Size(self.student[name]) for name, stored in self.plan.free.items()}
 
     @cached_property
     def correction_parameters(self) -> int:
@@ -86,11 +92,21 @@ class Sizes:
 
         Muon keeps the sizes of a projection's rows beside its momentum.
         """
-        return moment_bytes(self.trained_shapes, optimizer)
+        return moment_bytes(self.trained_shapes, optimizer, self._tables)
 
     def checkpoint_bytes(self, optimizer: OptimizerName) -> int:
-        """Return the bytes of one checkpoint: trained tensors, corrections, what the optimiser remembers, float32."""
-        return checkpoint_bytes(self.trained_shapes, optimizer) + 4 * self.correction_parameters
+        """Return the bytes of one checkpoint: trained tensors, corrections, what the optimiser remembers, float32.
+
+        Of a run that ends in a dense phase those of the larger phase (`lrc/training/launch.py:check_space`).
+        """
+        phases = [self] if self.later is None else [self, self.later]
+        most = max(checkpoint_bytes(phase.trained_shapes, optimizer, self._tables) for phase in phases)
+        return most + 4 * self.correction_parameters
+
+    @property
+    def _tables(self) -> frozenset[str]:
+        """Free embedding and head, which Muon moves by Adam's steps."""
+        return frozenset({f"dense.{self.architecture.embedding}", f"dense.{self.architecture.head}"})
 
     def teacher_shape(self, name: str) -> tuple[int, ...]:
         """Return a teacher tensor's shape; a tied head has the embedding's."""
@@ -106,13 +122,22 @@ class Sizes:
         return f"{self.architecture.layers}.{index}."
 
 
-def measure_sizes(config: Any, architecture: Architecture, variant: Variant, d_student: int) -> Sizes:
+def measure_sizes(
+    config: Any, architecture: Architecture, variant: Variant, d_student: int, *, dense: Dense | None = None
+) -> Sizes:
     """Measure both models of a teacher's config.
+
+    Args:
+        config: The teacher's transformers config.
+        architecture: What discovery found in it.
+        variant: The recipe's student.
+        d_student: Its hidden size.
+        dense: What the phase at the run's end frees; None: there is none.
 
     Raises:
         ConfigError: The class can't be built with `d_student`; names the nearest sizes that work.
     """
-    return Sizes(
+    sizes = Sizes(
         config=config,
         architecture=architecture,
         variant=variant,
@@ -121,6 +146,9 @@ def measure_sizes(config: Any, architecture: Architecture, variant: Variant, d_s
         teacher=_shapes(config),
         student=_shapes(student_config(config, d_student, tied=architecture.is_student_tied(variant))),
     )
+    if dense is None:
+        return sizes
+    return replace(sizes, later=replace(sizes, plan=merge_plan(architecture, variant, dense), dense=dense))
 
 
 def _shapes(config: Any) -> Shapes:

@@ -123,6 +123,8 @@ def trace_step(
             objective=objective,
             architecture=architecture,
         )
+        if sizes.dense is not None:
+            pair.enter(sizes.dense)
         pair.set_activation_checkpointing(checkpointing)
         pair.head.merge_shared_by = merge_shared_by
         for layer in pair.layers:

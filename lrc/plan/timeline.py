@@ -40,7 +40,10 @@ class LayerBytes:
 
 
 def layer_bytes(sizes: Sizes, *, itemsize: int, checkpointing: Checkpointing) -> LayerBytes:
-    """Sum up each layer's gradients and merged weights, `itemsize` bytes a merged value."""
+    """Sum up each layer's gradients and merged weights, `itemsize` bytes a merged value.
+
+    Of a tensor with a free update the layer holds the sum of both, which counts among its activations.
+    """
     depth = sizes.architecture.num_layers
     gradients, merged = [0] * depth, [0] * depth
     prefix = f"{sizes.architecture.layers}."
@@ -49,7 +52,7 @@ def layer_bytes(sizes: Sizes, *, itemsize: int, checkpointing: Checkpointing) ->
         if tensor.startswith(prefix):
             index = int(tensor.removeprefix(prefix).partition(".")[0])
             gradients[index] += GRADIENT_BYTES * sizes.trained_size(name)
-    for name in sizes.architecture.projected:
+    for name in sizes.plan.merges.keys() - sizes.plan.free.keys():
         if name.startswith(prefix) and checkpointing == "none":
             index = int(name.removeprefix(prefix).partition(".")[0])
             merged[index] += itemsize * sizes.merged_size(name)
@@ -89,11 +92,15 @@ def lay_out(sizes: Sizes, trace: StepTrace, kinds: list[int], per_layer: LayerBy
 def _head_gradients(sizes: Sizes, outside_layers: int) -> int:
     """Count those of the gradients outside the layers that the head's backward makes.
 
-    All but that of the embedding's own projection, which comes last.
+    All but those of the embedding's own projection and free weight, which come last.
     """
-    if sizes.variant.tie_embedding_projection:
-        return outside_layers
-    return outside_layers - GRADIENT_BYTES * sizes.d_teacher * sizes.d_student
+    plan, embedding, head = sizes.plan, sizes.architecture.embedding, sizes.architecture.head
+    own = set()
+    if embedding in plan.merges and not sizes.variant.tie_embedding_projection:
+        own.add(plan.merges[embedding][0])
+    if head in plan.free:
+        own.add(plan.free[embedding])
+    return outside_layers - GRADIENT_BYTES * sum(map(sizes.trained_size, own))
 
 
 def at_batch(one: StepTrace, two: StepTrace, batch: float) -> StepTrace:

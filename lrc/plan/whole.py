@@ -7,7 +7,7 @@ import torch
 
 from lrc.config import CHECKPOINTING, Checkpointing
 from lrc.plan.devices import Machine
-from lrc.plan.flops import StepFlops, step_flops
+from lrc.plan.flops import StepFlops, optimizer_flops, step_flops
 from lrc.plan.memory import Peak, StepMemory
 from lrc.plan.run_costs import Disk, Fit, Pace, RunShape, best_way, compute_dtype, disk, pace, peak_of, ways
 from lrc.plan.sizes import Sizes
@@ -47,6 +47,8 @@ class Plan:
     """Of one micro-batch, without what activation checkpointing computes again."""
     recomputed: dict[Checkpointing, float]
     """FLOPs that each policy of activation checkpointing adds to a micro-batch."""
+    optimizer_flops: float
+    """Of one optimiser step, of all devices together."""
     head_gradient_bytes: float
     """Of the merged head, in float32, where it does not go past the merge: a part of `working` in the head."""
     ways: tuple[Way, ...]
@@ -100,13 +102,14 @@ class Planner:
             found = self._ways(machine)
             offers = tuple(self._offer(other) for other in others)
         except Exception as error:  # noqa: BLE001  a family's code may need values; the text is shown to the user
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            problem = problem_text(error)
         return Plan(
             sizes=self.sizes,
             shape=shape,
             machine=machine,
             flops=self._flops("none"),
             recomputed={policy: self._flops(policy).checkpointing for policy in CHECKPOINTING if policy != "none"},
+            optimizer_flops=optimizer_flops(self.sizes, shape.optimizer),
             head_gradient_bytes=memory.head_gradient(),
             ways=found,
             offers=offers,
@@ -119,8 +122,9 @@ class Planner:
         return step_flops(self.sizes, shape.objective, batch=shape.batch, sequence=shape.sequence, checkpointing=policy)
 
     def _ways(self, machine: Machine) -> tuple[Way, ...]:
-        memory = self.memory(machine)
-        return tuple(Way(fit=fit, peak=peak_of(memory, fit, self.shape.batch)) for fit in ways(machine, memory))
+        memory, shape = self.memory(machine), self.shape
+        fits = ways(machine, memory, refused=shape.refused)
+        return tuple(Way(fit=fit, peak=peak_of(memory, fit, shape.batch)) for fit in fits)
 
     def _offer(self, machine: Machine) -> Offer:
         found = self._ways(machine)
@@ -130,6 +134,11 @@ class Planner:
         batches = (min(self.shape.batch, fit.largest_batch), fit.largest_batch)
         own, full = (pace(self.sizes, self.shape, fit, batch=batch) for batch in batches)
         return Offer(machine=machine, ways=found, fit=fit, pace=own, full_pace=full)
+
+
+def problem_text(error: Exception) -> str:
+    """Return in one line why a step could not be followed."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def plan_to_dict(plan: Plan) -> dict[str, Any]:
@@ -154,6 +163,7 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
         },
         "recomputed_flops_per_token": {policy: value / positions for policy, value in plan.recomputed.items()},
         "flops_per_token_without_checkpointing": plan.flops_per_token,
+        "optimizer_flops_per_step": plan.optimizer_flops,
         "machine": plan.machine.title,
         "usable_bytes_per_device": plan.machine.usable_bytes,
         "head_gradient_bytes": plan.head_gradient_bytes,

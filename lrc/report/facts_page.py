@@ -7,7 +7,7 @@ from lrc.method_config import method_objective
 from lrc.report.number_text import MISSING, count_text, duration_text, significant
 from lrc.report.plots import Plot
 from lrc.report.records import FineTuned, RunData
-from lrc.report.scorecard import scorecard_rows, short_name, teacher_name, training_tokens
+from lrc.report.scorecard import method_of, scorecard_rows, short_name, teacher_name, training_tokens
 from lrc.report.task_records import TABLE_HEADER, task_rows
 
 PLOT_TITLES = {
@@ -70,7 +70,9 @@ def _fact_rows(data: RunData) -> list[tuple[str, str]]:
     rows.append(("Training tokens", MISSING if tokens is None else f"{tokens:,}"))
     if data.train and data.train[-1].seconds is not None:
         rows.append(("Time", duration_text(data.train[-1].seconds)))
-    if data.start is not None:
+    if method_of(data) != "clone":
+        rows.append(("Start", "from scratch"))
+    elif data.start is not None:
         rows.append(("Start", f"{code(data.start.method)}, {data.start.calibration_tokens:,} calibration tokens"))
     elif data.recipe is not None:
         rows.append(("Start", code(data.recipe.start.method)))
@@ -84,7 +86,7 @@ def _fact_rows(data: RunData) -> list[tuple[str, str]]:
         rows += _recipe_rows(data.recipe)
     if data.parity is not None:
         rows.append(("Parity of the export", "passed" if data.parity.passed else "**failed**"))
-    return rows + ([] if data.fine_tuned is None else _fine_tuned_rows(data.fine_tuned))
+    return rows + ([] if data.fine_tuned is None else fine_tuned_rows(data.fine_tuned))
 
 
 def _recipe_rows(recipe: Recipe) -> list[tuple[str, str]]:
@@ -102,7 +104,8 @@ def _recipe_rows(recipe: Recipe) -> list[tuple[str, str]]:
     return [*rows, ("Projections", f"{projections}{shared}{corrected}")] if recipe.method == "clone" else rows
 
 
-def _fine_tuned_rows(found: FineTuned) -> list[tuple[str, str]]:
+def fine_tuned_rows(found: FineTuned) -> list[tuple[str, str]]:
+    """Return what the fine-tuning on chats was, in Markdown, as (fact, value)."""
     rows = [
         ("Fine-tuning", f"{found.steps:,} steps on {found.sequences:,} chats of {code(data_name(found.data))}"),
         ("Chat tokens", f"{found.tokens:,}, {found.answer_tokens:,} of them answers that are learnt"),

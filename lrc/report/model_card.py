@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from lrc.method_config import Method
 from lrc.report.facts_page import code, data_name, escaped, facts_block, markdown_table, plot_blocks, scores_blocks
 from lrc.report.licence import UNKNOWN, Licence
 from lrc.report.number_text import count_text
 from lrc.report.plots import Plot
 from lrc.report.records import RunData
-from lrc.report.scorecard import short_name, summary_text, teacher_name, title_text, training_tokens
+from lrc.report.scorecard import method_of, short_name, summary_text, teacher_name, title_text, training_tokens
 
 HUB_NAMES = {
     "arc_easy": ("allenai/ai2_arc", "ARC-Easy"),
@@ -30,6 +31,29 @@ HUB_NAMES = {
 }
 """Task -> data set on the hub, and its name; another task stands under its own name."""
 METRIC_TYPES = {"acc": "accuracy", "acc_norm": "accuracy", "exact_match": "exact_match"}
+BASELINE = (
+    "A baseline for Low-Rank Clone (arXiv 2505.12781): random values in the shape of a smaller teacher, all trained"
+)
+MADE: dict[Method, str] = {
+    "clone": "A student of its teacher by Low-Rank Clone (arXiv 2505.12781): projections of the teacher's weights, "
+    "trained to follow its activations and predictions.",
+    "only_kd": f"{BASELINE} to follow the teacher's predictions.",
+    "tiny_bert": f"{BASELINE} to follow the teacher's hidden states, attention and predictions.",
+    "origin": f"{BASELINE} on text alone; the teacher did not run.",
+}
+"""How a student of each method came about."""
+LEARNT = (
+    "The student's weights were random and learnt from what the teacher computes; none is made of the teacher's. "
+    "Whether its licence binds the student all the same stands there: some have terms for what learns from outputs."
+)
+BOUND: dict[Method, str] = {
+    "clone": "The student's weights are computed from the teacher's, so the teacher's licence binds them too; some "
+    "demand a notice or a name.",
+    "only_kd": LEARNT,
+    "tiny_bert": LEARNT,
+    "origin": "The student's weights have nothing of the teacher's; the folder's tokenizer and configuration have.",
+}
+"""What the teacher's licence has to do with a student of each method."""
 FEW_TOKENS = 1_000_000_000
 """Below it the card says that the student is not a finished model; the published students saw 10 to 20 billion."""
 
@@ -59,19 +83,15 @@ def model_card(data: RunData, plots: dict[str, Plot], origin: Origin) -> str:
     # what the scorecard says of the model that it scored is true of no other
     known = data if origin.scored_other is None else replace(data, results=None)
     blocks = [f"---\n{front_matter_text(data, origin)}\n---", f"# {escaped(title_text(known))}"]
-    summary = summary_text(known)
-    made = (
-        "A student of its teacher by Low-Rank Clone (arXiv 2505.12781): projections of the teacher's weights, trained"
-    )
-    blocks.append(f"{escaped(summary)} {made} to follow its activations and predictions.".strip())
+    blocks.append(f"{escaped(summary_text(known))} {MADE[method_of(data)]}".strip())
     blocks += ["## Facts", facts_block(known)]
     if origin.after_training:
-        blocks.append(f"After distillation: {origin.after_training}.")
+        blocks.append(f"After {training_word(data)}: {origin.after_training}.")
     blocks += ["## Use", _usage(origin), "## Teacher and licence", _licence_text(data, origin)]
     blocks += ["## Training data", *_data_blocks(data)]
     scores = scores_blocks(data)
     if origin.scored_other is not None:
-        scores.insert(0, f"**Scored was {code(short_name(origin.scored_other))}, another model than this student.**")
+        scores.insert(0, f"**{other_scored_text(code(short_name(origin.scored_other)))}**")
     blocks += ["## Scores", *(scores or ["Not scored yet."])]
     blocks += ["## Intended use and limits", _limits(data)]
     links = plot_blocks(plots)
@@ -79,20 +99,32 @@ def model_card(data: RunData, plots: dict[str, Plot], origin: Origin) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def training_word(data: RunData) -> str:
+    """Word the run's own training; only `origin` trains without the teacher."""
+    return "training" if method_of(data) == "origin" else "distillation"
+
+
+def other_scored_text(name: str) -> str:
+    """Word the warning that the scores are of another model, which `name` is."""
+    return f"Scored was {name}, another model than this student."
+
+
 def front_matter_text(data: RunData, origin: Origin) -> str:
     """Return the YAML that the hub reads."""
     licence, results = origin.licence, [] if origin.scored_other is not None else _eval_results(data)
     paths = [source.path for source in data.sources] + ([data.fine_tuned.data] if data.fine_tuned else [])
     datasets = sorted({name for path in paths if (name := _hub_dataset(path))})
+    method = method_of(data)
+    tags = (["low-rank-clone"] if method == "clone" else []) + (["distillation"] if method != "origin" else [])
     card = ModelCardData(
         license=licence.id,
         license_name=licence.name,
         license_link=licence.link,
         library_name="transformers",
         pipeline_tag="text-generation",
-        base_model=origin.teacher_id,
+        base_model=None if method == "origin" else origin.teacher_id,
         datasets=datasets or None,
-        tags=["low-rank-clone", "distillation"],
+        tags=tags or None,
         model_name=short_name(origin.repo or title_text(data)) if results else None,
         eval_results=results or None,
     )
@@ -155,10 +187,7 @@ def _licence_text(data: RunData, origin: Origin) -> str:
     else:
         where = f", says {code(licence.found_in)} of its folder" if licence.found_in else ""
         what = f"Its licence is {code(licence.name or licence.id)}{where}."
-    return (
-        f"{who} {what} The student's weights are computed from the teacher's, so the teacher's licence binds them too; "
-        "some demand a notice or a name."
-    )
+    return f"{who} {what} {BOUND[method_of(data)]}"
 
 
 def _data_blocks(data: RunData) -> list[str]:
@@ -193,9 +222,12 @@ def _distillation_data(data: RunData) -> list[str]:
 
 
 def _limits(data: RunData) -> str:
+    method = method_of(data)
+    uses = "For the uses of its teacher where a smaller model is wanted, and for research on compression."
+    source = "its training text" if method == "origin" else "the teacher"
     lines = [
-        "For the uses of its teacher where a smaller model is wanted, and for research on compression.",
-        "It inherits what the teacher gets wrong, biases and unsafe answers included, and adds errors of its own.",
+        uses if method == "clone" else "For comparison with a clone of the same shape and tokens.",
+        f"It inherits what {source} gets wrong, biases and unsafe answers included, and adds errors of its own.",
         "Beyond the scores above nothing was tested: no safety evaluation, no languages or domains but those of the "
         "data.",
     ]
@@ -203,7 +235,7 @@ def _limits(data: RunData) -> str:
     if tokens is not None and tokens < FEW_TOKENS:
         lines.append(
             f"It saw {count_text(tokens, 3)} tokens where the published students saw 10 B to 20 B: a demonstration of "
-            "the method, not a finished model."
+            f"{'the method' if method == 'clone' else 'a baseline'}, not a finished model."
         )
     if data.parity is not None and not data.parity.passed:
         lines.append("**The exported folder failed its parity check: it is not the model that was trained.**")

@@ -7,6 +7,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lrc.report.clone_heat_map import largest_error_text
+from lrc.report.facts_page import fine_tuned_rows
+from lrc.report.model_card import Origin, other_scored_text, training_word
 from lrc.report.number_text import MISSING, duration_text, significant
 from lrc.report.plots import Plot
 from lrc.report.read_run import METRICS_FILE, PARITY_FILE, RECIPE_FILE, RESULTS_FILE, START_FILE
@@ -21,9 +23,11 @@ from lrc.report.scorecard import (
     title_text,
 )
 from lrc.report.task_records import TABLE_HEADER, task_rows
+from lrc.sft_config import SFT_FACTS
 
 TEMPLATE = "page.html.j2"
 HEADINGS = {
+    "fine_tuning": "Fine-tuning",
     "scorecard": "Scorecard",
     "tasks": "Benchmarks",
     "samples": "Sample continuations",
@@ -50,12 +54,13 @@ class Section:
     """Empty if the section is shown."""
 
 
-def page_html(data: RunData, plots: dict[str, Plot]) -> str:
+def page_html(data: RunData, plots: dict[str, Plot], origin: Origin) -> str:
     """Return the report page.
 
     Args:
         data: What the run left.
         plots: The figures of `draw_plots`, embedded as base64 PNG for light and dark pages.
+        origin: What was done to the student after training, and whether the scores are its own.
     """
     environment = Environment(
         loader=PackageLoader("lrc.report", "."),
@@ -65,17 +70,22 @@ def page_html(data: RunData, plots: dict[str, Plot]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(TEMPLATE).render(_page_values(data, plots))
+    return environment.get_template(TEMPLATE).render(_page_values(data, plots, origin))
 
 
-def _page_values(data: RunData, plots: dict[str, Plot]) -> dict[str, Any]:
+def _page_values(data: RunData, plots: dict[str, Plot], origin: Origin) -> dict[str, Any]:
+    # what the scorecard says of the model that it scored is true of no other
+    known = data if origin.scored_other is None else replace(data, results=None)
     return {
-        "title": title_text(data),
-        "summary": summary_text(data),
-        "warning": collapse_text(data),
+        "title": title_text(known),
+        "summary": _summary(known, origin),
+        "warnings": _warnings(data, origin),
+        "scored": _scored_name(data),
+        "fine_tuned": _fine_tuned(data),
+        "training_word": training_word(data),
         "largest_clone_error": largest_error_text(data),
         "run_name": data.run.resolve().name,
-        "tiles": headline_tiles(data),
+        "tiles": headline_tiles(known),
         "sections": _sections(data, plots),
         "results": data.results,
         "scorecard": scorecard_rows(data),
@@ -96,6 +106,32 @@ def _page_values(data: RunData, plots: dict[str, Plot]) -> dict[str, Any]:
     }
 
 
+def _summary(known: RunData, origin: Origin) -> str:
+    after = f"After {training_word(known)}: {origin.after_training}." if origin.after_training else ""
+    return f"{summary_text(known)} {_plain(after)}".strip()
+
+
+def _warnings(data: RunData, origin: Origin) -> list[str]:
+    other = "" if origin.scored_other is None else other_scored_text(short_name(origin.scored_other))
+    return [text for text in (other, collapse_text(data)) if text]
+
+
+def _scored_name(data: RunData) -> str:
+    """Return the last part of the scored model's folder, as the card does: a page may leave this machine."""
+    name = data.results.student.name if data.results else data.tasks.student if data.tasks else ""
+    return short_name(name) if name else ""
+
+
+def _fine_tuned(data: RunData) -> list[tuple[str, str]]:
+    rows = [] if data.fine_tuned is None else fine_tuned_rows(data.fine_tuned)
+    return [(label, _plain(value)) for label, value in rows]
+
+
+def _plain(markdown: str) -> str:
+    """Return a fact without the marks of Markdown code, which holds none itself."""
+    return markdown.replace("`", "")
+
+
 def _sections(data: RunData, plots: dict[str, Plot]) -> dict[str, Section]:
     results, start = data.results, data.start
     no_results = "" if results else _missing(RESULTS_FILE, "lrc evaluate")
@@ -111,6 +147,7 @@ def _sections(data: RunData, plots: dict[str, Plot]) -> dict[str, Section]:
         "rank_history": f"Left out: no held-out measure in {METRICS_FILE} has an effective rank.",
     }
     left_out = {
+        "fine_tuning": "" if data.fine_tuned else f"Left out: the student has no {SFT_FACTS}; lrc sft writes one.",
         "scorecard": no_results,
         "tasks": "" if data.tasks else f"Left out: {RESULTS_FILE} has no tasks; lrc evaluate --tasks writes them.",
         "samples": no_samples,

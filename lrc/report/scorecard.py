@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from lrc.method_config import Method
 from lrc.report.number_text import bytes_text, count_text, percent, ratio_text, significant, whole
 from lrc.report.records import Card, RunData
 
@@ -61,6 +62,11 @@ def teacher_name(data: RunData) -> str | None:
     if data.results is not None and data.results.teacher is not None:
         return short_name(data.results.teacher.name)
     return None
+
+
+def method_of(data: RunData) -> Method:
+    """Return the recipe's method; a run without a recipe counts as a clone."""
+    return "clone" if data.recipe is None else data.recipe.method
 
 
 def training_tokens(data: RunData) -> int | None:
@@ -134,12 +140,15 @@ def _tile(row: Row) -> Tile:
 
 def title_text(data: RunData) -> str:
     """Return the page's heading."""
-    teacher = teacher_name(data) or "a teacher"
-    if data.results is not None and data.results.teacher_hidden_size is not None:
+    teacher, method = teacher_name(data) or "a teacher", method_of(data)
+    if method == "clone" and data.results is not None and data.results.teacher_hidden_size is not None:
         wide, narrow = data.results.teacher_hidden_size, data.results.student_hidden_size
         return f"{teacher}, cloned from width {wide:,} to {narrow:,}"
     narrow_size = data.results.student_hidden_size if data.results else data.recipe and data.recipe.student.hidden_size
-    return f"A student of {teacher}" + (f" at width {narrow_size:,}" if narrow_size else "")
+    width = f" at width {narrow_size:,}" if narrow_size else ""
+    if method != "clone":
+        return f"{teacher}'s shape{width}, trained from scratch by {method}"
+    return f"A student of {teacher}{width}"
 
 
 def summary_text(data: RunData) -> str:
@@ -153,10 +162,11 @@ def summary_text(data: RunData) -> str:
             f"token at {percent(results.top1_agreement)} of the held-out positions."
         )
     if tokens:
-        method = f" from the {data.start.method} start" if data.start else ""
-        sentences.append(
-            f"{'It' if sentences else 'The student'} was distilled on {count_text(tokens, 3)} tokens{method}."
-        )
+        start, method = f" from the {data.start.method} start" if data.start else "", method_of(data)
+        if method != "clone":
+            start = " from scratch" + (", without its teacher" if method == "origin" else "")
+        done = "trained" if method == "origin" else "distilled"
+        sentences.append(f"{'It' if sentences else 'The student'} was {done} on {count_text(tokens, 3)} tokens{start}.")
     first, last = (data.held_out[0], data.held_out[-1]) if data.held_out else (None, None)
     if first and last and first.step == 0 < last.step and first.kl is not None and last.kl is not None:
         before, after = significant(first.kl, 3), significant(last.kl, 3)

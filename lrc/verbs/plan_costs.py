@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
-from math import prod
+from functools import partial
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -16,26 +16,33 @@ from lrc.method_config import first_dense_step
 from lrc.models.checkpoint import variant_of
 from lrc.models.dense import Dense
 from lrc.models.discovery import Architecture, discover
-from lrc.models.held_teacher import held_matrices_of
-from lrc.models.merge_plan import merge_plan
 from lrc.models.oracles import require_family
 from lrc.models.teacher import load_config
 from lrc.models.terms import measured_terms
 from lrc.overrides import read_overrides
 from lrc.plan.devices import Machine, parse_machine, usual_machines
 from lrc.plan.inverse import allowed_sizes, hidden_size_for, largest_size, parse_count
-from lrc.plan.memory import strategies_for
 from lrc.plan.run_costs import PUBLISHED_MFU, RunShape
 from lrc.plan.sizes import Sizes, measure_sizes
-from lrc.plan.whole import Planner, plan_to_dict
+from lrc.plan.strategies import STRATEGIES, Strategy, strategies_for
+from lrc.plan.whole import Planner, plan_to_dict, problem_text
+from lrc.training.phases import check_strategy
+from lrc.training.strategy import choose_strategy
 from lrc.verbs.plan import plan as describe
 from lrc.verbs.plan_tables import answer_lines, print_plan, verdict, way_in_words
 from lrc.verbs.sources import locate_teacher
+from lrc.verbs.teacher_weights import check_teacher_weights
 
 WIDTH = 132
 """Columns of the tables where the terminal does not say."""
+USUAL_MACHINE = "8xh100"
 PLAN_KEYS = {"trained_parameters", "memory_per_device", "machines"}
 """What the JSON of every plan holds."""
+WHY = {
+    "--fits": "--fits names the machine itself, such as 24GB or 8xh100, and looks for the hidden size.",
+    "--params": "--params looks for the hidden size.",
+}
+"""What a flag does that another one would undo."""
 PLANNED_TOKENS = 10e9
 """Training tokens of a teacher planned without a recipe, as published for LRC-1.5B."""
 
@@ -45,12 +52,17 @@ class Question:
     """What is asked beside the recipe; see `lrc plan --help`."""
 
     hidden_size: int | None = None
-    machine: str = "8xh100"
+    on: str | None = None
     params: str | None = None
     fits: str | None = None
     tokens: str | None = None
     mfu: float | None = None
     out: Path | None = None
+
+    @property
+    def machine(self) -> str:
+        """The machine to plan for."""
+        return self.fits or self.on or USUAL_MACHINE
 
 
 def plan_costs(source: str, overrides: tuple[str, ...], question: Question, *, trust_remote_code: bool = False) -> None:
@@ -65,10 +77,9 @@ def plan_costs(source: str, overrides: tuple[str, ...], question: Question, *, t
     Raises:
         ConfigError: The teacher, a size or the question itself is not supported; the text is the reason.
     """
-    if question.out is not None:
-        _check_out(question.out)
+    _check_question(question)
     is_recipe = source.endswith((".yaml", ".yml"))
-    machine = parse_machine(question.fits or question.machine)
+    machine = parse_machine(question.machine)
     recipe = _recipe(source, overrides, question, is_recipe=is_recipe, trust_remote_code=trust_remote_code)
     if recipe.method != "clone":
         raise ConfigError(
@@ -78,8 +89,7 @@ def plan_costs(source: str, overrides: tuple[str, ...], question: Question, *, t
     config = load_config(locate_teacher(recipe.teacher), trust_remote_code=recipe.trust_remote_code)
     architecture = discover(config)
     measured_terms(architecture, variant_of(recipe.student), recipe.objective)
-    if recipe.teacher_weights.is_held:
-        held_matrices_of(config, architecture)
+    check_teacher_weights(recipe, config, architecture)
     shape = _shape(recipe, question, machine, is_recipe=is_recipe)
     console = _console()
     size, answers = _hidden_size(recipe, question, machine, shape, config, architecture)
@@ -91,11 +101,11 @@ def plan_costs(source: str, overrides: tuple[str, ...], question: Question, *, t
         require_family(config)
         supported = f"supported: {architecture.model_type}"
     else:
-        *listed, supported = describe(source, hidden_size=size, trust_remote_code=trust_remote_code)
+        *listed, supported = describe(source, hidden_size=size, trust_remote_code=recipe.trust_remote_code)
         print("\n".join(listed))
-    sizes = measure_sizes(config, architecture, variant_of(recipe.student), size)
-    if (phase := _phase_line(recipe, sizes)) is not None:
-        console.print(phase, markup=False, highlight=False)
+    sizes = measure_sizes(config, architecture, variant_of(recipe.student), size, dense=_dense(recipe))
+    if sizes.later is not None:
+        console.print(_phase_line(recipe, sizes.later), markup=False, highlight=False)
     found = Planner(sizes, shape, wanted_dtype=recipe.train.compute_dtype).plan(machine, _others(machine))
     print_plan(found, console)
     if is_recipe:  # of a teacher it is listed above
@@ -115,18 +125,57 @@ def _size_lines(config: Any, hidden_size: int) -> list[str]:
     ]
 
 
-def _phase_line(recipe: Recipe, sizes: Sizes) -> str | None:
-    """Say what the dense phase trains, which the tables do not count; None for a recipe without one."""
+def _dense(recipe: Recipe) -> Dense | None:
+    """What the dense phase at the run's end frees; None for a recipe without one."""
     phases = recipe.phases
     if first_dense_step(phases, recipe.train.max_steps) is None:
         return None
-    plan = merge_plan(sizes.architecture, sizes.variant, Dense(tensors=phases.dense_tensors, form=phases.dense_form))
-    trained = sum(sizes.trained_size(name) for name in plan.trained if not name.startswith("dense."))
-    trained += sum(prod(sizes.student[name]) for name in plan.free)
+    return Dense(tensors=phases.dense_tensors, form=phases.dense_form)
+
+
+def _phase_line(recipe: Recipe, later: Sizes) -> str:
+    """Say what the dense phase trains and which numbers hold it."""
+    phases = recipe.phases
     return (
-        f"phases     the last {phases.dense_share:.0%} of the steps train {trained:,} values ({phases.dense_tensors}, "
-        f"{phases.dense_form}); all else here counts the phase of projections"
+        f"phases     the last {phases.dense_share:.0%} of the steps train {later.trained_parameters:,} values "
+        f"({phases.dense_tensors}, {phases.dense_form}); all else counts the phase of projections, but memory, rows "
+        "and checkpoints the larger phase"
     )
+
+
+def _refused(recipe: Recipe) -> frozenset[str]:
+    """Name the strategies that `lrc train` refuses for the recipe: its own checks are asked."""
+    names = set()
+    for strategy in STRATEGIES:
+        train = replace(recipe.train, strategy=strategy.setting)
+        try:
+            check_strategy(recipe, choose_strategy(train, {"WORLD_SIZE": "2"}))
+        except ConfigError:
+            names.add(strategy.name)
+    return frozenset(names)
+
+
+def _check_question(question: Question) -> None:
+    """Check what is asked before anything is read.
+
+    Raises:
+        ConfigError: Two flags exclude each other, a size is no size, or the file of `--json` is no plan.
+    """
+    pairs = {
+        ("--fits", "--on"): (question.fits, question.on),
+        ("--fits", "--params"): (question.fits, question.params),
+        ("--params", "--hidden-size"): (question.params, question.hidden_size),
+    }
+    for (first, second), (one, other) in pairs.items():
+        if one is not None and other is not None:
+            raise ConfigError(
+                f"{first} and {second} ask for two things, found {first} {one} and {second} {other}. {WHY[first]} "
+                "Leave one of them out."
+            )
+    if question.hidden_size is not None and question.hidden_size < 1:
+        raise ConfigError(f"--hidden-size must be at least 1, found {question.hidden_size}. Name the student's width.")
+    if question.out is not None:
+        _check_out(question.out)
 
 
 def _recipe(
@@ -135,7 +184,8 @@ def _recipe(
     """The recipe, or for a teacher one with the defaults; a hidden size that is asked for stands above the file's."""
     own = () if question.hidden_size is None else (f"student.hidden_size={question.hidden_size}",)
     if is_recipe:
-        return load_recipe(Path(source), (*overrides, *own))
+        trust = ("trust_remote_code=true",) if trust_remote_code else ()
+        return load_recipe(Path(source), (*overrides, *own, *trust))
     if question.hidden_size is None and question.params is None and question.fits is None:
         raise ConfigError(
             "lrc plan TEACHER needs the student's size: --hidden-size N, or ask for one with --params 1.5B or "
@@ -182,6 +232,7 @@ def _shape(recipe: Recipe, question: Question, machine: Machine, *, is_recipe: b
         checkpoints=train.save_total_limit or -(-train.max_steps // train.save_steps),
         mfu=mfu,
         teacher_weights=recipe.teacher_weights,
+        refused=_refused(recipe),
     )
 
 
@@ -197,29 +248,43 @@ def _hidden_size(
         return nearest, answer_lines(answer, wanted)
     if question.fits is None:
         return recipe.student.hidden_size, []
-    candidates, lines, best = allowed_sizes(config), [], None
-    one_row = replace(shape, batch=1)
+    best, lines = _largest_that_fits(recipe, machine, shape, config, architecture)
+    return (best if question.hidden_size is None else question.hidden_size), lines
+
+
+def _largest_that_fits(
+    recipe: Recipe, machine: Machine, shape: RunShape, config: Any, architecture: Architecture
+) -> tuple[int | None, list[str]]:
+    """The largest hidden size of which one row fits in some way, None if none does, and a line a way.
+
+    Raises:
+        ConfigError: A step can't be followed, so that nothing is known of its memory.
+    """
+    candidates, best, lines = allowed_sizes(config), None, []
     planners: dict[int, Planner] = {}
 
-    is_corrected = recipe.student.correction != "none"
-    for strategy in strategies_for(machine.count, recipe.teacher_weights, is_corrected=is_corrected):
+    def fits(size: int, strategy: Strategy, checkpointing: Checkpointing) -> bool:
+        if size not in planners:
+            sizes = measure_sizes(config, architecture, variant_of(recipe.student), size, dense=_dense(recipe))
+            planners[size] = Planner(sizes, replace(shape, batch=1), wanted_dtype=recipe.train.compute_dtype)
+        memory = planners[size].memory(machine)
+        try:
+            peak = memory.peak(strategy, devices=machine.count, batch=1, checkpointing=checkpointing)
+        except Exception as error:
+            raise ConfigError(
+                f"--fits needs the memory of a step, which can't be followed without values for {config.model_type}: "
+                f"{problem_text(error)}. Ask for a size with --hidden-size or --params; the plan says the rest."
+            ) from error
+        return peak.use.total <= machine.usable_bytes
+
+    for strategy in strategies_for(machine.count, recipe.teacher_weights, refused=shape.refused):
         for checkpointing in CHECKPOINTING:
-
-            def fits(size: int, strategy: Any = strategy, checkpointing: Checkpointing = checkpointing) -> bool:
-                if size not in planners:
-                    sizes = measure_sizes(config, architecture, variant, size)
-                    planners[size] = Planner(sizes, one_row, wanted_dtype=recipe.train.compute_dtype)
-                memory = planners[size].memory(machine)
-                peak = memory.peak(strategy, devices=machine.count, batch=1, checkpointing=checkpointing)
-                return peak.use.total <= machine.usable_bytes
-
-            size = largest_size(candidates, fits)
+            size = largest_size(candidates, partial(fits, strategy=strategy, checkpointing=checkpointing))
             best = max(filter(None, (best, size)), default=None)
-            way = way_in_words(strategy, checkpointing)
             found = "no student" if size is None else f"hidden size up to {size}"
+            way = way_in_words(strategy, checkpointing)
             lines.append(f"{machine.title}, {way}: {found} (one row of {shape.sequence} positions)")
-    given = question.hidden_size
-    return (given if given is not None else best), lines
+    return best, lines
 
 
 def _others(machine: Machine) -> tuple[Machine, ...]:

@@ -5,8 +5,8 @@ from rich.table import Table
 
 from lrc.config import Checkpointing
 from lrc.plan.inverse import HiddenSizeAnswer
-from lrc.plan.memory import Strategy
 from lrc.plan.run_costs import Fit, best_way
+from lrc.plan.strategies import Strategy
 from lrc.plan.whole import Plan
 from lrc.report.number_text import bytes_text, count_text, percent, significant
 
@@ -27,6 +27,11 @@ def print_plan(plan: Plan, console: Console) -> None:
     """Print the plan's tables."""
     console.print(Group(*_parameter_lines(plan)))
     console.print(_flops_table(plan))
+    if plan.optimizer_flops:
+        console.print(
+            f"{plan.shape.optimizer} adds {plan.optimizer_flops / 1e12:,.3g} TFLOP a step, shared by the devices; the "
+            "hours count them"
+        )
     if plan.problem is not None:
         console.print(f"memory: not known, for a step can't be followed without values: {plan.problem}", markup=False)
     else:

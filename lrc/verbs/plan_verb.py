@@ -11,7 +11,7 @@ def plan_verb(
     /,
     *,
     hidden_size: int | None = None,
-    on: str = "8xh100",
+    on: str | None = None,
     params: str | None = None,
     fits: str | None = None,
     tokens: str | None = None,
@@ -27,9 +27,9 @@ def plan_verb(
         source: A recipe (YAML), or a teacher: folder or hub id.
         overrides: Changes to the recipe, section.key=value (also for a teacher: student.tie_embedding_projection=true).
         hidden_size: The student's hidden size (default: the recipe's).
-        on: Machine to plan for, such as h100, 64xh100, 4x24GB or cpu.
+        on: Machine to plan for, such as h100, 64xh100, 4x24GB or cpu (default: 8xh100).
         params: Which hidden size gives so many parameters, such as 1.5B.
-        fits: The largest hidden size that can be trained on a machine, such as 24GB.
+        fits: The largest hidden size that can be trained on a machine, such as 24GB or 8xh100.
         tokens: Training tokens, such as 10B (default: the recipe's steps on the machine).
         mfu: Share of the machine's peak that the step's products reach (default: 0.25, as published).
         json: File to write all numbers to.
@@ -37,5 +37,5 @@ def plan_verb(
     """
     from lrc.verbs.plan_costs import Question, plan_costs
 
-    question = Question(hidden_size=hidden_size, machine=on, params=params, fits=fits, tokens=tokens, mfu=mfu, out=json)
+    question = Question(hidden_size=hidden_size, on=on, params=params, fits=fits, tokens=tokens, mfu=mfu, out=json)
     plan_costs(source, overrides, question, trust_remote_code=trust_remote_code)

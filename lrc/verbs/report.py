@@ -75,7 +75,7 @@ def report(
     files = {f"{name}.png": plot.light_png for name, plot in plots.items()}
     files[CARD_NAME] = model_card(data, plots, origin).encode("utf-8")
     uploads = {} if student is None else list_uploads(student, files)
-    files[PAGE_NAME] = page_html(data, plots).encode("utf-8")
+    files[PAGE_NAME] = page_html(data, plots, origin).encode("utf-8")
     if dry_run:
         say(f"dry run: {folder} would get {', '.join(sorted(files))}")
         if push_to_hub is not None:

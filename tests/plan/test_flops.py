@@ -3,13 +3,16 @@
 import dataclasses
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3MoeConfig
 
 from lrc.clone.sites import Variant
 from lrc.config import CHECKPOINTING, Checkpointing, ObjectiveConfig
 from lrc.models.discovery import discover
-from lrc.plan.flops import step_flops
+from lrc.plan.flops import optimizer_flops, step_flops
 from lrc.plan.sizes import measure_sizes
+from lrc.training.optimizer import orthogonalise
 from tests.plan.published import llama_3_2_3b
 from tests.plan.real_step import LENGTH, ROWS, STUDENT, counted_flops, real_pair, small_config
 
@@ -71,3 +74,16 @@ def test_merges_cost_the_same_for_any_batch_but_for_the_embeddings_rows() -> Non
     assert two.merge_forward - one.merge_forward == 2 * 2048 * 3072 * 1536
     others = {entry.name for entry in dataclasses.fields(one)} - {"merge_forward", "merge_backward", "checkpointing"}
     assert all(getattr(two, name) == 2 * getattr(one, name) for name in others)
+
+
+def test_muon_s_flops_are_those_of_the_polar_factors_that_it_forms() -> None:
+    config = small_config("llama")
+    sizes = measure_sizes(config, discover(config), Variant(), STUDENT)
+    with FlopCounterMode(display=False) as counter:
+        for name in sizes.plan.trained:
+            if name.startswith("projections."):
+                orthogonalise(torch.randn(1, *sizes.trained_shapes[name]))
+    assert optimizer_flops(sizes, "muon") == counter.get_total_flops()
+    # of a projection as wide as it is half as tall: 44 d_S^3
+    assert optimizer_flops(sizes, "muon") == (7 * 4 + 2) * 44 * STUDENT**3
+    assert optimizer_flops(sizes, "adamw") == 0

@@ -9,10 +9,12 @@ from transformers import AutoModelForCausalLM
 
 from lrc.clone.sites import Variant
 from lrc.config import CHECKPOINTING, Checkpointing, ObjectiveConfig
+from lrc.models.dense import Dense
 from lrc.models.discovery import discover
 from lrc.models.held_teacher import hold_teacher
-from lrc.plan.memory import ONE_DEVICE, STRATEGIES, MemoryUse, StepMemory, strategies_for
+from lrc.plan.memory import MemoryUse, StepMemory
 from lrc.plan.sizes import Sizes, measure_sizes
+from lrc.plan.strategies import ONE_DEVICE, STRATEGIES
 from lrc.teacher_config import NATIVE, TeacherWeightsConfig
 from tests.plan.published import llama_3_2_3b
 from tests.plan.real_step import LENGTH, ROWS, STUDENT, allocated_peak, pair_of, real_pair, small_config
@@ -135,13 +137,6 @@ def test_offloaded_layers_are_counted_twice_and_no_more() -> None:
         ("native", "cpu"): 2 * (2 * layer + rest),
         ("int8", "cpu"): 2 * (layer + 2 * rows) + 2 * rest,
     }
-
-
-def test_an_offloaded_teacher_is_planned_whole_on_every_device() -> None:
-    offloaded = TeacherWeightsConfig(format="int8", offload="cpu")
-    assert [strategy.name for strategy in strategies_for(8, offloaded)] == ["DDP", "ZeRO-1", "ZeRO-2"]
-    assert strategies_for(1, offloaded) == (ONE_DEVICE,)
-    assert strategies_for(8, TeacherWeightsConfig(format="int8")) == STRATEGIES
 
 
 @pytest.mark.parametrize(("format", "matrix_bytes"), [("native", 2.0), ("int8", 1.0), ("nf4", 34 / 64)])
@@ -286,6 +281,40 @@ def test_corrections_are_weights_that_shards_split_and_layers_gather(variant: Va
     assert corrected.sizes.trained_parameters == plain.sizes.trained_parameters
 
 
-def test_one_device_has_one_strategy() -> None:
-    assert [strategy.name for strategy in strategies_for(1)] == ["1 device"]
-    assert strategies_for(8) == STRATEGIES
+def dense_sizes(dense: Dense, variant: Variant = IO_TIED) -> Sizes:
+    config = small_config("llama", tie_word_embeddings=variant.tie_embedding_projection)
+    return measure_sizes(config, discover(config), variant, STUDENT, dense=dense)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "layer"])
+@pytest.mark.parametrize("variant", [Variant(), IO_TIED], ids=["all", "io-tied"])
+@pytest.mark.parametrize("form", ["replace", "complement"])
+@pytest.mark.parametrize("tensors", ["mlp", "all"])
+def test_the_peak_of_a_dense_phase_is_the_one_that_the_profiler_sees(
+    tensors: Any, form: Any, variant: Variant, checkpointing: Checkpointing
+) -> None:
+    dense = Dense(tensors=tensors, form=form)
+    sizes = dense_sizes(dense, variant)
+    pair = real_pair(sizes.config, variant, ObjectiveConfig(), sizes.architecture)
+    pair.enter(dense)
+    pair.set_activation_checkpointing(checkpointing)
+    assert sizes.later is not None
+    use = step_memory(sizes.later).peak(ONE_DEVICE, devices=1, batch=ROWS, checkpointing=checkpointing).use
+    assert use.projections == 4 * sum(value.numel() for value in pair.stored().values())
+    assert beyond_weights(use) == pytest.approx(allocated_peak(pair), rel=0.02)
+
+
+def test_a_run_that_grows_needs_what_its_larger_phase_needs() -> None:
+    sizes = dense_sizes(Dense(tensors="mlp"))
+    assert sizes.later is not None
+    grows, first, last = (
+        step_memory(found, accumulates=True) for found in (sizes, dataclasses.replace(sizes, later=None), sizes.later)
+    )
+    ddp = STRATEGIES[0]
+    peaks = [memory.peak(ddp, devices=8, batch=ROWS, checkpointing="none") for memory in (grows, first, last)]
+    assert peaks[0] == peaks[2]
+    added = sizes.later.trained_parameters - sizes.trained_parameters
+    assert peaks[2].use.optimizer - peaks[1].use.optimizer == 8 * added
+    limit = (peaks[1].use.total + peaks[2].use.total) / 2
+    rows = [memory.largest_batch(ddp, devices=8, limit=limit, checkpointing="none") for memory in (first, grows)]
+    assert rows[0] >= ROWS > rows[1]

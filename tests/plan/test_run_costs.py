@@ -1,14 +1,16 @@
 """Hours of the published runs, the first way that fits, and the disk."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lrc.config import Checkpointing, ObjectiveConfig
 from lrc.models.discovery import discover
 from lrc.plan.devices import parse_machine
-from lrc.plan.memory import ONE_DEVICE, STRATEGIES
 from lrc.plan.run_costs import PUBLISHED_MFU, Fit, RunShape, best_way, compute_dtype, disk, pace
 from lrc.plan.sizes import measure_sizes
+from lrc.plan.strategies import ONE_DEVICE, STRATEGIES
 from tests.plan.published import published_runs
 
 RUNS = {run.recipe: run for run in published_runs()}
@@ -57,6 +59,26 @@ def test_hours_count_one_merge_a_step_where_the_strategy_shares_it() -> None:
             hours[strategy.name, accumulation] = found.hours
     assert hours["DDP", 4] < 0.95 * hours["DDP", 1]
     assert hours["FSDP2", 4] == hours["FSDP2", 1] == hours["DDP", 1]
+
+
+def test_hours_count_muon_s_products_once_a_step_and_once_for_all_devices() -> None:
+    run = RUNS["lrc_1.7b"]
+    sizes = measure_sizes(run.config, discover(run.config), run.variant, run.d_student)
+    wide, narrow = run.config.hidden_size, run.d_student
+    products = (7 * run.config.num_hidden_layers + 1) * (8 * wide * narrow**2 + 28 * narrow**3)
+    for machine, accumulation in (("8xh800", 1), ("8xh800", 4), ("h800", 1)):
+        place = parse_machine(machine)
+        fit = Fit(machine=place, strategy=STRATEGIES[0], checkpointing="none", largest_batch=1)
+        shape = run_shape(1, 1000, accumulation)
+        plain, muon = (
+            pace(sizes, replace(shape, optimizer=optimizer), fit, batch=1) for optimizer in ("adamw", "muon")
+        )
+        assert plain is not None
+        assert muon is not None
+        steps = shape.tokens / (2048 * accumulation * place.count)
+        assert place.device.flops_per_second is not None
+        seconds = steps * products / (place.count * place.device.flops_per_second * PUBLISHED_MFU)
+        assert muon.hours - plain.hours == pytest.approx(seconds / 3600)
 
 
 def fits_of(*batches: int, checkpointing: Checkpointing = "none") -> list[Fit]:

@@ -6,7 +6,10 @@ import pytest
 
 from lrc.clone.sites import Variant
 from lrc.config import ObjectiveConfig
+from lrc.method_config import DenseForm
+from lrc.models.dense import Dense
 from lrc.models.discovery import discover
+from lrc.models.moments import checkpoint_bytes
 from lrc.plan.sizes import Sizes, measure_sizes
 from tests.models.tiny_configs import tiny_config
 from tests.plan.published import Published, published_runs
@@ -69,3 +72,23 @@ def test_moments_are_those_that_the_optimiser_keeps(optimizer: Literal["adamw", 
     moments = {"adamw": 8 * (projections + gains), "muon": 4 * projections + 4 * 16 * 32 + 8 * gains}[optimizer]
     assert sizes.moment_bytes(optimizer) == moments
     assert sizes.checkpoint_bytes(optimizer) == 4 * (projections + gains) + moments
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("form", ["replace", "complement"])
+@pytest.mark.parametrize("tensors", ["mlp", "all"])
+@pytest.mark.parametrize("variant", [Variant(), Variant(tie_embedding_projection=True)], ids=["untied", "tied"])
+def test_a_dense_phase_has_the_shapes_that_the_pair_trains_and_training_s_room_for_checkpoints(
+    variant: Variant, tensors: Literal["mlp", "all"], form: DenseForm, optimizer: Literal["adamw", "muon"]
+) -> None:
+    dense = Dense(tensors=tensors, form=form)
+    config = small_config("llama", tie_word_embeddings=variant.tie_embedding_projection)
+    sizes = measure_sizes(config, discover(config), variant, STUDENT, dense=dense)
+    pair = real_pair(config, variant, ObjectiveConfig(), sizes.architecture)
+    phases = [pair.trained_shapes(None), pair.trained_shapes(dense)]
+    assert sizes.later is not None
+    assert [sizes.trained_shapes, sizes.later.trained_shapes] == phases
+    most = max(checkpoint_bytes(shapes, optimizer, pair.tables()) for shapes in phases)
+    assert sizes.checkpoint_bytes(optimizer) == most
+    pair.enter(dense)
+    assert sizes.later.trained_parameters == sum(parameter.numel() for parameter in pair.trained().values())

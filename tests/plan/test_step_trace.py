@@ -6,9 +6,10 @@ import torch
 from lrc.clone.sites import Variant
 from lrc.config import ObjectiveConfig
 from lrc.models.discovery import discover
-from lrc.plan.memory import ONE_DEVICE, StepMemory
+from lrc.plan.memory import StepMemory
 from lrc.plan.sizes import Sizes, measure_sizes
 from lrc.plan.step_trace import layer_kinds, trace_step
+from lrc.plan.strategies import ONE_DEVICE
 from tests.models.tiny_configs import tiny_config
 from tests.plan.real_step import STUDENT, allocated_peak, real_pair, small_config
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from lrc.method_config import Method
 from lrc.report.licence import Licence
 from lrc.report.manifest_records import read_sources
 from lrc.report.model_card import Origin, model_card
@@ -120,3 +121,47 @@ def test_the_class_that_loads_is_the_students(data: RunData) -> None:
 def test_fine_tuning_is_said(data: RunData) -> None:
     text = model_card(data, {}, replace(ORIGIN, after_training="fine-tuned on chats with `lrc sft`"))
     assert "After distillation: fine-tuned on chats with `lrc sft`." in text
+
+
+@pytest.mark.parametrize(
+    ("method", "made", "bound", "tags", "base"),
+    [
+        (
+            "only_kd",
+            "all trained to follow the teacher's predictions.",
+            "none is made of the teacher's",
+            ["distillation"],
+            "owner/teacher",
+        ),
+        (
+            "tiny_bert",
+            "all trained to follow the teacher's hidden states, attention and predictions.",
+            "none is made of the teacher's",
+            ["distillation"],
+            "owner/teacher",
+        ),
+        ("origin", "all trained on text alone; the teacher did not run.", "have nothing of the teacher's", None, None),
+    ],
+)
+def test_the_card_of_a_baseline_does_not_call_it_a_clone(
+    data: RunData, tmp_path: Path, method: Method, made: str, bound: str, tags: list[str] | None, base: str | None
+) -> None:
+    assert data.recipe is not None
+    baseline = replace(data, recipe=replace(data.recipe, method=method))
+    origin = replace(ORIGIN, after_training="fine-tuned")
+    clone, card = (card_of(tmp_path, model_card(found, {}, origin)) for found in (data, baseline))
+    clone_words = (
+        "cloned from width",
+        "projections of the teacher's weights",
+        "weights are computed from the teacher's",
+    )
+    assert [words in clone.text for words in clone_words] == [True] * 3
+    assert [words in card.text for words in clone_words] == [False] * 3
+    assert "low-rank-clone" in clone.data.tags
+    assert (card.data.tags, card.data.base_model) == (tags, base)
+    for part in ("A baseline for Low-Rank Clone (arXiv 2505.12781): random values in the shape", made, bound):
+        assert part in card.text
+    assert "| Start | from scratch |" in card.text
+    assert "a demonstration of a baseline, not a finished model" in card.text
+    assert ("After training: fine-tuned." in card.text) == (method == "origin")
+    assert ("It inherits what its training text gets wrong" in card.text) == (method == "origin")

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from lrc.method_config import Method
 from lrc.report.read_run import RESULTS_FILE, read_run
 from lrc.report.records import RunData
 from lrc.report.scorecard import (
     collapse_text,
     headline_tiles,
+    method_of,
     scorecard_rows,
     short_name,
     summary_text,
@@ -111,3 +113,23 @@ def test_a_collapsed_student_is_warned_of_by_its_last_measure(data: RunData) -> 
     assert "effective rank 36.1 % of what its width allows" in text
     first = replace(data.held_out[0], has_collapsed=True)
     assert collapse_text(replace(data, held_out=(first, *data.held_out[1:]))) == ""
+
+
+@pytest.mark.parametrize(
+    ("method", "done"),
+    [
+        ("only_kd", "was distilled on 8.19 k tokens from scratch."),
+        ("tiny_bert", "was distilled on 8.19 k tokens from scratch."),
+        ("origin", "was trained on 8.19 k tokens from scratch, without its teacher."),
+    ],
+)
+def test_a_baseline_is_no_clone(data: RunData, method: Method, done: str) -> None:
+    assert data.recipe is not None
+    assert data.start is not None
+    recipe, start = replace(data.recipe, method=method), replace(data.start, method="scratch")
+    found = replace(data, recipe=recipe, start=start)
+    assert (method_of(data), method_of(found), method_of(replace(found, recipe=None))) == ("clone", method, "clone")
+    assert title_text(found) == f"smollm2-135m-instruct's shape at width 288, trained from scratch by {method}"
+    assert title_text(replace(found, results=None)) == title_text(found)
+    assert done in summary_text(found)
+    assert "start" not in summary_text(found)

@@ -8,7 +8,11 @@ import pytest
 import yaml
 
 from lrc.cli import main
-from lrc.config import CHECKPOINTING
+from lrc.config import CHECKPOINTING, load_recipe
+from lrc.errors import ConfigError
+from lrc.plan import memory
+from lrc.plan.strategies import STRATEGIES
+from lrc.verbs import plan_costs as module
 from tests.models.family_configs import FAMILY_CONFIGS
 from tests.models.tiny_configs import tiny_config
 from tests.plan.published import Published, published_runs
@@ -157,6 +161,44 @@ def test_published_recipes_have_the_published_sizes_and_hours(
         assert offer["hours"] == pytest.approx(run.hours, rel=0.02 if run.recipe == "lrc_1.5b" else 0.2)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "offered"),
+    [
+        (("train.optimizer=muon",), {"DDP", "FSDP2"}),
+        (("train.rate_shares.down_proj=0.5",), {"DDP", "FSDP2"}),
+        (("train.compile=true",), {"DDP", "FSDP2"}),
+        (("phases.dense_share=0.5",), {"DDP"}),
+        (("phases.dense_share=1",), {"DDP", "FSDP2"}),
+        (("student.correction=mlp",), {"DDP", "FSDP2"}),
+        ((), {"DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3", "FSDP2"}),
+    ],
+)
+def test_strategies_that_training_refuses_are_known(
+    recipe: Path, overrides: tuple[str, ...], offered: set[str]
+) -> None:
+    names = {strategy.name for strategy in STRATEGIES}
+    assert names - module._refused(load_recipe(recipe, overrides)) == offered
+
+
+def test_ways_that_training_refuses_are_not_offered(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "usual_machines", tuple)  # the one that is asked for is enough
+    monkeypatch.setattr(module, "allowed_sizes", lambda config: [16])
+    plan = planned([str(recipe), "--fits", "8x24GB", "train.optimizer=muon"], tmp_path / "plan.json")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "(one row of 32 positions)" in line]
+    assert {line.split(", ")[1].split(" with ")[0].split(":")[0] for line in lines} == {"DDP", "FSDP2"}
+    assert {way["strategy"] for way in plan["memory_per_device"]} == {"DDP", "FSDP2"}
+    assert {way["strategy"] for offer in plan["machines"] for way in offer["memory_per_device"]} == {"DDP", "FSDP2"}
+
+
+def test_a_dense_phase_of_a_held_teacher_is_refused_as_in_training(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(recipe), "phases.dense_share=0.5", "teacher_weights.format=int8"]) == 2
+    assert "teacher_weights holds a teacher that is merged to the end" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_an_offloaded_teacher_is_planned_whole_on_every_device(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -169,6 +211,33 @@ def test_an_offloaded_teacher_is_planned_whole_on_every_device(
     ways = [name for name in ("DDP", "ZeRO-1", "ZeRO-2") for _ in CHECKPOINTING]
     assert [way["strategy"] for way in plan["memory_per_device"]] == ways
     assert plan["memory_problem"] is None
+
+
+def test_a_size_that_fits_is_not_sought_where_a_step_can_t_be_followed(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("which expert?")
+
+    monkeypatch.setattr(memory, "trace_step", fail)
+    assert main(["plan", str(recipe), "--fits", "24GB"]) == 2
+    error = capsys.readouterr().err
+    assert "--fits needs the memory of a step, which can't be followed without values for llama: RuntimeError" in error
+    assert "Ask for a size with --hidden-size or --params" in error
+
+
+def test_code_of_the_teacher_runs_for_a_recipe_too_if_the_flag_allows_it(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted: list[bool] = []
+
+    def refuse(*args: object, trust_remote_code: bool) -> None:
+        trusted.append(trust_remote_code)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(module, "load_config", refuse)
+    assert main(["plan", str(recipe)]) == main(["plan", str(recipe), "--trust-remote-code"]) == 2
+    assert trusted == [False, True]
 
 
 def test_stacked_experts_that_are_to_be_held_end_with_exit_code_2(
@@ -190,6 +259,11 @@ def test_stacked_experts_that_are_to_be_held_end_with_exit_code_2(
         (["--hidden-size", "16", "student.hiden_size=3"], "hiden_size"),
         (["--hidden-size", "16", "train.batch_size"], "must look like section.key=value, found 'train.batch_size'"),
         (["--hidden-size", "16", "train.batch_size=[1"], "can't be read as section.key=value"),
+        (["--hidden-size", "0"], "--hidden-size must be at least 1, found 0"),
+        (["--hidden-size", "-8"], "--hidden-size must be at least 1, found -8"),
+        (["--fits", "24GB", "--on", "8xh100"], "--fits and --on ask for two things, found --fits 24GB and --on 8xh100"),
+        (["--fits", "24GB", "--params", "1M"], "--fits and --params ask for two things"),
+        (["--params", "1M", "--hidden-size", "16"], "--params and --hidden-size ask for two things"),
     ],
 )
 def test_bad_questions_end_with_the_reason_and_exit_code_2(
@@ -215,12 +289,24 @@ def test_json_replaces_an_earlier_plan_and_nothing_else(
 
 
 def test_a_dense_phase_is_counted_and_a_student_from_scratch_refused(
-    recipe: Path, capsys: pytest.CaptureFixture[str]
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main(["plan", str(recipe), "phases.dense_share=0.25"]) == 0
+    monkeypatch.setattr(module, "usual_machines", tuple)  # the one that is asked for is enough
+    alone = planned([str(recipe), "--on", "24GB"], tmp_path / "alone.json")
+    capsys.readouterr()
+    plan = planned([str(recipe), "--on", "24GB", "phases.dense_share=0.25"], tmp_path / "plan.json")
     # attention's 4 projections, embedding's and head's, 5 gains, 3 MLP weights of 56 neurons
     values = 2 * 4 * 32 * 16 + 2 * 32 * 16 + 5 * 16 + 2 * 3 * 56 * 16
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("phases"))
-    assert line.startswith(f"phases     the last 25% of the steps train {values:,} values (mlp, replace); all else")
+    said = " ".join(capsys.readouterr().out.split())
+    start = f"phases the last 25% of the steps train {values:,} values (mlp, replace); all else"
+    assert f"{start} counts the phase of projections, but memory, rows and checkpoints the larger phase" in said
+    assert "fits: 1 device on 1 x 24 GB" in said
+    # a value of the larger phase takes a weight, two moments and, at the step's end, a gradient
+    assert plan["disk_bytes"]["checkpoint"] == 12 * max(values, plan["trained_parameters"])
+    assert plan["disk_bytes"]["checkpoint"] > alone["disk_bytes"]["checkpoint"] == 12 * alone["trained_parameters"]
+    uses = [found["memory_per_device"][0]["bytes"] for found in (alone, plan)]
+    frozen = 2 * 32 * 16  # the clone terms of MLP outputs need their projections still
+    assert [use["optimizer"] for use in uses] == [8 * plan["trained_parameters"], 8 * values]
+    assert [use["projections"] for use in uses] == [4 * plan["trained_parameters"], 4 * (values + frozen)]
     assert main(["plan", str(recipe), "method=only_kd"]) == 2
     assert "counts what method = clone trains and costs, found method = only_kd" in capsys.readouterr().err

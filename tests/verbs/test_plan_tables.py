@@ -13,9 +13,10 @@ from lrc.models.discovery import discover
 from lrc.plan.devices import parse_machine
 from lrc.plan.flops import StepFlops
 from lrc.plan.inverse import HiddenSizeAnswer
-from lrc.plan.memory import ONE_DEVICE, MemoryUse, Peak
+from lrc.plan.memory import MemoryUse, Peak
 from lrc.plan.run_costs import Disk, Fit, Pace, RunShape
 from lrc.plan.sizes import measure_sizes
+from lrc.plan.strategies import ONE_DEVICE
 from lrc.plan.whole import Offer, Plan, Way
 from lrc.teacher_config import TeacherWeightsConfig
 from lrc.verbs.plan_tables import CAUSES, FLOPS_ROWS, HEADINGS, answer_lines, print_plan, short_name, verdict
@@ -57,6 +58,7 @@ def plan() -> Plan:
         machine=H100,
         flops=StepFlops(**flops, checkpointing=0),
         recomputed={"selective": 20e9 * 7, "layer": 20e9 * 14},
+        optimizer_flops=0.0,
         head_gradient_bytes=3e9,
         ways=(way(fit(4), 16), way(fit(9, checkpointing="layer"), 800)),
         offers=(
@@ -91,6 +93,12 @@ def test_flops_are_a_tokens_and_their_shares_leave_checkpointing_out(plan: Plan)
     assert cells_of(lines, "sum") == ["28.00"]
     assert cells_of(lines, "selective checkpointing adds") == ["7.00", "25.0", "%"]
     assert cells_of(lines, "layer checkpointing adds") == ["14.00", "50.0", "%"]
+
+
+def test_an_optimiser_s_products_have_a_line_where_there_are_some(plan: Plan) -> None:
+    assert not any("adds" in line and "a step" in line for line in printed(plan))
+    text = " ".join(printed(replace(plan, shape=replace(SHAPE, optimizer="muon"), optimizer_flops=29.5e12)))
+    assert "muon adds 29.5 TFLOP a step, shared by the devices; the hours count them" in text
 
 
 def test_memory_stands_by_cause_with_its_sum_and_the_most_rows(plan: Plan) -> None:

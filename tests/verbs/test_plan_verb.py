@@ -42,7 +42,5 @@ def test_every_flag_is_the_part_of_the_question_that_it_names(asked: Asked) -> N
         json=Path("plan.json"),
         trust_remote_code=True,
     )
-    question = Question(
-        hidden_size=64, machine="cpu", params="1B", fits="24GB", tokens="2B", mfu=0.5, out=Path("plan.json")
-    )
+    question = Question(hidden_size=64, on="cpu", params="1B", fits="24GB", tokens="2B", mfu=0.5, out=Path("plan.json"))
     assert asked == [("teacher", ("a.b=1", "c.d=2"), question, {"trust_remote_code": True})]

@@ -173,6 +173,14 @@ def test_page_follows_the_numbers(tmp_path: Path) -> None:
     assert '<data value="1.2345678">1.235</data>' in report(run).read_text("utf-8")
 
 
+def test_the_page_warns_like_the_card_where_the_scores_are_another_models(tmp_path: Path) -> None:
+    run = write_scored_run(tmp_path)
+    assert "another model than this student" not in report(run).read_text("utf-8")
+    (run / "convert/config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    assert "Scored was convert, another model than this student." in report(run).read_text("utf-8")
+    assert "Scored was `convert`, another model than this student." in (run / "report/README.md").read_text("utf-8")
+
+
 def test_a_student_that_is_not_there_is_refused_before_anything_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
