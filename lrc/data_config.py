@@ -53,7 +53,7 @@ class ClusterConfig:
     partition: str = ""
     """Slurm partition; `prepare.executor=slurm` needs it."""
     hours: int = 24
-    """Slurm time limit of a task."""
+    """Slurm time limit of a job: a task, or several in turn where a stage has over 1,001."""
     qos: str = "normal"
     """Slurm quality of service."""
     cpus_per_task: int = 1
@@ -80,9 +80,9 @@ class PrepareConfig:
     max_document_bytes: int = 5_000_000
     """Longest document, in bytes of UTF-8; a longer one counts as unreadable. Tokenising takes 100 times its size."""
     exact_dedupe: bool = False
-    """Of documents with the same text, in any source, keep one: of the earliest source."""
+    """Of documents with the same text, in any source, keep the earliest, by source, file and row."""
     minhash_dedupe: bool = False
-    """Of documents with nearly the same words (MinHash, 5-grams, 14 x 8 hashes: about 0.72 of them), keep one."""
+    """Of documents with nearly the same words (MinHash, 5-grams, 14 x 8 hashes: about 0.72 of them), keep the earliest."""
     decontaminate: tuple[str, ...] = ()
     """Files, folders, globs or URLs of benchmark rows; a document that shares a run of words with one is left out."""
     decontaminate_words: int = 12

@@ -55,7 +55,9 @@ class SftConfig:
     max_grad_norm: float = 1.0
     """Gradient norm that larger ones are scaled down to."""
     lora_rank: int = 0
-    """Rank of LoRA on every linear layer but the head, merged at the end; 0: all weights are trained (published)."""
+    """Rank of LoRA on every linear layer but the head, merged at the end; 0: all weights are trained (published).
+
+    Experts that are no linear layers are trained where PEFT knows their family; what stays as it is is told."""
     lora_alpha: int = 16
     """LoRA's scale: the update is multiplied by `lora_alpha / lora_rank`."""
     lora_dropout: float = 0.0
