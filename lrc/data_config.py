@@ -82,7 +82,7 @@ class PrepareConfig:
     exact_dedupe: bool = False
     """Of documents with the same text, in any source, keep the earliest, by source, file and row."""
     minhash_dedupe: bool = False
-    """Of documents with nearly the same words (MinHash, 5-grams, 14 x 8 hashes: about 0.72 of them), keep the earliest."""
+    """Of documents with nearly the same words keep the earliest too (MinHash, 5-grams, 14 x 8 hashes: about 0.72)."""
     decontaminate: tuple[str, ...] = ()
     """Files, folders, globs or URLs of benchmark rows; a document that shares a run of words with one is left out."""
     decontaminate_words: int = 12

@@ -26,7 +26,18 @@ namespace {
 using at::Tensor;
 
 const c10::Device kGpu(c10::DeviceType::CUDA, 0);
-std::atomic<int64_t> waits{0};
+std::atomic<int64_t> waits{0}, bytes_now{0}, bytes_peak{0};
+
+struct Counted {  // memory of the GPU, from birth to death
+  explicit Counted(int64_t bytes) : bytes(bytes) {
+    const auto now = bytes_now += bytes;
+    auto peak = bytes_peak.load();
+    while (now > peak && !bytes_peak.compare_exchange_weak(peak, now)) {
+    }
+  }
+  ~Counted() { bytes_now -= bytes; }
+  const int64_t bytes;
+};
 
 // ---- what torch's own code asks of a backend
 
@@ -46,12 +57,18 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void destroyEvent(void*, const c10::DeviceIndex) const noexcept override {}
 };
 
+struct Block {
+  explicit Block(size_t bytes) : data(bytes ? std::aligned_alloc(64, (bytes + 63) / 64 * 64) : nullptr), size(bytes) {}
+  ~Block() { std::free(data); }
+  void* const data;
+  Counted size;
+};
+
 struct Memory final : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
-    void* data = bytes ? std::aligned_alloc(64, (bytes + 63) / 64 * 64) : nullptr;
-    return {data, data, &std::free, kGpu};
+    auto* block = new Block(bytes);
+    return {block->data, block, [](void* pointer) { delete static_cast<Block*>(pointer); }, kGpu};
   }
-  c10::DeleterFnPtr raw_deleter() const override { return &std::free; }
   void copy_data(void* to, const void* from, std::size_t count) const override { std::memcpy(to, from, count); }
 };
 
@@ -92,10 +109,15 @@ Tensor as_cpu(const Tensor& tensor) {  // lives no longer than the tensor
   return on(std::move(data), tensor, c10::DispatchKey::CPU, c10::GetAllocator(c10::kCPU));
 }
 
+struct Result {
+  explicit Result(const Tensor& tensor) : tensor(tensor), size(tensor.storage().nbytes()) {}
+  const Tensor tensor;
+  Counted size;
+};
+
 Tensor as_gpu(const Tensor& tensor) {  // keeps the tensor
-  auto* owner = new Tensor(tensor);
-  void (*drop)(void*) = [](void* pointer) { delete static_cast<Tensor*>(pointer); };
-  c10::DataPtr data(tensor.storage().mutable_data(), owner, drop, kGpu);
+  void (*drop)(void*) = [](void* pointer) { delete static_cast<Result*>(pointer); };
+  c10::DataPtr data(tensor.storage().mutable_data(), new Result(tensor), drop, kGpu);
   return on(std::move(data), tensor, c10::DispatchKey::CUDA, &memory);
 }
 
@@ -225,6 +247,11 @@ Tensor& set_storage(
   return at::native::set_storage_cpu_(self, std::move(source), offset, size, stride);
 }
 
+Tensor& set_whole_storage(Tensor& self, c10::Storage source) {
+  const int64_t count = source.nbytes() / self.itemsize();
+  return at::native::set_storage_cpu_(self, std::move(source), 0, {count}, {});
+}
+
 Tensor& mm_out(const Tensor& left, const Tensor& right, at::ScalarType dtype, Tensor& out) {  // a GPU's alone
   TORCH_CHECK(is_gpu(left) && is_gpu(right) && is_gpu(out), "aten::mm.dtype_out: expected all tensors on cuda:0");
   auto result = as_cpu(out);
@@ -244,6 +271,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("as_strided", &at::native::as_strided_tensorimpl);
   m.impl("_reshape_alias", &at::native::_reshape_alias);
   m.impl("set_.source_Tensor", &at::native::set_tensor_);
+  m.impl("set_.source_Storage", &set_whole_storage);
   m.impl("set_.source_Storage_storage_offset", &set_storage);
 }
 
@@ -257,4 +285,9 @@ namespace at {
 REGISTER_CUDA_HOOKS(CUDAHooks)
 }
 
-extern "C" int64_t host_waits() { return waits.load(); }
+extern "C" {
+int64_t host_waits() { return waits.load(); }
+int64_t memory_allocated() { return bytes_now.load(); }
+int64_t max_memory_allocated() { return bytes_peak.load(); }
+void reset_peak_memory_stats() { bytes_peak = bytes_now.load(); }
+}

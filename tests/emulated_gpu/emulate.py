@@ -56,11 +56,16 @@ def run_on(library: Path, script: Sequence[str]) -> "subprocess.CompletedProcess
     return subprocess.run([sys.executable, *script], env=environment, capture_output=True, text=True, timeout=600)
 
 
+def _asked(what: str) -> Any:
+    """Return a function of the device's library that takes nothing and returns a number."""
+    function: Any = getattr(ctypes.CDLL(os.environ[LIBRARY]), what)
+    function.restype = ctypes.c_int64
+    return function
+
+
 def host_waits() -> int:
     """Count how often the host has waited for the device so far."""
-    library: Any = ctypes.CDLL(os.environ[LIBRARY])
-    library.host_waits.restype = ctypes.c_int64
-    return int(library.host_waits())
+    return int(_asked("host_waits")())
 
 
 class _Event:
@@ -115,16 +120,17 @@ def install() -> None:
         "get_device_capability": (9, 0),
         "is_bf16_supported": True,
         "mem_get_info": (memory, memory),
-        "memory_allocated": 0,
-        "max_memory_allocated": 0,
-        "memory_reserved": 0,
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
     for name in ("set_device", "synchronize", "empty_cache", "manual_seed_all", "manual_seed", "_lazy_init"):
         setattr(torch.cuda, name, lambda *_, **__: None)
-    for name in ("reset_peak_memory_stats", "init"):
-        setattr(torch.cuda, name, lambda *_, **__: None)
+    torch.cuda.init = lambda: None  # type: ignore[assignment]
+    for name in ("memory_allocated", "max_memory_allocated", "reset_peak_memory_stats"):
+        setattr(torch.cuda, name, lambda *_, name=name, **__: _asked(name)())
+    for module in (torch.cuda, torch.cuda.random):  # its random numbers are the CPU's
+        module.get_rng_state = lambda *_: torch.get_rng_state()  # type: ignore[assignment]
+        module.set_rng_state = lambda state, *_: torch.set_rng_state(state)  # type: ignore[assignment]
     stream = _Stream()
     replaced: dict[str, Any] = {
         "Stream": _Stream,

@@ -2,8 +2,8 @@
 
 A job is `{"name", "root": folder, "changes": of `tiny_recipe`, "scores": bool}`. What each gave goes to
 `RESULTS-DEVICE.json` beside the jobs: `{"losses", "held_out", "waits_forward", "waits_update"}`, with `"scores"` in the
-job `{"machine", "scored"}` too, or `{"error"}`. Waits are the host's for the device: a number each forward pass and one
-each optimiser step.
+job `{"machine", "scored"}` too, or `{"error"}`. The job `sft` fine-tunes on chats: `{"machine", "loss", "chats"}`.
+Waits are the host's for the device: a number each forward pass and one each optimiser step.
 """
 
 import json
@@ -18,13 +18,15 @@ if DEVICE == "cuda":
 
     install()
 
-from lrc.config import EvaluateConfig  # noqa: E402
+from lrc.config import EvaluateConfig, load_recipe  # noqa: E402
 from lrc.models.pair_model import PairModel  # noqa: E402
 from lrc.training.engine import FullEngine  # noqa: E402
 from lrc.verbs.convert import convert  # noqa: E402
 from lrc.verbs.evaluate import evaluate  # noqa: E402
+from lrc.verbs.sft import sft  # noqa: E402
 from lrc.verbs.train import train  # noqa: E402
 from tests.emulated_gpu.emulate import host_waits  # noqa: E402
+from tests.sft.tiny_chats import sft_root  # noqa: E402
 from tests.tiny import tiny_recipe  # noqa: E402
 
 WAITS: dict[str, list[int]] = {"forward": [], "update": []}
@@ -67,13 +69,23 @@ def result_of(job: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def fine_tuned(folder: Path) -> dict[str, Any]:
+    """Fine-tune the tiny student on chats, with its teacher as a target."""
+    folder.mkdir(parents=True)
+    root = sft_root(folder)
+    recipe = load_recipe(root / "recipe.yaml", (f"sft.device={DEVICE}", "sft.teacher_kl=0.5"))
+    facts = json.loads((sft(recipe) / "sft.json").read_text())
+    return {"machine": facts["machine"]["device"], "loss": facts["loss"], "chats": facts["held_out"]["after"]}
+
+
 def main(jobs: Path) -> None:
     PairModel.forward = counted("forward", PairModel.forward)  # type: ignore[method-assign]
     FullEngine.update = counted("update", FullEngine.update)  # type: ignore[method-assign]
     results: dict[str, Any] = {}
     for job in json.loads(jobs.read_text()):
         try:
-            results[job["name"]] = result_of(job)
+            is_chat = job["name"] == "sft"
+            results[job["name"]] = fine_tuned(Path(job["root"]) / DEVICE / "sft") if is_chat else result_of(job)
         except Exception as error:  # noqa: BLE001  # the test says which job it was
             traceback.print_exc()
             results[job["name"]] = {"error": f"{type(error).__name__}: {error}"}
