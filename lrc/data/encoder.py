@@ -6,16 +6,16 @@ and slow tokenizers need that.
 
 import json
 import os
-import re
 from array import array
 from collections.abc import Callable, Sequence
-from datetime import date
+from datetime import datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lrc.data.chat_date import dated
 from lrc.data.whole_file import write_if_changed
 
 FACTS = "encoder.json"
@@ -23,8 +23,6 @@ BACKEND = "encoder_backend.json"
 TEMPLATE_DATE = (2024, 7, 26)
 """What chat templates that ask for today's date are told, so that no shard depends on the day that it was made on: the
 date that Llama's own templates name where there is no clock."""
-TODAY = re.compile(r"""\bstrftime_now\(\s*(?:format\s*=\s*)?(["'])(.*?)\1\s*\)""")
-"""A call for today's date, as transformers offers it to chat templates: the quote and the format."""
 BLANK_TAIL = 8
 """Tokens behind an end token that are looked at; a template writes a line break or two there."""
 
@@ -100,7 +98,7 @@ class Encoder:
 
     @cached_property
     def _template(self) -> str:
-        return with_fixed_date(self._tokenizer.get_chat_template())
+        return dated(self._tokenizer.get_chat_template(), datetime(*TEMPLATE_DATE))
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str((self._backend or self._tokenizer).decode(list(ids), skip_special_tokens=False))
@@ -116,15 +114,6 @@ class Encoder:
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(self.facts["tokenizer_folder"])
-
-
-def with_fixed_date(template: str) -> str:
-    """Write `TEMPLATE_DATE` in the place of a chat template's calls for today's date.
-
-    The calls are replaced in the template's text, since transformers hands no function of a caller on to it.
-    """
-    day = date(*TEMPLATE_DATE)
-    return TODAY.sub(lambda call: f"{call[1]}{day.strftime(call[2])}{call[1]}", template)
 
 
 def with_boundaries(

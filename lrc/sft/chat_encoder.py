@@ -5,8 +5,6 @@ generation prompt are what the model is given, and the tokens after them are its
 whose prompt is the beginning of the whole, and makes the training prompt equal to the one of generation.
 """
 
-import json
-import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -14,11 +12,9 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 
 from lrc.clone.head import IGNORED_LABEL
+from lrc.data.chat_date import dated
 from lrc.data.row_text import BadRow
 from lrc.errors import DataError
-
-DATE_FORMAT = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1""")
-"""Where a template asks for the date, and in which form."""
 
 
 class Sample(NamedTuple):
@@ -111,21 +107,6 @@ class ChatEncoder:
         # the template writes the begin mark itself
         found: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return found
-
-
-def dated(template: str, now: datetime) -> str:
-    """Return a chat template that tells one date for ever, in every form that it asks for.
-
-    Transformers hands templates `strftime_now`, the clock, which no argument replaces; a macro of that name does.
-    """
-    dates = {form: now.strftime(form) for _, form in DATE_FORMAT.findall(template)}
-    if not dates:
-        return template
-    unknown = "raise_exception('strftime_now must be given its format as a plain string')"
-    told = f"{{{{ dates[form] if form in dates else {unknown} }}}}"
-    listed = f"{{%- set dates = {json.dumps(dates, ensure_ascii=False)} -%}}"
-    # the line break belongs to the macro: jinja drops it, and not the one that a template may begin with
-    return f"{{%- macro strftime_now(form) -%}}{listed}{told}{{%- endmacro %}}\n{template}"
 
 
 def _check_prompt(prompt: str, whole: str, question: str) -> None:

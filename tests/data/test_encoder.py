@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from lrc.data.encoder import Encoder, open_encoder, save_encoder, with_boundaries, with_fixed_date
+from lrc.data.encoder import Encoder, open_encoder, save_encoder, with_boundaries
 from tests.data.raw_sources import byte_tokenizer
 
 
@@ -81,19 +81,6 @@ def encoder_with(root: Path, template: str) -> Encoder:
 def test_the_day_does_not_change_a_chat(tmp_path: Path) -> None:
     text = encoder_with(tmp_path, DATED).chat_text([{"role": "user", "content": "Hi"}])
     assert text == "26 Jul 2024: Hi"
-
-
-@pytest.mark.parametrize(
-    ("call", "fixed"),
-    [
-        ('strftime_now("%d %b %Y")', '"26 Jul 2024"'),
-        ("strftime_now( format='%Y-%m-%d' )", "'2024-07-26'"),
-        ("strftime_now is defined", "strftime_now is defined"),
-        ("my_strftime_now('%d')", "my_strftime_now('%d')"),
-    ],
-)
-def test_a_template_s_calls_for_the_date_become_one_date(call: str, fixed: str) -> None:
-    assert with_fixed_date(f"{{%- set day = {call} %}}'{{{{ day }}}}'") == f"{{%- set day = {fixed} %}}'{{{{ day }}}}'"
 
 
 @pytest.mark.parametrize(("added", "ended"), [("", True), ("\n\n", True), ("x", False)])

@@ -8,7 +8,7 @@ import pytest
 from lrc.clone.head import IGNORED_LABEL
 from lrc.data.row_text import BadRow
 from lrc.errors import DataError
-from lrc.sft.chat_encoder import ChatEncoder, Sample, dated, shared_length
+from lrc.sft.chat_encoder import ChatEncoder, Sample, shared_length
 from tests.sft.tiny_chats import CHATML, Turns, chat_tokenizer, turns
 
 MARKED = (
@@ -141,18 +141,6 @@ def test_chats_are_written_as_of_the_moment_that_is_kept() -> None:
     (sample,) = encoder.encode(turns("a", "b"))
     assert tokenizer.decode(sample.ids).startswith("Today: 01 Jul 2024/23\n<|im_start|>system\n")
     assert learnt([sample], tokenizer) == [["b<|im_end|>"]]
-
-
-def test_a_kept_date_changes_nothing_else() -> None:
-    for template in (CHATML, DATED + CHATML, f"\n  {DATED}{CHATML}", "\n\n {{ strftime_now('%Y') }}" + CHATML):
-        tokenizer = chat_tokenizer(template)
-        for again in range(2):  # the year, or the hour, may end in between
-            plain = tokenizer.apply_chat_template(turns("a", "b"), tokenize=False)
-            kept = dated(template, datetime.now())
-            written = tokenizer.apply_chat_template(turns("a", "b"), chat_template=kept, tokenize=False)
-            if written == plain:
-                break
-            assert not again, (written, plain)
 
 
 def test_a_template_that_makes_up_the_form_of_its_date_is_refused() -> None:
