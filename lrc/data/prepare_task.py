@@ -186,7 +186,7 @@ class PrepareTask:
 
 def draft_path(folder: Path, rank: int) -> Path:
     """Name a task's unfinished files as no other process does: one that outlived a killed run may write its own."""
-    return folder / f"{rank:05d}-{uuid4().hex}{DRAFT}"
+    return folder / f"{shard_name(rank)}-{uuid4().hex}{DRAFT}"
 
 
 def remove_drafts(folder: Path) -> None:

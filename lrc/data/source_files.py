@@ -123,10 +123,12 @@ def _walk(folder: str) -> Iterator[str]:
             continue
         seen.add((facts.st_dev, facts.st_ino))
         folders.sort()
-        for name in names:  # a dangling link without an ending may have meant a folder
+        for name in names:
             path = os.path.join(parent, name)
-            if (name.endswith(SUFFIXES) or "." not in name) and _is_there(path) and name.endswith(SUFFIXES):
+            if name.endswith(SUFFIXES) and _is_there(path):
                 yield path
+            elif "." not in name:
+                _is_there(path)  # a dangling link without an ending may have meant a folder
 
 
 def _is_there(path: str) -> bool:

@@ -21,7 +21,7 @@ def shard_name(task: int) -> str:
 
 def result_path(folder: Path, task: int) -> Path:
     """Name the file that says that a task is done, and what became of its rows."""
-    return folder / f"{task:05d}.json"
+    return folder / f"{shard_name(task)}.json"
 
 
 def read_finished(folder: Path, task: int) -> Finished | None:

@@ -18,9 +18,9 @@ from lrc.cli import main
 from lrc.config import load_recipe
 from lrc.errors import ConfigError
 from lrc.models.folder import ModelTensors
-from lrc.sft import fine_tune
 from lrc.training import strategy
 from lrc.verbs.sft import _processes, _round_as_stored, sft
+from tests.sft.killed_run import killed_after
 from tests.sft.tiny_chats import CHATML, sft_root, snapshot, turns
 
 KEPT_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -94,23 +94,10 @@ def test_lora_is_merged_into_the_weights_of_linear_layers_alone(root: Path) -> N
     assert facts(out)["held_out"]["after"]["cross_entropy"] < facts(out)["held_out"]["before"]["cross_entropy"]
 
 
-class _Killed(Exception):
-    pass
-
-
 def test_a_killed_run_goes_on_and_ends_equal(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(root, f"run={root / 'whole'}", "sft.teacher_kl=0.5")
-    step_end = fine_tune._Log.on_step_end
-
-    def killed(self: Any, args: Any, state: Any, control: Any, **trainer: Any) -> None:
-        step_end(self, args, state, control, **trainer)
-        if state.global_step == 7:
-            raise _Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fine_tune._Log, "on_step_end", killed)
-        with pytest.raises(_Killed):
-            run(root, "sft.teacher_kl=0.5")
+    with killed_after(7, monkeypatch):
+        run(root, "sft.teacher_kl=0.5")
     assert not (root / "run" / "sft").exists()
     assert main(["sft", str(root / "recipe.yaml"), "sft.teacher_kl=0.5"]) == 2  # neither --resume nor --overwrite
     assert main(["sft", str(root / "recipe.yaml"), "sft.teacher_kl=0.25", "--resume", "auto"]) == 2  # another run's

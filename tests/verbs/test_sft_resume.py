@@ -12,30 +12,17 @@ from transformers.utils import chat_template_utils
 
 from lrc.cli import main
 from lrc.config import load_recipe
-from lrc.sft import fine_tune
 from lrc.verbs import sft as module
+from tests.sft.killed_run import killed_after
 from tests.sft.tiny_chats import CHATML, sft_root, snapshot
 
 DATED = "{{ 'Today is ' + strftime_now('%d %b %Y') }}" + CHATML
 
 
-class _Killed(Exception):
-    pass
-
-
 def kill(root: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> dict[str, Any]:
     """Run until the fifth step, a checkpoint behind, and return what the run was begun with."""
-    step_end = fine_tune._Log.on_step_end
-
-    def killed(self: Any, args: Any, state: Any, control: Any, **trainer: Any) -> None:
-        step_end(self, args, state, control, **trainer)
-        if state.global_step == 5:
-            raise _Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fine_tune._Log, "on_step_end", killed)
-        with pytest.raises(_Killed):
-            module.sft(load_recipe(root / "recipe.yaml", overrides))
+    with killed_after(5, monkeypatch):
+        module.sft(load_recipe(root / "recipe.yaml", overrides))
     found: dict[str, Any] = json.loads((root / "run" / ".sft" / "run.json").read_text())
     return found
 
