@@ -1,4 +1,4 @@
-"""A run's folder `RUN/train`: who may write to it, and what is deleted before a run begins anew."""
+"""A run's folder: who may write to it, and what is deleted before a run begins anew."""
 
 import fcntl
 import glob
@@ -17,8 +17,6 @@ from lrc.training.launch_environment import launched_rank
 
 RECIPE = "recipe.yaml"
 """The first file that a run writes into its folder; so a folder without it is nobody's run."""
-LOCK = ".train.lock"
-"""In `RUN`, beside the folder, which may be deleted while it is held."""
 
 
 def check_run_folder(folder: Path, inputs: Iterable[str]) -> None:
@@ -102,7 +100,7 @@ def only_run(folder: Path) -> Iterator[Callable[[], None]]:
     Raises:
         CheckpointError: Another run writes to the folder; from what the context gives, too.
     """
-    path, files = folder.parent / LOCK, list[TextIO]()
+    path, files = folder.with_name(f".{folder.name}.lock"), list[TextIO]()  # beside it: a run may delete the folder
 
     def hold() -> None:
         if files or launched_rank(os.environ) > 0:

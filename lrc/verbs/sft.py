@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
@@ -29,15 +29,14 @@ from lrc.sft.samples import ChatCounts, held_out_chats, read_samples, write_samp
 from lrc.sft_config import SFT_FACTS
 from lrc.training.beside import write_beside
 from lrc.training.launch import write_recipe
+from lrc.training.run_folder import only_run
 from lrc.training.strategy import join_processes
 from lrc.verbs.progress import progress_lines, say
-from lrc.verbs.sft_inputs import SftInputs, check_inputs, require_data
+from lrc.verbs.sft_inputs import RUN_FACTS, SftInputs, check_inputs, require_data
 
 FREE_ON_RESUME = {"log_steps", "save_steps", "save_total_limit", "device", "activation_checkpointing", "held_out"}
 """Settings that a run may change when it goes on."""
 CHATS = "chats.arrow"
-RUN_FACTS = "run.json"
-"""In the work folder: what a resumed run must share with the one that was cut short."""
 
 
 def sft(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False, dry_run: bool = False) -> Path:
@@ -57,20 +56,32 @@ def sft(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False, d
         NumericsError: The loss was not finite.
     """
     inputs = check_inputs(recipe, resume=resume, overwrite=overwrite)
-    stored = _stored_facts(inputs)
-    begun = _keep_date(inputs, stored)
+    begun = _keep_date(inputs)
     held_out, held_out_counts = held_out_chats(inputs.encoder, recipe.sft)
     if dry_run:
         return _dry_run(recipe, inputs, held_out_counts)
     keep_freed_memory()
-    device = choose_device(recipe.sft.device)
+    with only_run(inputs.out) as hold:
+        return _sft(recipe, inputs, begun, held_out, held_out_counts, hold)
+
+
+def _sft(
+    recipe: Recipe,
+    inputs: SftInputs,
+    begun: str,
+    held_out: list[Any],
+    held_out_counts: ChatCounts,
+    hold: Callable[[], None],
+) -> Path:
+    device = choose_device(recipe.sft.device, setting="sft.device")
     state = _processes(device)
-    _check_processes(inputs.work, stored, state.num_processes)
-    dtype = _dtype(recipe.sft.compute_dtype, stored, device)
+    _check_processes(inputs, state.num_processes)
+    dtype = _dtype(recipe.sft.compute_dtype, inputs.stored, device)
     counts = ChatCounts()
     if state.is_main_process:
+        hold()
         launch = {"begun": begun, "processes": state.num_processes, "dtype": dtype_name(dtype)}
-        counts = _prepare_work(recipe, inputs, stored, launch)
+        counts = _prepare_work(recipe, inputs, launch | {"overwrite": inputs.overwrite})
         _say_counts(counts, held_out_counts)
     state.wait_for_everyone()
     student, teacher = _load(recipe, inputs, device, dtype)
@@ -96,7 +107,7 @@ def sft(recipe: Recipe, *, resume: str | None = None, overwrite: bool = False, d
         measured |= {"after": measure_chats(model, teacher, held_out) if held_out else None}
         machine = {"device": str(device), "dtype": dtype_name(dtype), "threads": torch.get_num_threads()}
         facts |= {**_facts(recipe, inputs, counts), "held_out": measured if held_out else None, "machine": machine}
-        _write(recipe, inputs, model, facts, overwrite=overwrite)
+        _write(recipe, inputs, model, facts)
         say(_last_line(inputs.out, facts))
     state.wait_for_everyone()
     return inputs.out
@@ -135,7 +146,7 @@ def _processes(device: torch.device) -> PartialState:
     if sharded:
         raise ConfigError(
             f"lrc sft trains on one process or with DDP, but {sharded[0]} was asked for. Launch it with torchrun, or "
-            "use LLaMA-Factory: lrc sft RECIPE --write-llama-factory OUT."
+            "use LLaMA-Factory: lrc sft RECIPE --write-llama-factory OUT, with a line `deepspeed:` of your own."
         )
     return join_processes(device, "ddp")
 
@@ -154,28 +165,21 @@ def _write_chats(recipe: Recipe, inputs: SftInputs, path: Path) -> ChatCounts:
     return counts
 
 
-def _stored_facts(inputs: SftInputs) -> dict[str, Any]:
-    """Read what a run that is to go on was begun with; of a new one nothing."""
-    path = inputs.work / RUN_FACTS
-    found: dict[str, Any] = json.loads(path.read_text()) if inputs.resume and path.is_file() else {}
-    return found
-
-
-def _keep_date(inputs: SftInputs, stored: dict[str, Any]) -> str:
+def _keep_date(inputs: SftInputs) -> str:
     """Write chats as of the moment that the run began at, and return it, so that the next day they are the same."""
-    begun = str(stored.get("begun", datetime.now().isoformat()))
+    begun = str(inputs.stored.get("begun", datetime.now().isoformat()))
     inputs.encoder.keep_date(datetime.fromisoformat(begun))
     return begun
 
 
-def _check_processes(work: Path, stored: dict[str, Any], processes: int) -> None:
+def _check_processes(inputs: SftInputs, processes: int) -> None:
     """Check that a run goes on with as many processes as it began with, or its steps would hold other chats."""
-    before = stored.get("processes", processes)  # runs of older versions don't say it
+    before = inputs.stored.get("processes", processes)  # runs of older versions don't say it
     if before != processes:
         raise ConfigError(
-            f"The run in {work} must go on with the number of processes that it was begun with, {before}, for a step's "
-            f"chats are shared out among them; now there are {processes}. Launch it with {before}, or start anew with "
-            "--overwrite."
+            f"The run in {inputs.work} must go on with the number of processes that it was begun with, {before}, for a "
+            f"step's chats are shared out among them; now there are {processes}. Launch it with {before}, or start "
+            "anew with --overwrite."
         )
 
 
@@ -184,7 +188,7 @@ def _dtype(wanted: str, stored: dict[str, Any], device: torch.device) -> torch.d
     return choose_dtype(stored.get("dtype", wanted) if wanted == "auto" else wanted, device)
 
 
-def _prepare_work(recipe: Recipe, inputs: SftInputs, stored: dict[str, Any], launch: dict[str, Any]) -> ChatCounts:
+def _prepare_work(recipe: Recipe, inputs: SftInputs, launch: dict[str, Any]) -> ChatCounts:
     """Tokenise the chats, then make the work folder; of a resumed run, check that they and the settings are the same.
 
     Until all of that is well nothing but a temporary folder is written.
@@ -192,8 +196,8 @@ def _prepare_work(recipe: Recipe, inputs: SftInputs, stored: dict[str, Any], lau
     Args:
         recipe: The run.
         inputs: Checked.
-        stored: What a run that is to go on was begun with.
-        launch: What the next sitting takes over as it is: when the run began, processes, compute dtype.
+        launch: What the next sitting takes over as it is: when the run began, processes, compute dtype, what it may
+            replace.
     """
     stands = next(parent for parent in inputs.work.absolute().parents if parent.is_dir())
     with _named_disk_errors(inputs.work), tempfile.TemporaryDirectory(dir=stands, prefix=".sft-chats-") as scratch:
@@ -206,7 +210,7 @@ def _prepare_work(recipe: Recipe, inputs: SftInputs, stored: dict[str, Any], lau
             "chats": file_sha256(draft),
         }
         if inputs.resume:
-            _check_resume(inputs.work, facts, stored)
+            _check_resume(inputs, facts)
         else:
             shutil.rmtree(inputs.work, ignore_errors=True)
         inputs.work.mkdir(parents=True, exist_ok=True)
@@ -215,12 +219,12 @@ def _prepare_work(recipe: Recipe, inputs: SftInputs, stored: dict[str, Any], lau
     return counts
 
 
-def _check_resume(work: Path, facts: dict[str, Any], stored: dict[str, Any]) -> None:
-    differ = [name for name, value in facts.items() if stored.get(name) != value]
+def _check_resume(inputs: SftInputs, facts: dict[str, Any]) -> None:
+    differ = [name for name, value in facts.items() if inputs.stored.get(name) != value]
     if differ:
         raise ConfigError(
-            f"The run in {work} was begun with other {' and '.join(differ)}, so it can't go on. Restore them, or start "
-            "anew with --overwrite."
+            f"The run in {inputs.work} was begun with other {' and '.join(differ)}, so it can't go on. Restore them, "
+            "or start anew with --overwrite."
         )
 
 
@@ -244,9 +248,9 @@ def _facts(recipe: Recipe, inputs: SftInputs, counts: ChatCounts) -> dict[str, A
     }
 
 
-def _write(recipe: Recipe, inputs: SftInputs, model: Any, facts: dict[str, Any], *, overwrite: bool) -> None:
+def _write(recipe: Recipe, inputs: SftInputs, model: Any, facts: dict[str, Any]) -> None:
     """Write the folder: new weights in the student's stored dtype, every other file as the student has it."""
-    with written_folder(inputs.out, overwrite=overwrite) as draft:
+    with written_folder(inputs.out, overwrite=inputs.overwrite) as draft:
         _round_as_stored(model, ModelTensors(inputs.student))
         model.save_pretrained(draft, max_shard_size=recipe.convert.max_shard_bytes)
         copy_companions(inputs.student, draft)

@@ -1,7 +1,7 @@
 """What `lrc sft` checks before the chats are read: settings, folders, the student, its tokenizer, its teacher."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from lrc.models.text_tower import is_composite
 from lrc.sft.chat_encoder import ChatEncoder
 from lrc.verbs.sources import locate_teacher
 
+RUN_FACTS = "run.json"
+"""In the work folder: what a resumed run must share with the one that was cut short."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SftInputs:
@@ -33,6 +36,10 @@ class SftInputs:
     tokenizer: Any
     encoder: ChatEncoder
     resume: bool
+    overwrite: bool
+    """Whether an earlier result may be replaced; a run that goes on does what it was begun with."""
+    stored: dict[str, Any] = field(default_factory=dict)
+    """What a run that is to go on was begun with; of a new one nothing."""
 
 
 def check_inputs(recipe: Recipe, *, resume: str | None, overwrite: bool) -> SftInputs:
@@ -53,11 +60,13 @@ def check_inputs(recipe: Recipe, *, resume: str | None, overwrite: bool) -> SftI
         raise ConfigError(f"--resume must be auto, found {resume!r}: a run goes on from its newest checkpoint.")
     if resume is not None and overwrite:
         raise ConfigError("--resume goes on with a run and --overwrite deletes it. Give one of the two.")
-    check_target(out, overwrite=overwrite)
     begun = any(work.glob("checkpoint-*"))
+    stored = _stored_facts(work) if begun and resume is not None else {}
+    overwrite = overwrite or bool(stored.get("overwrite"))
+    check_target(out, overwrite=overwrite)
     if begun and resume is None and not overwrite:
         raise ConfigError(f"{work} holds checkpoints of a run that was cut short. Use --resume auto or --overwrite.")
-    choose_device(settings.device)
+    choose_device(settings.device, setting="sft.device")
     student = student_folder(recipe)
     config = read_config(str(student), trust_remote_code=recipe.trust_remote_code)
     if is_composite(config):
@@ -82,7 +91,15 @@ def check_inputs(recipe: Recipe, *, resume: str | None, overwrite: bool) -> SftI
         tokenizer=tokenizer,
         encoder=encoder,
         resume=begun and resume is not None,
+        overwrite=overwrite,
+        stored=stored,
     )
+
+
+def _stored_facts(work: Path) -> dict[str, Any]:
+    path = work / RUN_FACTS
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return found
 
 
 def require_data(recipe: Recipe) -> str:

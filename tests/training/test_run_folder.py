@@ -8,7 +8,7 @@ import pytest
 
 from lrc.config import Recipe
 from lrc.errors import CheckpointError, ConfigError
-from lrc.training.run_folder import LOCK, RECIPE, check_run_folder, only_run, prepare_folder
+from lrc.training.run_folder import RECIPE, check_run_folder, only_run, prepare_folder
 from tests.tiny import tiny_recipe
 
 
@@ -102,7 +102,7 @@ def test_a_kill_while_a_run_is_deleted_leaves_its_recipe(
 
 def test_a_second_run_is_refused_until_the_first_has_ended(folder: Path) -> None:
     with only_run(folder) as hold:
-        assert not (folder.parent / LOCK).exists()
+        assert not (folder.parent / ".train.lock").exists()
         with only_run(folder):
             pass  # nobody writes yet
         hold()

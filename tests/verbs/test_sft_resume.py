@@ -12,6 +12,7 @@ from transformers.utils import chat_template_utils
 
 from lrc.cli import main
 from lrc.config import load_recipe
+from lrc.training.run_folder import only_run
 from lrc.verbs import sft as module
 from tests.sft.killed_run import killed_after
 from tests.sft.tiny_chats import CHATML, sft_root, snapshot
@@ -52,6 +53,31 @@ def test_another_number_of_processes_is_refused_before_the_chats_are_read(
     said = capsys.readouterr().err
     assert "it was begun with, 1," in said
     assert "now there are 2. Launch it with 1, or start anew with --overwrite" in said
+    assert snapshot(root) == before
+
+
+def test_a_run_that_was_to_replace_a_result_goes_on_beside_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = module.sft(load_recipe(root / "recipe.yaml", ("sft.max_steps=1",)))
+    with killed_after(5, monkeypatch):
+        module.sft(load_recipe(root / "recipe.yaml", ()), overwrite=True)
+    assert json.loads((out / "sft.json").read_text())["steps"] == 1
+    assert main(["sft", str(root / "recipe.yaml"), "--resume", "auto"]) == 0
+    assert json.loads((out / "sft.json").read_text())["steps"] > 5
+    assert main(["sft", str(root / "recipe.yaml"), "--resume", "auto"]) == 2  # nothing to go on with, and no leave
+    assert "Use --overwrite" in capsys.readouterr().err
+
+
+def test_a_second_run_is_kept_out_before_it_reads_the_chats(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with only_run(root / "run" / "sft") as hold:
+        hold()
+        before = snapshot(root)
+        monkeypatch.setattr(module, "_write_chats", lambda *args: pytest.fail("the chats are read"))
+        assert main(["sft", str(root / "recipe.yaml")]) == 2
+    assert "Another run writes to" in capsys.readouterr().err
     assert snapshot(root) == before
 
 
