@@ -37,6 +37,7 @@ from lrc.models.pair_model import PairModel, StepCounts
 from lrc.models.step_weights import StepWeights
 from lrc.models.stored_tensors import StoredTensors, stored_files
 from lrc.models.teacher import load_tokenizer
+from lrc.training.checkpoint import read_state
 from lrc.training.checkpoint_list import checkpoints
 from lrc.verbs.exit_code import run_or_exit
 from lrc.verbs.progress import progress_lines, say
@@ -221,6 +222,21 @@ def load_pair(recipe: Recipe, weights: list[Path]) -> tuple[PairModel, Blocks]:
     return pair.train(), blocks
 
 
+def first_unseen(recipe: Recipe, checkpoint: Path | None) -> int:
+    """Return the number of the first micro-batch that a whole run does not read.
+
+    Args:
+        recipe: The run's.
+        checkpoint: Its last one, which knows the processes and what was skipped; None: one process is assumed.
+    """
+    train = recipe.train
+    steps, sequences = train.max_steps, train.batch_size * train.gradient_accumulation_steps
+    if checkpoint is not None:
+        state = read_state(checkpoint)
+        steps, sequences = steps + len(state.skipped_batches), state.sequences_per_step
+    return -(-steps * sequences // train.batch_size)
+
+
 def run(arguments: argparse.Namespace) -> None:
     train = Path(arguments.run) / "train"
     if arguments.batches < 2:
@@ -237,7 +253,8 @@ def run(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(train / "recipe.yaml")
     pair, blocks = load_pair(recipe, weights)
     plan = BatchPlan(seed=recipe.train.seed, batch_size=recipe.train.batch_size, accumulation=1)
-    unseen = range(recipe.train.max_steps, recipe.train.max_steps + arguments.batches)
+    first = first_unseen(recipe, kept[-1] if kept else None)
+    unseen = range(first, first + arguments.batches)
     masking = recipe.data.document_masking
     with progress_lines("gradients", "batches") as progress:
         sums = merged_gradients(pair, blocks, plan, unseen, progress, document_masking=masking)
@@ -246,6 +263,7 @@ def run(arguments: argparse.Namespace) -> None:
     facts = {
         "weights": kept[-1].name if arguments.weights is None else weights[0].name,
         "micro_batches": arguments.batches,
+        "first_micro_batch": first,
         "tokens_each": plan.batch_size * recipe.data.sequence_length,
         "shares": {kind: reach.shares for kind, reach in reaches.items()},
         "sums": {kind: vars(reach) for kind, reach in reaches.items()},

@@ -4,7 +4,8 @@
     python benchmarks/start.py random     # one cell; finished cells are kept under runs/start/
 
 The calibrated cell is the demo's run itself, recipe and all; the random cell is the same recipe with the published
-start; `published` also takes the published objective (T 40, raw clone errors) and a learning rate that suits it.
+start; `published` also takes the published objective (T 40, raw clone errors), its AdamW and warm-up, and a learning
+rate that suits it.
 """
 
 import argparse
@@ -33,7 +34,13 @@ def cell_recipe(name: str) -> Recipe:
     if name == "random":
         return recipe
     published = load_recipe(Path("configs/recipes/published_1.5b.yaml"))
-    train = replace(recipe.train, learning_rate=PUBLISHED_RATE)
+    train = replace(
+        recipe.train,
+        optimizer=published.train.optimizer,
+        warmup_ratio=published.train.warmup_ratio,
+        learning_rate=PUBLISHED_RATE,
+        divergence_factor=None,  # raw errors spike to hundreds of times their median
+    )
     return replace(recipe, objective=published.objective, train=train)
 
 

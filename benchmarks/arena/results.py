@@ -1,5 +1,6 @@
 """The cells' JSON files as rows: the table, tokens to reach a KL, mean and spread over seeds."""
 
+import hashlib
 import itertools
 import json
 import math
@@ -68,11 +69,24 @@ def mean_text(values: Sequence[float], form: Callable[[float], str]) -> str:
 
 
 def groups(results: Iterable[Result]) -> dict[str, list[Result]]:
-    """Put the seeds of a cell together: name without the seed -> results."""
+    """Put the seeds of a cell together: name without the seed -> results.
+
+    Seeds that read other texts stand apart, under the name and the texts' hash.
+    """
     found: dict[str, list[Result]] = {}
+    first: dict[str, str] = {}
     for result in results:
-        found.setdefault(result["cell"].rpartition("/")[0], []).append(result)
+        name, read = result["cell"].rpartition("/")[0], _texts_hash(result.get("texts", {}))
+        known = first.setdefault(name, read)
+        found.setdefault(name if read == known else f"{name}, other texts ({read[:8]})", []).append(result)
     return found
+
+
+def _texts_hash(texts: Result) -> str:
+    """Name what a cell was trained and measured on; the text that is looked at once is another table's."""
+    read = {role: value for role, value in texts.get("sha256", {}).items() if role != "fresh"}
+    facts = json.dumps([read, texts.get("windows")], sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()
 
 
 COLUMNS = (

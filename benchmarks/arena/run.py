@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
+import lrc
 from lrc.config import Recipe, load_recipe, recipe_to_dict
 from lrc.models.checkpoint import versions
 from lrc.models.compute import choose_device, choose_dtype, dtype_name, products_flops_per_second
 from lrc.models.folder import resolve_folder, weights_hash
 from lrc.models.teacher import load_config, load_tokenizer
 from lrc.training.beside import write_beside
+from lrc.training.checkpoint_list import checkpoints
 from lrc.verbs.progress import say
 from lrc.verbs.sources import locate_teacher
 from lrc.verbs.train import train
@@ -30,13 +32,15 @@ from .identity import check_same, identity, identity_of
 from .measures import PointMeasure, Tasks, measured_texts
 from .picked_rates import RATES, read_rates
 from .results import FORMAT, read_results
-from .starts import start_file
+from .starts import source_hash, start_file
 from .teachers import make_tiny_teacher
 from .texts import Texts, prepare_texts
 
 TINY_TEACHER_STEPS = 400
 BEGUN_TEXTS = "arena_texts.json"
 """What a cell reads, in its run folder: a run that was killed goes on with the same texts only."""
+DTYPES = "arena_dtypes.json"
+"""Beside it: the compute dtypes of the sittings, in order; a run that was killed may go on on another machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +134,7 @@ def _run_alone(arena: Arena, cell: Cell, run: Path, *, overwrite: bool) -> dict[
     run.mkdir(parents=True, exist_ok=True)
     write_beside(run / BEGUN_TEXTS, json.dumps(_texts_facts(cell, texts)) + "\n")
     resume = None if overwrite else "auto"
+    _note_dtype(run, recipe, is_new=overwrite or not checkpoints(run / "train"))
     train(recipe, resume=resume, overwrite=overwrite, also_measure=measure, keep_start=start)
     result = _result(arena, cell, recipe, texts, teacher_hash)
     arena.results.mkdir(parents=True, exist_ok=True)
@@ -138,6 +143,14 @@ def _run_alone(arena: Arena, cell: Cell, run: Path, *, overwrite: bool) -> dict[
         for checkpoint in (run / "train").glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
     return result
+
+
+def _note_dtype(run: Path, recipe: Recipe, *, is_new: bool) -> None:
+    """Keep what a sitting computes in, if another than the one before did, or a new run begins."""
+    path, own = run / DTYPES, dtype_name(choose_dtype(recipe.train.compute_dtype, choose_device(recipe.train.device)))
+    known: list[str] = [] if is_new or not path.is_file() else json.loads(path.read_text(encoding="utf-8"))
+    if known[-1:] != [own]:
+        write_beside(path, json.dumps([*known, own]) + "\n")
 
 
 def _check_begun(run: Path, wanted: dict[str, Any], teacher_hash: str, *, overwrite: bool) -> None:
@@ -189,6 +202,7 @@ def _result(arena: Arena, cell: Cell, recipe: Recipe, texts: Texts, teacher_hash
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     start = json.loads((folder / "start.json").read_text(encoding="utf-8"))
     device = choose_device(recipe.train.device)
+    dtypes: list[str] = json.loads((Path(recipe.run) / DTYPES).read_text(encoding="utf-8"))
     dtype = choose_dtype(recipe.train.compute_dtype, device)
     config = load_config(str(resolve_folder(locate_teacher(recipe.teacher))))
     return {
@@ -206,11 +220,11 @@ def _result(arena: Arena, cell: Cell, recipe: Recipe, texts: Texts, teacher_hash
         "texts": _texts_facts(cell, texts),
         "machine": {
             "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
-            "dtype": dtype_name(dtype),
+            "dtype": " then ".join(dtypes),
             "threads": torch.get_num_threads(),
             "products_flops_per_second": products_flops_per_second(dtype) if device.type == "cpu" else None,
         },
-        "versions": versions(),
+        "versions": {**versions(), "source": source_hash(Path(lrc.__file__).parent, ("",))[:16]},
         "recipe": recipe_to_dict(recipe),
         "command": _command(arena, cell),
     }

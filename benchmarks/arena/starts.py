@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import lrc
@@ -47,10 +48,10 @@ def start_file(folder: Path, recipe: Recipe, *, teacher: Path, train_sha256: str
     return folder / f"{recipe.start.method}-{digest[:16]}.safetensors"
 
 
-def source_hash(package: Path) -> str:
-    """Identify the code of a start: SHA-256 over the names and contents of its files."""
+def source_hash(package: Path, places: Iterable[str] = SOURCES) -> str:
+    """Identify code, a start's or that of other places in the package: SHA-256 over names and contents of its files."""
     digest = hashlib.sha256()
-    for place in SOURCES:
+    for place in places:
         path = package / place
         for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
             digest.update(f"{file.relative_to(package)}\0{file.read_text(encoding='utf-8')}\0".encode())

@@ -1,7 +1,8 @@
 """TinyBERT-style terms: hidden states through one learned alignment, and attention maps (docs/methods.md).
 
-Jiao et al. 2020: the student's states after each layer, times a trained `[d_S, d_T]` that all layers share, against the
-teacher's; each head's attention probabilities against those of the teacher's head, since both models have the same.
+After Jiao et al. 2020: the student's states after each layer, times a trained `[d_S, d_T]` that all layers share,
+against the teacher's; each head's attention probabilities (theirs: the scores before the softmax) against those of the
+teacher's head, since both models have the same.
 """
 
 import math

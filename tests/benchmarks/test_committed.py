@@ -48,7 +48,7 @@ def problems_of(path: Path) -> list[str]:
     problems = [f"{key}: {text}" for key, text in strings(result) if text.startswith("/") or ABSOLUTE.search(text)]
     if path.stat().st_size > LARGEST_BYTES:
         problems.append(f"{path.stat().st_size} bytes")
-    if result["format"] != FORMAT or parse_cell(result["cell"]).file_name != path.name:
+    if result["format"] != FORMAT or f"{result['cell'].replace('/', '.')}.json" != path.name:
         problems.append(f"no cell of the name {path.name}")
     return problems
 
@@ -86,7 +86,7 @@ def test_a_path_in_an_unknown_place_is_refused(path: str, tmp_path: Path) -> Non
 
 def test_what_is_committed_is_small_and_names_no_place(tmp_path: Path) -> None:
     assert (COMMITTED / "README.md").is_file()
-    for path in COMMITTED.glob("*.json"):
+    for path in COMMITTED.rglob("*.json"):
         if path.name != "rates.json":
             assert problems_of(path) == [], path.name
     wrong = tmp_path / "wrong.json"

@@ -1,6 +1,8 @@
 """What a width costs at the head: the closed form, the best states, and states that are the teacher's own."""
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import head_floor
+from benchmarks.arena import head_floor
 from benchmarks.arena.cells import parse_cell
 from benchmarks.arena.run import Arena
 from lrc.models.teacher import load_model
@@ -135,6 +137,14 @@ def test_what_is_gathered_gives_the_teachers_own_logits(tmp_path: Path) -> None:
     assert torch.equal(kept[:count], labels[0][is_scored])
 
 
+def test_the_script_finds_its_modules_where_only_lrc_is_installed() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    script = Path("benchmarks/head_floor.py").resolve()
+    done = subprocess.run([sys.executable, script, "--help"], env=environment, cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "--passes" in done.stdout
+
+
 def test_the_command_writes_the_table_and_its_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,7 +152,7 @@ def test_the_command_writes_the_table_and_its_numbers(
     out = tmp_path / "out.json"
     told = ["--tokens", "4096", "--passes", "1", "--best", "32"]
     monkeypatch.setattr(sys, "argv", ["head_floor.py", "tiny/half", "--root", str(tmp_path), *told, "--out", str(out)])
-    head_floor.main()
+    head_floor.main("")
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("| free head, best states |") for line in lines)
     facts = json.loads(out.read_text())

@@ -147,6 +147,17 @@ def test_the_command_reads_a_run(
     assert json.loads((tmp_path / "out.json").read_text()) == facts | {"weights": "model.safetensors"}
 
 
+@pytest.mark.parametrize(("steps", "accumulation", "first"), [(2, 1, 2), (2, 3, 6)])
+def test_what_a_run_has_read_is_passed_over(tmp_path: Path, steps: int, accumulation: int, first: int) -> None:
+    recipe = tiny_recipe(tmp_path, train__max_steps=steps, train__gradient_accumulation_steps=accumulation)
+    checkpoint = train(recipe)
+    assert reach.first_unseen(recipe, checkpoint) == reach.first_unseen(recipe, None) == first
+    path = checkpoint / "state.json"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps(state | {"skipped_batches": [1], "sequences_per_step": 10}))  # of other processes
+    assert reach.first_unseen(recipe, checkpoint) == -(-10 * (steps + 1) // recipe.train.batch_size)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.arena.results import (
     fresh_table,
+    groups,
     reach_table,
     read_results,
     sweep_table,
@@ -115,6 +116,17 @@ def test_seeds_that_had_another_fresh_text_are_not_averaged() -> None:
         ["| smollm2/half/red/250k", "aaaaaaaa", "2", "1.200 ± 0.283"],
         ["| smollm2/half/red/250k", "bbbbbbbb", "1", "1.200"],
     ]
+
+
+def test_seeds_that_read_other_texts_stand_apart() -> None:
+    results = [made_up_result(f"smollm2/half/red/250k/seed{seed}", [3.0, 2.0, 1.0, 0.8, 0.5]) for seed in range(3)]
+    for result, text in zip(results, ("a", "b", "a"), strict=True):
+        result["texts"] = {"sha256": {"train": text, "held_out": "c", "fresh": f"{result['seed']}"}}
+    first, second = groups(results).items()
+    assert (first[0], len(first[1])) == ("smollm2/half/red/250k", 2)
+    assert second[0].startswith("smollm2/half/red/250k, other texts (")
+    assert len(second[1]) == 1
+    assert [line.split(" | ")[1] for line in table(results).splitlines()[2:]] == ["2", "1"]
 
 
 def test_other_json_is_passed_over_and_damage_is_named(tmp_path: Path) -> None:

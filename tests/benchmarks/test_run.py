@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import benchmarks.arena.run as module
 import benchmarks.arena.several as several
@@ -56,7 +57,8 @@ def test_a_result_is_a_curve_with_all_that_made_it(arena: Arena) -> None:
     assert seconds == sorted(seconds)
     assert set(result["texts"]["sha256"]) == {"train", "development", "held_out", "fresh"}
     assert result["recipe"]["start"]["method"] == "channel"
-    assert {"torch", "transformers", "lrc"} <= set(result["versions"])
+    assert {"torch", "transformers", "lrc", "source"} <= set(result["versions"])
+    assert result["machine"]["dtype"] in ("bfloat16", "float32")
     assert result["machine"]["products_flops_per_second"] > 0
     assert result["command"] == "python benchmarks/quality.py tiny/half/red/2k/seed0"
     assert not list((arena.root / "runs" / CELL.name / "train").glob("checkpoint-*"))
@@ -259,10 +261,37 @@ def test_rates_are_picked_on_the_development_text_of_the_asked_budget(
     assert run_command(arguments, help_text="") == 0
     shown = capsys.readouterr()
     assert "| red (picked) | 0.0001 | 0.500 |" in shown.out.splitlines()
-    assert "end of its grid" not in shown.err
+    assert "lies at the end of what was tried" not in shown.err
     entry = json.loads((tmp_path / "rates.json").read_text())["tiny"]["red"]
     assert (entry["rate"], entry["on"], entry["tokens"]) == (1e-4, "tiny/half", "4k")
     assert Arena(root=tmp_path, committed=tmp_path / "none").rates() == {"tiny": {"red": 1e-4}}
+
+
+def test_a_cell_that_went_on_in_another_dtype_says_both(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(recipe_file)
+    sittings = (("bfloat16", True), ("bfloat16", False), ("float32", False), ("float32", False))
+    for dtype, is_new in sittings:
+        monkeypatch.setattr(module, "choose_dtype", lambda wanted, device, own=dtype: getattr(torch, own))
+        module._note_dtype(tmp_path, recipe, is_new=is_new)
+    assert json.loads((tmp_path / module.DTYPES).read_text()) == ["bfloat16", "float32"]
+    module._note_dtype(tmp_path, recipe, is_new=True)
+    assert json.loads((tmp_path / module.DTYPES).read_text()) == ["float32"]
+
+
+def test_a_best_rate_that_stays_at_the_end_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def made_up(_: Arena, cell: Cell, **__: Any) -> dict[str, Any]:
+        assert cell.rate is not None
+        result = made_up_result(cell.name, [1 / cell.rate] * 5)
+        return {**result, "recipe": {"train": {"learning_rate": cell.rate}}}
+
+    monkeypatch.setattr(several, "run_cell", made_up)
+    _, best, cells = several.pick_rate(Arena(root=tmp_path), "red", on="tiny/half")
+    assert len(cells) == 4 + several.MORE_RATES
+    assert f"red: the best learning rate, {best:g}, lies at the end of what was tried" in capsys.readouterr().err
 
 
 def test_a_best_rate_at_the_end_of_the_grid_asks_for_the_next(
