@@ -23,3 +23,10 @@ def positions_of(block: Block) -> np.ndarray:
         fronts[block.document_starts] = block.document_starts
         positions -= np.maximum.accumulate(fronts)
     return positions
+
+
+def first_outside(ids: list[int], vocab_size: int) -> int | None:
+    """Return the first id that the vocabulary has not."""
+    if not ids or (min(ids) >= 0 and max(ids) < vocab_size):
+        return None
+    return next(value for value in ids if not 0 <= value < vocab_size)

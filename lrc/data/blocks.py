@@ -1,7 +1,6 @@
 """Blocks of token ids, and batches of them in an order that is a function of seed and step alone."""
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,11 +10,10 @@ import torch
 from torch import Tensor
 
 from lrc.clone.head import IGNORED_LABEL
-from lrc.data.block import Block, positions_of
-from lrc.data.encoder import with_boundaries
-from lrc.data.line_index import INDEXED_BYTES
+from lrc.data.block import Block, first_outside, positions_of
+from lrc.data.line_index import INDEXED_BYTES, PREPARED
 from lrc.data.order import shuffled
-from lrc.data.row_text import BadRow, num_bytes
+from lrc.data.packed_text import PackedText
 from lrc.data.rows import JsonLines
 from lrc.data.shards import MANIFEST, ShardBlocks
 from lrc.data.tokenizer_hash import tokenizer_sha256
@@ -70,7 +68,7 @@ class TokenisedBlocks:
         ids = row.get("input_ids")
         if not isinstance(ids, list) or not ids or not all(type(value) is int for value in ids):
             raise DataError(f'{self.where(index)}: "input_ids" must be a list of at least one whole number.')
-        wrong = _outside(ids, self.vocab_size)
+        wrong = first_outside(ids, self.vocab_size)
         if wrong is not None:
             raise DataError(
                 f"{self.where(index)}: token id {wrong} is outside the teacher's vocabulary (0 to "
@@ -83,73 +81,14 @@ class TokenisedBlocks:
         return self.rows.where(index)
 
 
-class PackedText:
-    """Raw text rows, tokenised and packed as bos text eos into equal blocks; held in memory."""
-
-    def __init__(
-        self, rows: JsonLines, tokenizer: Any, *, sequence_length: int, vocab_size: int, tokens: int | None = None
-    ) -> None:
-        """Tokenise rows: all, or those from the front whose blocks hold `tokens` tokens."""
-        self.rows = rows
-        enough = math.inf if tokens is None else -(-tokens // sequence_length) * sequence_length
-        ids: list[int] = []
-        starts: list[int] = []
-        for index, row in enumerate(rows):
-            if len(ids) >= enough:
-                break
-            text = row.get("text")
-            if not isinstance(text, str):
-                raise DataError(f'{rows.where(index)}: "text" must be a string, as in the first row.')
-            try:
-                num_bytes(text)
-            except BadRow as reason:
-                raise DataError(f'{rows.where(index)}: "text" holds {reason}. Mend the row or drop it.') from None
-            starts.append(len(ids))
-            plain = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            marked = with_boundaries(plain, tokenizer.bos_token_id, tokenizer.eos_token_id)
-            wrong = _outside(marked, vocab_size)
-            if wrong is not None:
-                raise DataError(
-                    f"{rows.where(index)}: the tokenizer makes token id {wrong} of this text, which is outside the "
-                    f"model's vocabulary (0 to {vocab_size - 1}). Use the tokenizer that the model was trained with."
-                )
-            ids += marked
-        whole = len(ids) // sequence_length
-        if whole == 0:
-            raise DataError(
-                f"{rows.files[0]} holds {len(ids)} tokens, fewer than one block of {sequence_length}. "
-                "Add text or lower the sequence length."
-            )
-        self.blocks = np.asarray(ids[: whole * sequence_length], dtype=np.int64).reshape(whole, sequence_length)
-        self.starts = np.asarray(starts)
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def read(self, index: int) -> Block:
-        """Return block `index`, always full."""
-        length = self.blocks.shape[1]
-        first, last = np.searchsorted(self.starts, [index * length, (index + 1) * length])
-        # an empty document of a tokenizer without marks starts where the next one does
-        return Block(self.blocks[index], "general", np.unique(self.starts[first:last]) - index * length)
-
-    def where(self, index: int) -> str:
-        """Return `file:line` of the first and the last text in the block."""
-        length = self.blocks.shape[1]
-        first = int(np.searchsorted(self.starts, index * length, side="right")) - 1
-        last = int(np.searchsorted(self.starts, (index + 1) * length)) - 1
-        return self.rows.where(first) if first == last else f"{self.rows.where(first)} to {self.rows.where(last)}"
-
-
-def _outside(ids: list[int], vocab_size: int) -> int | None:
-    """Return the first id that the vocabulary has not."""
-    if not ids or (min(ids) >= 0 and max(ids) < vocab_size):
-        return None
-    return next(value for value in ids if not 0 <= value < vocab_size)
-
-
 def open_blocks(
-    source: str, tokenizer: Any, *, sequence_length: int, vocab_size: int, text_tokens: int | None = None
+    source: str,
+    tokenizer: Any,
+    *,
+    sequence_length: int,
+    vocab_size: int,
+    text_tokens: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Blocks:
     """Open token shards, or JSONL data, tokenised or text as its first row is.
 
@@ -159,6 +98,7 @@ def open_blocks(
         sequence_length: Longest block.
         vocab_size: Ids must be below it.
         text_tokens: Tokens to make of text rows, the first ones, in whole blocks; None: all.
+        progress: Takes done and all rows while text of `INDEXED_BYTES` or more is tokenised.
 
     Raises:
         DataError: The data can't be used. Of rows with ids all are read if the files have fewer than `INDEXED_BYTES`,
@@ -182,8 +122,15 @@ def open_blocks(
     if "text" in first:
         if tokenizer is None:
             raise DataError(f"{source} holds text, but the teacher's folder has no tokenizer.")
-        return PackedText(rows, tokenizer, sequence_length=sequence_length, vocab_size=vocab_size, tokens=text_tokens)
-    raise DataError(f'{rows.where(0)}: a row must have "input_ids" or "text", found {sorted(first)}.')
+        return PackedText(
+            rows,
+            tokenizer,
+            sequence_length=sequence_length,
+            vocab_size=vocab_size,
+            tokens=text_tokens,
+            progress=progress if rows.num_bytes >= INDEXED_BYTES else None,
+        )
+    raise DataError(f'{rows.where(0)}: a row must have "input_ids" or "text", found {sorted(first)}. {PREPARED}')
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,8 @@ HEADER_BYTES = 32
 INDEXED_BYTES = 1 << 26
 """Smallest file that gets an index file; shorter ones are scanned in a tenth of a second."""
 CHUNK_BYTES = 1 << 24
+PREPARED = "lrc prepare reads arrays, parquet, .gz, .zst, hf:// and chats, and writes what is read here (docs/data.md)."
+"""What a message says of data in another form."""
 DTYPE = "<i8"
 
 
@@ -40,6 +42,8 @@ def line_starts(path: Path) -> np.ndarray:
             _write_index(index, path, starts)
     last = _bytes_between(path, int(starts[-2]), int(starts[-1])).strip()
     if not last.endswith(b"}"):
+        if _bytes_between(path, 0, HEADER_BYTES).lstrip().startswith(b"["):
+            raise DataError(f"{path} holds a JSON array, and must hold one JSON object a line. {PREPARED}")
         raise DataError(f"{path}:{len(starts) - 1}: the last line was cut off. Write the file anew.")
     return starts
 

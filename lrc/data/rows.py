@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from lrc.data.line_index import SUFFIX, line_starts
+from lrc.data.line_index import PREPARED, SUFFIX, line_starts
 from lrc.errors import DataError
+
+PACKED = (".parquet", ".arrow", ".gz", ".zst", ".zstd", ".bz2", ".xz", ".zip")
+"""Endings of files that hold no plain lines."""
 
 
 def parse_row(line: str | bytes, *, where: str) -> dict[str, Any]:
@@ -45,7 +48,13 @@ def resolve_files(source: str) -> list[Path]:
         found = map(Path, glob.glob(source, recursive=True))
         files = sorted(path for path in found if path.is_file() and path.suffix != SUFFIX)
     if not files:
-        raise DataError(f"Data must be a .jsonl file, a folder of them or a glob, but {source!r} matches no file.")
+        prepared = " Run lrc prepare first." if path.name == "prepare" else f" {PREPARED}"
+        raise DataError(
+            f"Data must be a .jsonl file, a folder of them or a glob, but {source!r} matches no file.{prepared}"
+        )
+    packed = next((path for path in files if path.suffix in PACKED), None)
+    if packed is not None:
+        raise DataError(f"{packed} must be a file of plain JSON lines, found a {packed.suffix} file. {PREPARED}")
     return files
 
 

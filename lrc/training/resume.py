@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from lrc.config import Recipe, StudentConfig, TrainConfig, recipe_to_dict
+from lrc.config import Recipe, StudentConfig, recipe_to_dict
 from lrc.data.blocks import BatchPlan
 from lrc.errors import CheckpointError, ConfigError
 from lrc.models.checkpoint import read_facts
@@ -24,23 +24,24 @@ ORDERING = (("data", "train"), ("data", "sequence_length"), ("train", "seed"))
 
 
 def plan_batches(
-    settings: TrainConfig, accelerator: Accelerator, resume: Path | None, note: Callable[[str], None]
+    recipe: Recipe, accelerator: Accelerator, resume: Path | None, note: Callable[[str], None]
 ) -> BatchPlan:
-    """Share a step's sequences out over ranks and micro-batches.
+    """Share a step's sequences out over ranks and micro-batches, and say how many tokens the run takes.
 
     A resumed run keeps the number of sequences in a step, and with it the order of the data: on another number of ranks
     the number of micro-batches changes.
 
     Args:
-        settings: The recipe's section.
+        recipe: The run.
         accelerator: Knows the ranks.
         resume: The checkpoint to go on from.
-        note: Takes a line if the recipe's number of micro-batches is not the one used.
+        note: Takes lines: on the run's tokens, and if the recipe's number of micro-batches is not the one used.
 
     Raises:
         ConfigError: The ranks can't share a step evenly.
     """
-    ranks, accumulation = accelerator.num_processes, settings.gradient_accumulation_steps
+    settings, ranks = recipe.train, accelerator.num_processes
+    accumulation = settings.gradient_accumulation_steps
     if resume is not None:
         wanted = read_state(resume).sequences_per_step
         accumulation, rest = divmod(wanted, settings.batch_size * ranks)
@@ -52,13 +53,19 @@ def plan_batches(
             )
         if accumulation != settings.gradient_accumulation_steps and accelerator.is_main_process:
             note(f"{wanted} sequences a step, as before: train.gradient_accumulation_steps is {accumulation} here")
-    return BatchPlan(
+    plan = BatchPlan(
         seed=settings.seed,
         batch_size=settings.batch_size,
         accumulation=accumulation,
         num_ranks=ranks,
         rank=accelerator.process_index,
     )
+    if accelerator.is_main_process:
+        length = recipe.data.sequence_length
+        tokens = settings.max_steps * plan.sequences_per_step * length
+        processes = f" on {ranks} processes" if ranks > 1 else ""
+        note(f"{settings.max_steps} steps of {plan.sequences_per_step} x {length} tokens{processes}: {tokens:,} tokens")
+    return plan
 
 
 def check_resume(checkpoint: Path, recipe: Recipe, teacher_hash: str, note: Callable[[str], None]) -> Dense | None:

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -29,6 +29,20 @@ def progress_lines(label: str, unit: str, *, lines: int = 10) -> Iterator[Callab
         yield _lines(label, unit, lines)
         return
     with bar_on_terminal(label, unit) as show:
+        yield show
+
+
+@contextmanager
+def progress_once_called(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Give the callback of `progress_lines`, which shows nothing until it is called."""
+    with ExitStack() as stack:
+        shows: list[Callable[[int, int], None]] = []
+
+        def show(done: int, total: int) -> None:
+            if not shows:
+                shows.append(stack.enter_context(progress_lines(label, unit)))
+            shows[0](done, total)
+
         yield show
 
 

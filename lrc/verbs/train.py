@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lrc.config import Recipe
-from lrc.data.blocks import Blocks, open_blocks, ordered_batches
+from lrc.data.blocks import Blocks
 from lrc.errors import ConfigError
 from lrc.evaluation.held_out import AlsoMeasure, HeldOutText
 from lrc.method_config import method_objective
@@ -55,9 +55,10 @@ from lrc.training.strategy import choose_strategy
 from lrc.training.together import by_first
 from lrc.verbs.kept_start import kept_or_new
 from lrc.verbs.progress import bar_on_terminal, say
-from lrc.verbs.sources import locate_data, locate_teacher
+from lrc.verbs.sources import locate_teacher
 from lrc.verbs.teacher_weights import check_teacher_weights, load_teacher
 from lrc.verbs.train_start import calibration_batches, fill, measure_start
+from lrc.verbs.training_text import held_out_windows, open_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +134,7 @@ def _train(recipe: Recipe, inputs: _Inputs, preemption: Preemption, *, resume: s
     accelerator = make_accelerator(recipe.train, inputs.folder, choose_device(recipe.train.device), strategy=strategy)
     found = None if resume is None else agreed_resume(accelerator, inputs.folder, resume, say)
     place = _place(recipe, inputs, found, _first_says(accelerator), is_resumed=resume is not None)
-    plan = plan_batches(recipe.train, accelerator, place.resume, say)
+    plan = plan_batches(recipe, accelerator, place.resume, say)
     teacher, pair = _load_pair(recipe, inputs, accelerator, strategy)
     start = None
     if accelerator.is_main_process:
@@ -269,12 +270,8 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
         recipe.train.head_kernel, method_objective(recipe.method, recipe.objective), logit_softcap(config), device
     )
     tokenizer, length, words = load_tokenizer(without_weights), recipe.data.sequence_length, config.vocab_size
-    blocks = open_blocks(locate_data(recipe.data.train), tokenizer, sequence_length=length, vocab_size=words)
-    held_out = []
-    if recipe.data.held_out is not None:
-        source = open_blocks(locate_data(recipe.data.held_out), tokenizer, sequence_length=length, vocab_size=words)
-        batches = ordered_batches(source, tokens=recipe.data.held_out_tokens, batch_size=1)
-        held_out = [(batch.input_ids, batch.labels) for batch in batches]
+    blocks = open_text(recipe.data.train, tokenizer, sequence_length=length, vocab_size=words)
+    held_out = held_out_windows(recipe.data, tokenizer, vocab_size=words)
     teacher_folder = resolve_folder(teacher)  # now that all else is right: weights from the hub may take hours
     return _Inputs(
         folder=folder,

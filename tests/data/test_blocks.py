@@ -1,11 +1,9 @@
 """Blocks and batches: what rows become, in which order they come, and what is refused."""
 
-import json
 import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +15,6 @@ from lrc.data.block import Block
 from lrc.data.blocks import (
     Batch,
     BatchPlan,
-    PackedText,
     TokenisedBlocks,
     collate,
     open_blocks,
@@ -26,21 +23,7 @@ from lrc.data.blocks import (
 )
 from lrc.data.rows import JsonLines
 from lrc.errors import DataError
-
-VOCABULARY = 100
-
-
-class Letters:
-    """A tokenizer with one token a letter, its place in the alphabet."""
-
-    def __init__(self, bos_token_id: int | None = 90, eos_token_id: int | None = 91) -> None:
-        self.bos_token_id = bos_token_id
-        self.eos_token_id = eos_token_id
-
-    def __call__(self, text: str, *, add_special_tokens: bool, verbose: bool) -> dict[str, list[int]]:
-        assert not add_special_tokens
-        assert not verbose
-        return {"input_ids": [ord(letter) - ord("a") for letter in text]}
+from tests.data.letters import VOCABULARY, Letters, open_letters, write
 
 
 class Numbered:
@@ -56,17 +39,8 @@ class Numbered:
         return Block(np.full(self.lengths[index], index, dtype=np.int64), f"class {index}")
 
 
-def write(path: Path, *lines: str) -> str:
-    path.write_text("".join(f"{line}\n" for line in lines))
-    return str(path)
-
-
 def tokenised(path: str, sequence_length: int = 8) -> TokenisedBlocks:
     return TokenisedBlocks(JsonLines(path), sequence_length=sequence_length, vocab_size=VOCABULARY)
-
-
-def open_letters(path: str, *, sequence_length: int = 4, tokenizer: Any = None) -> Any:
-    return open_blocks(path, tokenizer, sequence_length=sequence_length, vocab_size=VOCABULARY)
 
 
 # ---- blocks
@@ -125,40 +99,6 @@ def test_an_id_outside_the_vocabulary_is_refused_with_file_and_line(tmp_path: Pa
     assert str(caught.value).startswith(f"{path}:3:")
 
 
-def test_text_is_packed_as_bos_text_eos_into_full_blocks_and_the_rest_is_dropped(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", '{"text": "abc"}', '{"text": ""}', '{"text": "defg"}')
-    blocks = open_letters(path, tokenizer=Letters())
-    assert isinstance(blocks, PackedText)
-    assert [blocks.read(index)[0].tolist() for index in range(len(blocks))] == [
-        [90, 0, 1, 2],
-        [91, 90, 91, 90],
-        [3, 4, 5, 6],
-    ]
-    assert blocks.read(0).data_class == "general"
-    starts = [blocks.read(index).document_starts for index in range(len(blocks))]
-    assert [None if found is None else found.tolist() for found in starts] == [[0], [1, 3], []]
-
-
-@pytest.mark.parametrize(("tokens", "num_blocks"), [(1, 1), (4, 1), (5, 2), (8, 2), (9, 3), (99, 3)])
-def test_of_text_no_more_is_tokenised_than_fills_the_blocks_of_what_is_asked_for(
-    tmp_path: Path, tokens: int, num_blocks: int
-) -> None:
-    rows = ["ab", "cd", "ef"]  # 4 tokens each
-    path = write(tmp_path / "a.jsonl", *(json.dumps({"text": text}) for text in rows))
-    done: list[str] = []
-
-    class Noting(Letters):
-        def __call__(self, text: str, **options: bool) -> dict[str, list[int]]:
-            done.append(text)
-            return super().__call__(text, **options)
-
-    blocks = open_blocks(path, Noting(), sequence_length=4, vocab_size=VOCABULARY, text_tokens=tokens)
-    assert (len(blocks), done) == (num_blocks, rows[:num_blocks])
-    whole = open_letters(path, tokenizer=Letters())
-    asked, found = (ordered_batches(source, tokens=tokens, batch_size=1) for source in (whole, blocks))
-    assert [batch.input_ids.tolist() for batch in found] == [batch.input_ids.tolist() for batch in asked]
-
-
 def test_blocks_name_the_lines_that_they_come_from(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"text": "ab"}', '{"text": "cdef"}', '{"text": "ghi"}')
     packed = open_letters(path, sequence_length=4, tokenizer=Letters())  # <ab><cdef><ghi>
@@ -169,40 +109,6 @@ def test_blocks_name_the_lines_that_they_come_from(tmp_path: Path) -> None:
     ]
     rows = write(tmp_path / "b.jsonl", '{"input_ids": [1]}', '{"input_ids": [2, 3]}')
     assert [tokenised(rows).where(index) for index in (0, 1)] == [f"{rows}:1", f"{rows}:2"]
-
-
-def test_a_tokenizer_without_special_tokens_adds_none(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", '{"text": "ab"}', '{"text": "cd"}')
-    assert open_letters(path, tokenizer=Letters(None, None)).read(0)[0].tolist() == [0, 1, 2, 3]
-
-
-def test_too_little_text_for_a_block_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", '{"text": "a"}')
-    with pytest.raises(DataError, match="holds 3 tokens, fewer than one block of 4") as caught:
-        open_letters(path, tokenizer=Letters())
-    assert path in str(caught.value)
-
-
-@pytest.mark.parametrize("row", ['{"text": 5}', '{"input_ids": [1]}', '{"text": null}'])
-def test_a_row_without_text_among_text_is_refused_with_file_and_line(tmp_path: Path, row: str) -> None:
-    path = write(tmp_path / "a.jsonl", '{"text": "abcdef"}', row)
-    with pytest.raises(DataError, match='"text" must be a string') as caught:
-        open_letters(path, tokenizer=Letters())
-    assert str(caught.value).startswith(f"{path}:2:")
-
-
-def test_text_with_half_a_surrogate_pair_is_refused_with_file_and_line(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", '{"text": "abcdef"}', '{"text": "ab\\ud83d"}')
-    with pytest.raises(DataError, match="half a surrogate pair") as caught:
-        open_letters(path, tokenizer=Letters())
-    assert str(caught.value).startswith(f"{path}:2:")
-
-
-def test_text_needs_a_tokenizer(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", '{"text": "abcdef"}')
-    with pytest.raises(DataError, match="no tokenizer") as caught:
-        open_letters(path)
-    assert path in str(caught.value)
 
 
 def test_a_row_with_neither_ids_nor_text_is_refused_and_shows_what_it_has(tmp_path: Path) -> None:
@@ -251,22 +157,6 @@ def test_opening_reads_the_first_and_the_last_row_of_a_large_file(
     else:
         with pytest.raises(DataError, match=f":{bad_line}: token id 7"):
             open_blocks(path, None, sequence_length=4, vocab_size=5)
-
-
-@pytest.mark.parametrize("vocab_size", [91, 92])
-def test_text_with_an_id_outside_the_vocabulary_is_refused_with_file_and_line(tmp_path: Path, vocab_size: int) -> None:
-    path = write(tmp_path / "a.jsonl", '{"text": "abcdef"}', '{"text": "gh"}')
-    if vocab_size == 92:  # the end mark is 91
-        assert len(open_blocks(path, Letters(), sequence_length=4, vocab_size=vocab_size)) == 3
-        return
-    with pytest.raises(
-        DataError, match=r"token id 91 of this text, which is outside the model's vocabulary \(0 to 90\)"
-    ):
-        open_blocks(path, Letters(), sequence_length=4, vocab_size=vocab_size)
-    rare = write(tmp_path / "b.jsonl", '{"text": "abcdef"}', '{"text": "gz"}')
-    with pytest.raises(DataError, match="token id 25") as caught:
-        open_blocks(rare, Letters(None, None), sequence_length=4, vocab_size=25)
-    assert str(caught.value).startswith(f"{rare}:2:")
 
 
 def test_rows_with_ids_need_no_tokenizer(tmp_path: Path) -> None:

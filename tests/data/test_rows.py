@@ -194,3 +194,21 @@ def test_lines_are_found_on_both_sides_of_a_piece_of_the_index(tmp_path: Path) -
     assert len(lines) == 4
     assert lines.read(1) == {"number": 2}
     assert lines.read(3) == {"number": 4}
+
+
+def test_data_in_another_form_is_named_with_what_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "rows.parquet", b"PAR1")
+    write(tmp_path / "rows.jsonl.gz", b"\x1f\x8b")
+    write(tmp_path / "array.jsonl", b' [{"text": "a"},\n {"text": "b"}]\n')
+    for source, reason in (
+        ("rows.parquet", "found a .parquet file"),
+        ("rows.jsonl.*", "found a .gz file"),
+        ("array.jsonl", "holds a JSON array"),
+        ("hf://datasets/some/rows", "matches no file"),
+    ):
+        with pytest.raises(DataError, match=reason) as caught:
+            JsonLines(source)
+        assert "lrc prepare reads" in str(caught.value)
+    with pytest.raises(DataError, match=r"matches no file\. Run lrc prepare first\."):
+        JsonLines("runs/mine/prepare")

@@ -123,11 +123,14 @@ def test_a_random_start_looks_at_no_data(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_what_is_going_on_is_said_on_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quiet_imports()  # as every command does: DeepSpeed's note goes to standard output
-    last = train(tiny_recipe(tmp_path, train__max_steps=1))
+    recipe = tiny_recipe(tmp_path, train__max_steps=3, train__gradient_accumulation_steps=2)
+    last = train(recipe)
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.splitlines()
-    assert lines[0] == f"teacher {tmp_path / 'teacher'} on cpu in float32"
+    rows, length = 2 * recipe.train.batch_size, recipe.data.sequence_length
+    assert lines[0] == f"3 steps of {rows} x {length} tokens: {3 * rows * length:,} tokens"
+    assert lines[1] == f"teacher {tmp_path / 'teacher'} on cpu in float32"
     share = read_start(tmp_path / "run")["held_out"]["effective_rank_share"]
     assert any(line.startswith("held out   step      0") and line.endswith(f"rank {share:.0%}") for line in lines)
     for part in ("start: basis 8/8 batches", "start: calibrate 2/2 layers"):
