@@ -5,10 +5,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-# The first of these that is Python 3.10 to 3.13 makes .venv; `make PYTHON=... test` asks for another.
+# The first of these that is Python 3.11 to 3.13 makes .venv; `make PYTHON=... test` asks for another.
 PYTHON ?= python3.11 python3
-SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
-LOCKED := import sys; sys.exit(sys.version_info < (3, 11))
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 JOBS ?= auto
 BIN := .venv/bin
 LOG := .venv/setup.log
@@ -47,19 +46,14 @@ format: .venv/.ready ## rewrite the files in the one style
 	    if "$$candidate" -c '$(SUPPORTED)' 2>/dev/null; then python=$$candidate; break; fi; \
 	done; \
 	if [ -z "$$python" ]; then \
-	    echo "lrc needs Python 3.10 to 3.13; none of these is one: $(PYTHON)." >&2; \
+	    echo "lrc needs Python 3.11 to 3.13; none of these is one: $(PYTHON)." >&2; \
 	    echo "Install one and name it, for example: make PYTHON=python3.12 test" >&2; \
 	    exit 2; \
 	fi; \
 	if ! $(BIN)/python -c '$(SUPPORTED)' 2>/dev/null; then "$$python" -m venv --clear .venv; fi
-	@echo "Setting up .venv, once (about 2.5 GB; log: $(LOG))"
-	@if $(BIN)/python -c '$(LOCKED)'; then \
-	    $(PIP) install -r requirements.lock && $(PIP) install --no-deps --no-build-isolation -e .; \
-	else \
-	    echo "Python 3.10: requirements.lock starts at 3.11, so the newest versions that fit are installed"; \
-	    $(PIP) install "$$(grep '^torch==' requirements.lock)" "$$(grep '^setuptools==' requirements.lock)" && \
-	        $(PIP) install --no-build-isolation -e '.[demo,dev]'; \
-	fi >$(LOG) 2>&1 || { cat $(LOG) >&2; echo "Setting up .venv failed: see above." >&2; exit 1; }
+	@echo "Setting up .venv, once (about 2.5 GB, more with a CUDA build of torch; log: $(LOG))"
+	@{ $(PIP) install -r requirements.lock && $(PIP) install --no-deps --no-build-isolation -e .; } >$(LOG) 2>&1 \
+	    || { cat $(LOG) >&2; echo "Setting up .venv failed: see above." >&2; exit 1; }
 	@touch $@
 
 # Python 3.11 alone: not all of the oldest versions have wheels for a newer one.

@@ -8,7 +8,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${1:-.venv-llamafactory}
 
 "${PYTHON:-python3.11}" -m venv --clear "$venv"
-# The lock names every package, so nothing is resolved: LLaMA-Factory's own list has a web page, audio and video besides.
+# torch first, with what its build for this machine needs: the lock names no CUDA package.
+"$venv/bin/python" -m pip install --disable-pip-version-check --no-input --quiet \
+    "$(grep '^torch==' requirements.llamafactory.lock)"
+# The lock names all else, so nothing is resolved: LLaMA-Factory's own list has a web page, audio and video besides.
 "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --quiet --no-deps \
     -r requirements.llamafactory.lock
 

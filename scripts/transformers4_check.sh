@@ -20,8 +20,8 @@ if [[ ! -e $venv/.ready ]]; then
     "$python" -m venv --clear "$venv"
     # what torch imports comes after the link, so that pip sees a torch
     site=$(site_of "$venv/bin/python")
-    for part in "$(site_of "$python")"/{torch,torch-*.dist-info,torchgen,functorch}; do
-        ln -s "$part" "$site/"
+    for part in "$(site_of "$python")"/{torch,torch-*.dist-info,torchgen,functorch,nvidia,cuda,triton}; do
+        [[ ! -e $part ]] || ln -s "$part" "$site/" # the last three are of CUDA builds
     done
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
         "transformers==4.57.6" sympy networkx jinja2

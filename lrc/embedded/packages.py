@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from lrc.data.file_hash import file_sha256
@@ -103,6 +104,11 @@ def fetched_archive(archive: Wheel | Sdist, folder: Path, *, report: Report) -> 
 
 def _download(archive: Wheel | Sdist, scratch: Path, report: Report) -> Path:
     what = f"{archive.package} {archive.version}"
+    if find_spec("pip") is None:
+        raise LrcError(
+            f"{what} is fetched with pip, which this environment lacks. Put it there: python -m ensurepip, or uv pip "
+            f"install pip. {_by_hand(archive)}"
+        )
     size_mb = archive.num_bytes / 1e6
     report(f"Fetching {what} ({size_mb:.0f} MB) from the Python package index.")
     log = scratch / "pip.log"

@@ -37,14 +37,18 @@ def keep_freed_memory() -> bool:
     return all(mallopt(key, value) == 1 for key, value in MALLOC_SETTINGS.items())
 
 
-def choose_device(wanted: str) -> torch.device:
+def choose_device(wanted: str, *, setting: str = "train.device") -> torch.device:
     """Return the device; `auto` takes a GPU if there is one.
+
+    Args:
+        wanted: `auto`, `cpu` or `cuda`.
+        setting: What an error calls it.
 
     Raises:
         ConfigError: `cuda` is asked for on a machine without.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device is cuda, but torch sees no GPU here. Use auto or cpu.")
+        raise ConfigError(f"{setting} is cuda, but torch sees no GPU here. Use auto or cpu.")
     use_gpu = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if use_gpu else "cpu")
 

@@ -63,7 +63,10 @@ def resolve_folder(source: str, *, weights: bool = True) -> Path:
                 f"{source} can't be fetched from the hub, and there is no folder {folder.absolute()}: {error}"
             ) from error
     if weights and not has_weights(folder):
-        raise CheckpointError(f"{folder} must hold {WEIGHTS} or {WEIGHTS_INDEX}, but has neither.")
+        raise CheckpointError(
+            f"{folder} must hold {WEIGHTS} or {WEIGHTS_INDEX}, but has neither. Turn weights of another format into it "
+            "by loading them once with transformers and save_pretrained."
+        )
     return folder
 
 

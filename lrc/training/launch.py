@@ -40,7 +40,8 @@ def check_trackers(settings: TrainConfig) -> None:
     missing = [name for name in settings.trackers if name not in unknown and not _is_installed(name)]
     if unknown or missing:
         what = f"knows no {sorted(unknown)[0]}" if unknown else f"finds no {missing[0]} installed"
-        raise ConfigError(f"train.trackers = {list(settings.trackers)} can't be used: accelerate {what}.")
+        remedy = "" if unknown else f" Install it: pip install {missing[0]}; lrc's extra `trackers` has the usual ones."
+        raise ConfigError(f"train.trackers = {list(settings.trackers)} can't be used: accelerate {what}.{remedy}")
 
 
 def _is_installed(tracker: str) -> bool:
@@ -188,7 +189,7 @@ def check_space(
         phases.append(pair.trained_shapes(dense))
     one = max(checkpoint_bytes(shapes, settings.optimizer, pair.tables()) for shapes in phases)
     one += 4 * sum(value.numel() for name, value in pair.stored().items() if name.startswith("corrections."))
-    most = (settings.save_total_limit or 2) + 2  # the best one beside those kept, and the one that is being written
+    most = num_kept(settings) + 2  # the best one beside those kept, and the one that is being written
     if goes_on:
         held = min(sum(_num_bytes(path) for path in checkpoints(folder)), one * (most - 1))  # the next one is new
     else:
@@ -199,6 +200,11 @@ def check_space(
             f"{folder} must have room for {needed / 1e9:.1f} GB of checkpoints, found {free / 1e9:.1f} GB. Free some "
             "space, lower train.save_total_limit, or name another run folder."
         )
+
+
+def num_kept(settings: TrainConfig) -> int:
+    """Return how many of its newest checkpoints a run keeps: without a limit all that it writes."""
+    return settings.save_total_limit or -(-settings.max_steps // settings.save_steps)
 
 
 def _num_bytes(folder: Path) -> int:

@@ -92,7 +92,7 @@ def chat(
             _converse(states)
     except KeyboardInterrupt:
         print(flush=True)
-        return 0 if prompt is None else 1
+        return 0 if prompt is None else 130
     return 0
 
 

@@ -26,6 +26,7 @@ from lrc.plan.run_costs import PUBLISHED_MFU, RunShape
 from lrc.plan.sizes import Sizes, measure_sizes
 from lrc.plan.strategies import STRATEGIES, Strategy, strategies_for
 from lrc.plan.whole import Planner, plan_to_dict, problem_text
+from lrc.training.launch import num_kept
 from lrc.training.phases import check_strategy
 from lrc.training.strategy import choose_strategy
 from lrc.verbs.plan import plan as describe
@@ -229,7 +230,7 @@ def _shape(recipe: Recipe, question: Question, machine: Machine, *, is_recipe: b
         optimizer=train.optimizer,
         masked=recipe.data.document_masking,
         tokens=tokens,
-        checkpoints=train.save_total_limit or -(-train.max_steps // train.save_steps),
+        checkpoints=num_kept(train),
         mfu=mfu,
         teacher_weights=recipe.teacher_weights,
         refused=_refused(recipe),

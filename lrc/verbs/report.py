@@ -63,6 +63,7 @@ def report(
     folder = run / "report"
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} must be a folder or not be there, but is a file. Move it away.")
+    _check_own(folder)
     data = read_run(run)
     student = _named_student(run, data, student, push_to_hub, private=private)
     subject = student or default_student(run)
@@ -92,6 +93,18 @@ def report(
     if push_to_hub is not None:
         say(f"Uploaded: {push(push_to_hub, uploads, private=private)}")
     return folder / PAGE_NAME
+
+
+def _check_own(folder: Path) -> None:
+    """Check that a report holds nothing but what reports are made of: it is replaced as a whole.
+
+    Raises:
+        DataError: It does.
+    """
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    strange = [name for name in names if name not in (PAGE_NAME, CARD_NAME) and not name.endswith(".png")]
+    if strange:
+        raise DataError(f"{folder} is replaced as a whole, but holds {strange[0]}, which is no report's. Move it away.")
 
 
 def _named_student(

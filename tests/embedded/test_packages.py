@@ -117,3 +117,12 @@ def test_member_with_another_hash_is_refused(index: Path, folder: Path) -> None:
     wheel = make_wheel(index, {"carrier/data.bin": CONTENT})
     with pytest.raises(LrcError, match=r"carrier/data\.bin.*must have the SHA-256"):
         take_member(wheel, member_of(b"something else"), folder, report=print)
+
+
+def test_an_environment_without_pip_is_told_how_to_get_it(
+    index: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = make_wheel(index, {"carrier/data.bin": CONTENT})
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    with pytest.raises(LrcError, match=r"which this environment lacks.*uv pip install pip"):
+        take_member(wheel, member_of(CONTENT), folder, report=print)

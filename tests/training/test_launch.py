@@ -28,7 +28,7 @@ ONE_OF_MUON = ONE - 4 * 16 * (32 * 16) + 4 * 16 * 32
 
 
 def settings(**changes: Any) -> TrainConfig:
-    return TrainConfig(max_steps=1, **changes)
+    return TrainConfig(max_steps=3000, **changes)
 
 
 def test_one_process_on_the_cpu_computes_in_the_pairs_own_dtype(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def pair() -> PairModel:
     return PairModel(tiny_teacher("llama"), hidden_size=16, variant=Variant(), objective=ObjectiveConfig())
 
 
-@pytest.mark.parametrize(("keep", "num_checkpoints"), [(1, 3), (2, 4), (5, 7), (None, 4)])
+@pytest.mark.parametrize(("keep", "num_checkpoints"), [(1, 3), (2, 4), (5, 7), (None, 8)])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_disk_must_hold_the_kept_checkpoints_the_best_and_one_more(
     tmp_path: Path,

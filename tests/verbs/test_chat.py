@@ -162,7 +162,7 @@ def test_ctrl_c_at_the_input_ends_it(plain_model: Path, monkeypatch: pytest.Monk
     assert chat(plain_model) == 0
 
 
-@pytest.mark.parametrize(("prompt", "code"), [(None, 0), ("red", 1)])
+@pytest.mark.parametrize(("prompt", "code"), [(None, 0), ("red", 130)])
 def test_ctrl_c_in_an_answer_ends_it(
     plain_model: Path, monkeypatch: pytest.MonkeyPatch, prompt: str | None, code: int
 ) -> None:

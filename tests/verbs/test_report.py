@@ -57,6 +57,16 @@ def test_older_report_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert (run / "report/report.html").read_bytes() == first
 
 
+def test_what_is_no_reports_is_not_deleted(tmp_path: Path) -> None:
+    run = write_scored_run(tmp_path)
+    page = report(run)
+    page.with_name("notes.md").write_text("mine")
+    before = page.read_bytes()
+    with pytest.raises(DataError, match=r"holds notes\.md, which is no report's"):
+        report(run)
+    assert (page.read_bytes(), page.with_name("notes.md").read_text()) == (before, "mine")
+
+
 def test_damaged_run_leaves_the_older_report(tmp_path: Path) -> None:
     run = write_scored_run(tmp_path)
     page = report(run)
