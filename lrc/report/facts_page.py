@@ -8,7 +8,7 @@ from lrc.report.number_text import MISSING, count_text, duration_text, significa
 from lrc.report.plots import Plot
 from lrc.report.records import FineTuned, RunData
 from lrc.report.scorecard import method_of, scorecard_rows, short_name, teacher_name, training_tokens
-from lrc.report.task_records import TABLE_HEADER, task_rows
+from lrc.report.task_records import TABLE_HEADER, task_rows, truncation_text
 
 PLOT_TITLES = {
     "held_out": "Held-out KL and top-1 agreement over training",
@@ -46,7 +46,7 @@ def scores_blocks(data: RunData) -> list[str]:
         limit = "" if data.tasks.limit is None else f", on the first {data.tasks.limit} items of each task"
         blocks.append(
             f"Tasks of lm-evaluation-harness on {rows} in percent ± standard error{limit}; differences are paired item "
-            "by item."
+            f"by item.{truncation_text(data.tasks)}"
         )
         blocks.append(markdown_table(TABLE_HEADER, task_rows(data.tasks)))
     return blocks

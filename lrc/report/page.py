@@ -22,7 +22,7 @@ from lrc.report.scorecard import (
     summary_text,
     title_text,
 )
-from lrc.report.task_records import TABLE_HEADER, task_rows
+from lrc.report.task_records import TABLE_HEADER, task_rows, truncation_text
 from lrc.sft_config import SFT_FACTS
 
 TEMPLATE = "page.html.j2"
@@ -92,6 +92,7 @@ def _page_values(data: RunData, plots: dict[str, Plot], origin: Origin) -> dict[
         "tasks": data.tasks,
         "task_header": TABLE_HEADER,
         "task_rows": task_rows(data.tasks) if data.tasks else [],
+        "truncation": truncation_text(data.tasks) if data.tasks else "",
         "held_out_source": short_name(data.results.source) if data.results else "",
         "machine": _machine_text(data.results) if data.results else "",
         "samples": _samples(data.results) if data.results else [],

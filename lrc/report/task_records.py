@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from lrc.report.json_fields import Fields
 from lrc.report.number_text import MISSING
 
+ROLES = ("student", "teacher")
 TABLE_HEADER = ("Task", "Metric", "Items", "Teacher", "Student", "Difference", "95 % interval")
 
 
@@ -49,6 +50,8 @@ class TaskResults:
     """None for a single task, or if a task's score is no mean."""
     command: str
     """lm-evaluation-harness's own command for the student's scores."""
+    truncated: dict[str, int]
+    """Requests that lost their beginning, by `student` and `teacher`; empty in results from before they were counted."""
 
 
 def read_task_results(values: Fields) -> TaskResults:
@@ -57,7 +60,7 @@ def read_task_results(values: Fields) -> TaskResults:
     Raises:
         DataError: A value is missing or of the wrong kind.
     """
-    models = values.section("models")
+    models, counts = values.section("models"), values.optional_section("truncated")
     rows = tuple(_row(row, task=row.text("task"), metric=row.text("metric")) for row in values.sections("scores"))
     mean = values.optional_section("average")
     return TaskResults(
@@ -68,7 +71,14 @@ def read_task_results(values: Fields) -> TaskResults:
         scores=rows,
         average=None if mean is None else _row(mean, task=f"average of {len(rows)}", metric=""),
         command=values.text("command"),
+        truncated={role: counts.count(role) for role in ROLES if counts is not None and role in counts.values},
     )
+
+
+def truncation_text(results: TaskResults) -> str:
+    """Say how many requests were longer than a model's context, with a space in front; empty if none was."""
+    cut = [f"{count:,} of the {role}" for role, count in results.truncated.items() if count]
+    return f" Requests longer than the context, so cut at the front: {', '.join(cut)}." if cut else ""
 
 
 def _row(values: Fields, *, task: str, metric: str) -> TaskScore:

@@ -6,7 +6,7 @@ import pytest
 
 from lrc.errors import DataError
 from lrc.report.json_fields import Fields
-from lrc.report.task_records import TABLE_HEADER, read_task_results, task_rows
+from lrc.report.task_records import TABLE_HEADER, read_task_results, task_rows, truncation_text
 from tests.report.synthetic_run import task_values
 
 
@@ -48,3 +48,22 @@ def test_a_damaged_section_says_where() -> None:
         DataError, match=r"results.json, under 'scores'\[1\], under 'student': 'value' must be a number"
     ):
         rows_of(values)
+
+
+@pytest.mark.parametrize(
+    ("truncated", "said"),
+    [
+        (None, ""),
+        ({"student": 0, "teacher": 0}, ""),
+        ({"student": 1200}, " Requests longer than the context, so cut at the front: 1,200 of the student."),
+        (
+            {"teacher": 2, "student": 3},
+            " Requests longer than the context, so cut at the front: 3 of the student, 2 of the teacher.",
+        ),
+    ],
+)
+def test_prompts_that_lost_their_beginning_are_said(truncated: dict[str, int] | None, said: str) -> None:
+    values = task_values()
+    if truncated is not None:
+        values["truncated"] = truncated
+    assert truncation_text(read_task_results(Fields(values, "results.json"))) == said
