@@ -110,4 +110,10 @@ def method_problems(method: Method, phases: PhasesConfig, objective: ObjectiveCo
         )
     if method == "only_kd" and objective.lm_weight == objective.kl_weight == 0:
         problems.append("method = only_kd needs objective.kl_weight or objective.lm_weight above 0")
+    has_clone_terms = method in ("clone", "tiny_bert") and objective.clone_weight > 0
+    if has_clone_terms and "all" in objective.without and objective.lm_weight == objective.kl_weight == 0:
+        problems.append(
+            "objective.without must not hold all with lm_weight = kl_weight = 0, which leaves nothing to train on: "
+            "take all out of it, or set lm_weight or kl_weight above 0"
+        )
     return problems

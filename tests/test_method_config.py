@@ -40,3 +40,13 @@ def test_a_method_names_its_own_losses() -> None:
 def test_what_can_t_hold_is_refused(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         recipe_from_dict(LEAST | values, origin="test")
+
+
+@pytest.mark.parametrize("method", ["clone", "tiny_bert"])
+def test_a_recipe_without_any_loss_is_refused(method: str) -> None:
+    nothing = {"lm_weight": 0.0, "kl_weight": 0.0, "clone_weight": 1.0, "without": ["all"]}
+    with pytest.raises(ConfigError, match=r"objective\.without must not hold all .* or set lm_weight or"):
+        recipe_from_dict(LEAST | {"method": method, "objective": nothing}, origin="test")
+    for change in ({"lm_weight": 1.0}, {"kl_weight": 1.0}, {"without": ["attn-q"]}):
+        recipe_from_dict(LEAST | {"method": method, "objective": nothing | change}, origin="test")
+    recipe_from_dict(LEAST | {"method": "origin", "objective": nothing}, origin="test")

@@ -47,15 +47,25 @@ class _Compiler:
     def compiled(self, eager: Callable[..., Any], backend: str) -> Callable[..., Any]:
         """Return a function that runs `eager` compiled, as long as that can be done."""
         fast = torch.compile(eager, fullgraph=True, backend=backend)
+        is_fast = True
+        """Whether the last forward pass ran compiled; what recomputes it must save the same tensors."""
 
         def run(*arguments: Any) -> Any:
-            if self.has_failed or not torch.is_grad_enabled():
+            nonlocal is_fast
+            if not torch.is_grad_enabled():
+                return eager(*arguments)
+            is_recomputation = torch._C._current_graph_task_id() != -1  # within a backward pass
+            if not is_recomputation:
+                is_fast = not self.has_failed
+            if not is_fast:
                 return eager(*arguments)
             try:
                 with self.both_passes:
                     return fast(*arguments)
             except (TorchDynamoException, FailOnRecompileLimitHit) as error:  # nothing has run yet
-                self.has_failed = True
+                if is_recomputation:
+                    raise
+                is_fast, self.has_failed = False, True
                 reason = " ".join(str(error).partition(ADVICE)[0].split())[:LONGEST_REASON]
                 self.tell(f"train.compile: layers run as they are, for they can't be compiled: {reason}")
             return eager(*arguments)

@@ -117,6 +117,10 @@ class PairLayer(ProjectedPart):
         self.attention: Callable[[], AbstractContextManager[Any]] = ShortAttention
         """Surrounds the student's run on a CPU."""
         self._points: dict[str, Tensor] | None = None
+        self._versions: dict[str, int] = {}
+        """Of the points that were kept without a copy."""
+        self._rewritten: set[str] = set()
+        """Terms whose point the teacher's layer writes into later (OLMo clamps queries, keys and values in place)."""
         self._terms: dict[str, Tensor] = {}
         self._valid: Tensor | None = None
         self._kept: KeptProducts | None = None
@@ -182,12 +186,18 @@ class PairLayer(ProjectedPart):
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
         """Return the teacher's next stream, and by term what the student is compared with."""
         self._points = {} if measures else None
+        self._versions = {}
         try:
             teacher = first_tensor(self.teacher(stream, *args, **kwargs))
             points = self._points
         finally:
             self._points = None
         assert teacher is not None
+        lost = {term for term, version in self._versions.items() if points and points[term]._version != version}
+        if lost:  # in a layer's first run only
+            self._rewritten |= lost
+            del teacher, points
+            return self._run_teacher(stream, args, kwargs, measures=measures)
         if points is not None and HIDDEN in self.cloning.term_names:
             points[HIDDEN] = teacher
         return teacher, points
@@ -226,6 +236,15 @@ class PairLayer(ProjectedPart):
         zero = torch.zeros((), device=stream.device)
         return student, torch.stack([terms.get(name, zero) for name in self.cloning.term_names])
 
+    def _keep(self, term: str, value: Tensor) -> None:
+        """Keep a clone point of the teacher for the student's run."""
+        assert self._points is not None
+        if term in self._rewritten or torch.compiler.is_compiling():  # a compiler drops copies that change nothing
+            value = value.clone()
+        else:
+            self._versions[term] = value._version
+        self._points[term] = value
+
     def _measuring(self) -> AbstractContextManager[None]:
         """Surround what measures within the student's run: its products are not the student's."""
         return nullcontext() if self._kept is None else self._kept.paused()
@@ -245,7 +264,7 @@ class PairLayer(ProjectedPart):
 
         def keep(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if self._points is not None:
-                self._points[term] = _activation(args if from_input else output)
+                self._keep(term, _activation(args if from_input else output))
 
         def measure(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if self._points is not None:

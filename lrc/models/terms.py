@@ -19,7 +19,8 @@ def measured_terms(
     """List the terms that are measured in each layer, the columns of the clone sums.
 
     Raises:
-        ConfigError: `objective.without` or `objective.clone_term_weights` names a term that the student lacks.
+        ConfigError: `objective.without` or `objective.clone_term_weights` names a term that the student lacks, or the
+            objective is 0 whatever the student does.
     """
     names = dict.fromkeys(term for stages in architecture.stages for term in layer_terms(stages, variant))
     if method == "tiny_bert":
@@ -36,7 +37,31 @@ def measured_terms(
     left_out = set(names) if "all" in objective.without else set(objective.without)
     if objective.clone_weight == 0:  # a term through an alignment that nothing trains
         left_out.add(HIDDEN)
-    return tuple(name for name in names if name not in left_out)
+    found = tuple(name for name in names if name not in left_out)
+    is_cloned = objective.clone_weight > 0 and _is_any_counted(architecture, variant, objective, found)
+    if not (objective.lm_weight or objective.kl_weight or is_cloned):
+        raise ConfigError(
+            "The objective leaves nothing to train on: objective.lm_weight and kl_weight are 0, and no clone term "
+            "is left whose weight is above 0. Set one of the two above 0, or take a term out of objective.without "
+            f"and give it a weight. This student has {', '.join(names)}."
+        )
+    return found
+
+
+def _is_any_counted(
+    architecture: Architecture, variant: Variant, objective: ObjectiveConfig, term_names: Collection[str]
+) -> bool:
+    """Whether a layer has a term whose weight there is above 0."""
+    points = measured_points(architecture, variant, term_names)
+    weights = point_weights(objective, len(points), term_names)
+    if weights is None:
+        return any(points)
+    return any(
+        bool(weights[layer, column] > 0)
+        for layer, own in enumerate(points)
+        for column, name in enumerate(term_names)
+        if name in own
+    )
 
 
 def measured_points(

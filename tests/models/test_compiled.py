@@ -17,7 +17,15 @@ from lrc.models.compiled import compile_layers
 from lrc.models.dense import Dense
 from lrc.models.pair_model import PairModel
 from lrc.models.step_weights import StepWeights
-from tests.models.test_pair import batch, counts_of, fill_random, gradients, make_pair
+from tests.models.test_pair import (
+    batch,
+    clipping_teacher,
+    counts_of,
+    fill_identity,
+    fill_random,
+    gradients,
+    make_pair,
+)
 from tests.tiny import tiny_teacher
 
 # the tracer's own: it asks the stream, which is no leaf, for its gradient, and instantiates functions
@@ -42,8 +50,10 @@ def refuse(line: str) -> None:
     raise AssertionError(line)
 
 
-def filled(family: str = "llama", policy: Checkpointing = "none", **objective: Any) -> PairModel:
-    pair = make_pair(tiny_teacher(family), 16, lm_weight=0.5, clone_weight=0.7, **objective)
+def filled(
+    family: str = "llama", policy: Checkpointing = "none", changes: dict[str, Any] | None = None, **objective: Any
+) -> PairModel:
+    pair = make_pair(tiny_teacher(family, **(changes or {})), 16, lm_weight=0.5, clone_weight=0.7, **objective)
     fill_random(pair)
     pair.set_activation_checkpointing(policy)
     return pair
@@ -120,6 +130,15 @@ def test_a_compiled_pair_trains_under_ddp() -> None:
     assert_same(found, gradients(filled(), *batch()))
 
 
+def test_compiled_clone_points_are_the_modules_own_outputs_where_the_model_writes_into_them() -> None:
+    teacher = clipping_teacher()
+    pair = make_pair(teacher, 32)
+    fill_identity(pair, teacher)
+    compile_layers(pair, refuse, backend="eager")
+    ids, labels, valid = batch()
+    assert float(pair(ids, labels, valid, counts_of(labels, valid)).clone.max()) < 1e-5
+
+
 def broken(*_: Any) -> Any:
     raise RuntimeError("no C++ compiler here")
 
@@ -138,6 +157,24 @@ def test_a_failure_is_told_once_and_layers_run_eagerly(backend: Any) -> None:
     assert not autograd_config.force_non_lazy_backward_lowering  # nobody else's graphs are lowered at once
     expected = train(filled(), merges_once=False)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_layers_that_ran_compiled_are_recomputed_compiled_after_a_later_one_fails() -> None:
+    kinds = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}  # each compiled for itself
+    compiled: list[Any] = []
+
+    def once(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        if len(compiled) > 1:
+            raise RuntimeError("no memory left")
+        return aot_autograd(fw_compiler=boxed_nop, bw_compiler=boxed_nop)(graph, inputs)
+
+    told: list[str] = []
+    pair = filled("gemma3_text", "layer", kinds)
+    compile_layers(pair, told.append, backend=once)  # type: ignore[arg-type]
+    found = gradients(pair, *batch())
+    assert (len(compiled), len(told)) == (2, 1)
+    assert_same(found, gradients(filled("gemma3_text", changes=kinds), *batch()))
 
 
 def test_measures_are_not_compiled() -> None:

@@ -1,9 +1,12 @@
 """What is kept is computed once, everything else twice; the three policies differ in bytes and in nothing else."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM
 
 from benchmarks.speed.memory import kept_for_backward
 from lrc.clone.sites import Variant
@@ -11,7 +14,8 @@ from lrc.config import CHECKPOINTING, Checkpointing
 from lrc.models.kept_products import KeptProducts, is_kept
 from lrc.models.pair_model import PairModel
 from lrc.models.step_weights import StepWeights
-from tests.models.test_pair import VARIANTS, batch, counts_of, fill_random, make_pair
+from tests.models.family_configs import FAMILY_CONFIGS
+from tests.models.test_pair import VARIANTS, batch, clipping_teacher, counts_of, fill_random, gradients, make_pair
 from tests.tiny import tiny_teacher
 
 LONG = (4, 64)
@@ -53,6 +57,30 @@ def test_losses_and_gradients_are_the_same_bits(variant: Variant, tied: bool, me
         assert other.keys() == kept.keys()
         for name, value in kept.items():
             assert torch.equal(other[name], value), name
+
+
+def experts_with_biases() -> nn.Module:
+    torch.manual_seed(0)
+    teacher = AutoModelForCausalLM.from_config(FAMILY_CONFIGS["gpt_oss"]())
+    with torch.no_grad():
+        for parameter in teacher.parameters():  # biases are zero at first
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return teacher.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("policy", CHECKPOINTING[1:])
+@pytest.mark.parametrize("make_teacher", [experts_with_biases, clipping_teacher], ids=["added bias", "clamp"])
+def test_products_that_a_model_writes_into_give_the_same_bits(
+    make_teacher: Callable[[], nn.Module], policy: Checkpointing
+) -> None:
+    found = []
+    for each in ("none", policy):
+        pair = make_pair(make_teacher(), 16)
+        fill_random(pair)
+        pair.set_activation_checkpointing(each)
+        found.append(gradients(pair, *batch()))
+    for name, gradient in found[0].items():
+        assert torch.equal(found[1][name], gradient), name
 
 
 @pytest.mark.parametrize("merges_once", [False, True], ids=["micro-batch", "step"])
@@ -107,6 +135,26 @@ def test_a_second_run_gets_the_products_of_the_first() -> None:
     (first, beside), (second, other) = runs
     assert torch.equal(first, second)
     assert not torch.equal(beside, other)
+
+
+def test_a_kept_product_is_copied_before_it_is_written_into() -> None:
+    weight, inputs = torch.randn(4, 3), torch.randn(2, 4, requires_grad=True)
+    kept = KeptProducts()
+
+    def region(value: Tensor) -> Tensor:
+        with kept:
+            written, beside = value @ weight, value @ weight
+            with kept.paused():
+                written[0].add_(1)
+            return (written.exp() * beside).sum()
+
+    def plain(value: Tensor) -> Tensor:
+        written = value @ weight
+        return (written + torch.tensor([[1.0], [0.0]])).exp().mul(value @ weight).sum()
+
+    (expected,) = torch.autograd.grad(plain(inputs), inputs)
+    (found,) = torch.autograd.grad(checkpoint(region, inputs, use_reentrant=False), inputs)
+    torch.testing.assert_close(found, expected)
 
 
 def test_wide_products_and_cheap_operations_are_not_kept() -> None:

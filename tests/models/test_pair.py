@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import OlmoConfig, OlmoForCausalLM
 
 from lrc.clone.sites import Variant
 from lrc.config import CHECKPOINTING, Checkpointing, ObjectiveConfig
 from lrc.models.merge_plan import merge_plan, student_tensor
 from lrc.models.pair_model import PairModel, StepCounts
-from tests.models.tiny_configs import FAMILIES
+from tests.models.tiny_configs import FAMILIES, SIZES
 from tests.tiny import tiny_teacher
 
 STEP = 2e-3
@@ -42,6 +43,13 @@ def fill_identity(pair: PairModel, teacher: nn.Module) -> None:
         for name, parameter in pair.trained().items():
             is_projection = name.startswith("projections")
             parameter.copy_(torch.eye(len(parameter)) if is_projection else tensors[name.removeprefix("gains.")])
+
+
+def clipping_teacher() -> nn.Module:
+    """Make an OLMo that clamps most of its queries, keys and values, in place."""
+    torch.manual_seed(0)
+    config = OlmoConfig(**{name: size for name, size in SIZES.items() if name != "head_dim"}, clip_qkv=0.05)
+    return OlmoForCausalLM(config).eval().requires_grad_(False)
 
 
 def batch(rows: int = 3, length: int = 10, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -234,6 +242,22 @@ def test_attention_output_in_teacher_space_gives_its_projection_no_clone_gradien
         pair(ids, labels, valid, counts_of(labels, valid)).objective.backward()
         gradient = pair.trained()[last].grad
         assert (gradient is not None and float(gradient.abs().sum()) > 0) is has_gradient
+
+
+def test_clone_points_are_the_modules_own_outputs_where_the_model_writes_into_them() -> None:
+    teacher = clipping_teacher()
+    pair = make_pair(teacher, 32)
+    fill_identity(pair, teacher)
+    calls: list[nn.Module] = []
+    for layer in pair.layers:
+        layer.teacher.register_forward_hook(lambda module, *_: calls.append(module))
+    ids, labels, valid = batch()
+    for times in (2, 1):  # the first run finds out what has to be copied
+        with torch.no_grad():
+            losses = pair(ids, labels, valid, counts_of(labels, valid))
+        assert float(losses.clone.max()) < 1e-5
+        assert len(calls) == times * len(pair.layers)
+        calls.clear()
 
 
 def test_clone_sums_equal_a_plain_recomputation_from_hooks() -> None:

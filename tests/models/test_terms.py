@@ -1,5 +1,6 @@
 """Which clone terms are measured, and which of them a layer has."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -43,6 +44,34 @@ def test_a_term_that_the_student_lacks_is_refused_by_name() -> None:
         terms_of(clone_term_weights={"mlp-in": 2.0, "mlp-out": 1.0})
     with pytest.raises(ConfigError, match=r"objective\.clone_term_weights names .* lacks: all"):
         terms_of(clone_term_weights={"all": 2.0})
+
+
+def test_terms_that_leave_nothing_to_train_on_are_refused() -> None:
+    clone_alone: dict[str, Any] = {"lm_weight": 0.0, "kl_weight": 0.0, "clone_weight": 1.0}
+    no_term, no_weight = {"without": LLAMA}, {"clone_term_weights": dict.fromkeys(LLAMA, 0.0)}
+    one_left = {"without": LLAMA[1:], "clone_term_weights": {LLAMA[0]: 0.0}}
+    for nothing in (no_term, no_weight, one_left, {"clone_weight": 0.0}):
+        with pytest.raises(ConfigError, match=r"nothing to train on: .* This student has attn-q, attn-k"):
+            terms_of(**clone_alone | nothing)
+        for trained in ({"lm_weight": 1.0}, {"kl_weight": 1.0}):
+            terms_of(**clone_alone | nothing | trained)
+    with pytest.raises(ConfigError, match="nothing to train on"):
+        terms_of("tiny_bert", **clone_alone, without=("hidden", "attention-map"))
+    assert terms_of(**clone_alone, without=LLAMA[1:]) == LLAMA[:1]
+    assert terms_of(**clone_alone, clone_term_weights=dict.fromkeys(LLAMA[1:], 0.0)) == LLAMA
+
+
+def test_a_term_of_a_layer_that_depth_counts_out_is_nothing_to_train_on() -> None:
+    config = FAMILY_CONFIGS["deepseek_v3"]()
+    config.num_hidden_layers = 2  # a dense one, one of experts
+    architecture = discover(config)
+    names = measured_terms(architecture, Variant(), ObjectiveConfig())
+    first, last = measured_points(architecture, Variant(), names)
+    without = tuple(name for name in names if name in first)
+    for slope, outcome in ((-1.0, pytest.raises(ConfigError, match="nothing to train on")), (1.0, nullcontext())):
+        objective = ObjectiveConfig(lm_weight=0.0, kl_weight=0.0, without=without, clone_depth_slope=slope)
+        with outcome:
+            assert set(measured_terms(architecture, Variant(), objective)) == last - first
 
 
 def test_points_count_by_their_term_and_evenly_more_with_depth() -> None:
