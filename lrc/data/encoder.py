@@ -36,13 +36,14 @@ class Encoded(NamedTuple):
     """Tokens of each document, `[documents]` int64."""
 
 
-def save_encoder(tokenizer: Any, tokenizer_folder: Path, folder: Path) -> None:
+def save_encoder(tokenizer: Any, tokenizer_folder: Path, folder: Path, *, trust_remote_code: bool = False) -> None:
     """Write what `open_encoder` reads.
 
     Args:
         tokenizer: Of transformers, as training loads it.
         tokenizer_folder: Where it was loaded from.
         folder: Where to write.
+        trust_remote_code: Run code that came with the tokenizer, also in workers.
     """
     if tokenizer.is_fast:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -50,6 +51,7 @@ def save_encoder(tokenizer: Any, tokenizer_folder: Path, folder: Path) -> None:
         write_if_changed(folder / BACKEND, json.dumps(state).encode())
     facts = {
         "tokenizer_folder": str(tokenizer_folder.absolute()),  # a worker may run in another folder
+        "trust_remote_code": trust_remote_code,
         "is_fast": tokenizer.is_fast,
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,
@@ -113,7 +115,8 @@ class Encoder:
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.facts["tokenizer_folder"])
+        trust = self.facts["trust_remote_code"]
+        return AutoTokenizer.from_pretrained(self.facts["tokenizer_folder"], trust_remote_code=trust)
 
 
 def with_boundaries(

@@ -21,7 +21,7 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
         ConfigError: The source has no readable config, or a text tower that can't be cloned.
     """
     config = read_config(source, trust_remote_code=trust_remote_code)
-    return tower_config(config, Path(source)) if is_composite(config) else config
+    return tower_config(config, source) if is_composite(config) else config
 
 
 def read_config(source: str, *, trust_remote_code: bool = False) -> Any:
@@ -75,9 +75,10 @@ def load_model(
         )
     if restoring(config):
         forget_quantisation(model.config)
+        forget_quantisation(config)
     model.eval()
     if is_composite(config):
-        model = cut_tower(model, tower_config(config, Path(source)))
+        model = cut_tower(model, tower_config(config, source))
     model.to(device)  # type: ignore[arg-type]  # its decorator hides the signature
     model.requires_grad_(False)
     return model
@@ -92,16 +93,20 @@ def exact_attention(config: Any) -> dict[str, str]:
     return {"attn_implementation": "eager"} if softcap else {}
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """Load a folder's tokenizer, or None if it has none.
 
+    Args:
+        folder: The tokenizer's.
+        trust_remote_code: Run a tokenizer's code that comes with the folder; nobody is asked.
+
     Raises:
-        CheckpointError: Its files are damaged.
+        CheckpointError: Its files are damaged, or it needs code of its own that must not run.
     """
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return None
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # damaged files fail in many ways, none of them with a common base
         raise CheckpointError(
             f"The tokenizer of {folder} can't be loaded: {type(error).__name__}: {' '.join(str(error).split())}"

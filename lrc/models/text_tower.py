@@ -4,16 +4,19 @@ What is cloned of such a teacher is what it does on text alone. The student is a
 """
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfFileSystem
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
 
 from lrc.errors import CheckpointError, ConfigError
 from lrc.models.discovery import base_module
-from lrc.models.folder import ModelTensors, has_weights
+from lrc.models.folder import WEIGHTS_INDEX, ModelTensors, has_weights
+from lrc.models.stock import QUANTISED
 from lrc.models.student import empty_student, is_tied_config
 
 # On text alone the three axes of their rotary positions are equal, which is the plain rotation:
@@ -36,12 +39,12 @@ def is_composite(config: Any) -> bool:
     return "text_config" in config.sub_configs and type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
 
 
-def tower_config(config: Any, folder: Path) -> Any:
+def tower_config(config: Any, source: str) -> Any:
     """Return the config of a composite's text tower as a stock causal LM's.
 
     Args:
         config: The whole model's config; not changed.
-        folder: The model's folder, if it is one; its files tell whether the head is a tensor of its own.
+        source: The model's folder or hub id; its files tell whether the head is a tensor of its own.
 
     Raises:
         ConfigError: transformers has no causal LM class for the tower.
@@ -55,7 +58,9 @@ def tower_config(config: Any, folder: Path) -> Any:
         )
     tied = is_tied_config(config if hasattr(config, "tie_word_embeddings") else tower)
     # a head that the files hold is not tied, whatever a default says (Mistral Small 3.1)
-    tower.tie_word_embeddings = tied and not _holds_a_head(folder)
+    tower.tie_word_embeddings = tied and not holds_a_head(source)
+    if hasattr(config, QUANTISED):  # of the whole's weights, and so of the tower's
+        setattr(tower, QUANTISED, copy.deepcopy(getattr(config, QUANTISED)))
     causal_lm: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(tower)]
     tower.architectures = [causal_lm.__name__]
     return tower
@@ -72,8 +77,25 @@ def _plain(tower: Any) -> Any:
     return AutoConfig.for_model(family, **fields)
 
 
-def _holds_a_head(folder: Path) -> bool:
-    return has_weights(folder) and any(name.endswith("lm_head.weight") for name in ModelTensors(folder).names())
+def holds_a_head(source: str) -> bool | None:
+    """Whether the weights of a folder or hub id hold a head beside the embedding; None where that can't be seen.
+
+    Of a hub id only the index of the weights is read: no weights are fetched.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        names = _names_on_the_hub(source)
+    else:
+        names = ModelTensors(folder).names() if has_weights(folder) else None
+    return None if names is None else any(name.endswith("lm_head.weight") for name in names)
+
+
+def _names_on_the_hub(source: str) -> list[str] | None:
+    """List the tensors in a hub id's index, which is not kept: in the cache it would promise its files."""
+    try:
+        return list(json.loads(HfFileSystem().read_text(f"{source}/{WEIGHTS_INDEX}"))["weight_map"])
+    except Exception:  # noqa: BLE001  hub errors have no common base, and a model in one file has no index
+        return None
 
 
 def cut_tower(whole: PreTrainedModel, config: Any) -> PreTrainedModel:
@@ -89,6 +111,8 @@ def cut_tower(whole: PreTrainedModel, config: Any) -> PreTrainedModel:
         CheckpointError: The whole model can't be run on text alone.
     """
     kind = whole.config.model_type
+    config = copy.deepcopy(config)
+    config.dtype = whole.dtype  # buffers that are not stored are made in it
     tower: Any = empty_student(config)
     head = next(name for name, module in tower.named_modules() if module is tower.get_output_embeddings())
     decoder: Any = whole.get_decoder()
@@ -103,7 +127,6 @@ def cut_tower(whole: PreTrainedModel, config: Any) -> PreTrainedModel:
             f"{kind} can't be cloned: its decoder has other tensors than {type(tower).__name__}: "
             f"{' '.join(str(error).split())}"
         ) from error
-    tower.config.dtype = whole.dtype
     if tower.config.tie_word_embeddings:
         tower.tie_weights()
     tower.generation_config = whole.generation_config
@@ -119,7 +142,8 @@ def cut_tower(whole: PreTrainedModel, config: Any) -> PreTrainedModel:
 @torch.no_grad()
 def _difference(whole: Any, tower: Any) -> float:
     """Largest difference of two models' logits on random tokens, as a share of the largest."""
-    special = {value for name, value in whole.config.to_dict().items() if name.endswith(("token_id", "token_index"))}
+    named = (value for name, value in whole.config.to_dict().items() if name.endswith(("token_id", "token_index")))
+    special = {token for value in named for token in (value if isinstance(value, list) else [value])}
     size = min(tower.config.vocab_size, whole.get_input_embeddings().num_embeddings)
     drawn = torch.randint(0, size, (4 * CHECKED_TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
     ids = torch.tensor([[token for token in drawn if token not in special][:CHECKED_TOKENS]])

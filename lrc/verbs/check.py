@@ -6,6 +6,7 @@ import torch
 
 from lrc.errors import ConfigError, NumericsError
 from lrc.models.discovery import discover
+from lrc.models.folder import resolve_folder
 from lrc.models.oracles import Oracle, run_oracles
 from lrc.models.student import student_config
 from lrc.models.teacher import load_config, load_model
@@ -27,6 +28,7 @@ def check(
 
     Raises:
         ConfigError: The architecture can't be cloned, or has no student of that width; the text is the reason.
+        CheckpointError: The weights can't be fetched or read.
         NumericsError: An oracle failed.
     """
     source = locate_teacher(teacher)
@@ -38,7 +40,8 @@ def check(
     if tiny:
         model = random_model(checked)
     else:
-        model = load_model(source, dtype=torch.float32, device=torch.device("cpu"), trust_remote_code=trust_remote_code)
+        folder = str(resolve_folder(source))  # whose files tell whether a composite's head is its own
+        model = load_model(folder, dtype=torch.float32, device=torch.device("cpu"), trust_remote_code=trust_remote_code)
     results = run_oracles(model, hidden_size=hidden_size, report=_say_outcome)
     failed = [result.name for result in results if not result.passed]
     if failed:

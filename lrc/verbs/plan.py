@@ -14,7 +14,7 @@ from lrc.models.oracles import require_family
 from lrc.models.stock import stock_model
 from lrc.models.student import student_config
 from lrc.models.teacher import load_config, read_config
-from lrc.models.text_tower import is_composite
+from lrc.models.text_tower import holds_a_head, is_composite
 from lrc.verbs.sources import locate_teacher
 
 _NUMBER = re.compile(r"\.\d+\.")
@@ -42,6 +42,8 @@ def plan(teacher: str, *, hidden_size: int, trust_remote_code: bool = False) -> 
     require_family(config)
     odd = oddities(architecture, config)
     if is_composite(whole):
+        if architecture.is_tied and holds_a_head(source) is None:
+            odd.insert(0, "the head is tied, as the config says; a head in the weights, unseen here, would untie it")
         odd.insert(0, f"the text tower of a {whole.model_type}; the student is what the teacher is on text alone")
     return [
         f"{teacher}: {architecture.model_type}, hidden size {architecture.hidden_size}, {architecture.num_layers} "

@@ -57,7 +57,7 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, dry_run: bool = False) -
     if not recipe.prepare.sources:
         raise ConfigError("prepare.sources must list at least one source.")
     teacher = resolve_folder(locate_teacher(recipe.teacher), weights=False)
-    tokenizer = _check_tokenizer(load_tokenizer(teacher), recipe)
+    tokenizer = _check_tokenizer(load_tokenizer(teacher, trust_remote_code=recipe.trust_remote_code), recipe)
     vocab_size = _vocab_size(tokenizer)
     task = PrepareTask(
         files=plan_files(recipe.prepare),
@@ -75,7 +75,7 @@ def prepare(recipe: Recipe, *, overwrite: bool = False, dry_run: bool = False) -
         return folder
     try:
         _open_draft(draft, fingerprint(task, sha256, tokenizer.chat_template), overwrite=overwrite)
-        save_encoder(tokenizer, teacher, draft)
+        save_encoder(tokenizer, teacher, draft, trust_remote_code=recipe.trust_remote_code)
         task.save_files()
         if not _run_stages(task, draft):
             return draft

@@ -75,7 +75,7 @@ def check_inputs(recipe: Recipe, *, resume: str | None, overwrite: bool) -> SftI
         )
     if settings.packing:
         check_isolation(config, setting="sft.packing")
-    tokenizer, encoder = chat_encoder(student)
+    tokenizer, encoder = chat_encoder(student, trust_remote_code=recipe.trust_remote_code)
     teacher = None
     if settings.teacher_kl > 0:
         teacher = resolve_folder(locate_teacher(recipe.teacher))
@@ -138,14 +138,14 @@ def student_folder(recipe: Recipe) -> Path:
     return resolve_folder(locate_teacher(name))
 
 
-def chat_encoder(student: Path) -> tuple[Any, ChatEncoder]:
+def chat_encoder(student: Path, *, trust_remote_code: bool = False) -> tuple[Any, ChatEncoder]:
     """Load the student's tokenizer and make an encoder of it.
 
     Raises:
         DataError: It has no chat template.
         CheckpointError: Its files are damaged.
     """
-    tokenizer = load_tokenizer(student)
+    tokenizer = load_tokenizer(student, trust_remote_code=trust_remote_code)
     return tokenizer, ChatEncoder(tokenizer, _end_ids(student, tokenizer))
 
 
@@ -178,7 +178,7 @@ def _check_teacher(folder: Path, config: Any, tokenizer: Any, *, trust_remote_co
             f"{theirs} tokens, the student {config.vocab_size}. Name the student's own teacher, or set sft.teacher_kl=0"
             "."
         )
-    teacher_tokenizer = load_tokenizer(folder)
+    teacher_tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     if teacher_tokenizer is not None and tokenizer_sha256(teacher_tokenizer) != tokenizer_sha256(tokenizer):
         raise ConfigError(
             f"sft.teacher_kl compares next tokens, but the tokenizer of {folder} is not the student's. Name the "

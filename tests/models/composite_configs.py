@@ -1,6 +1,8 @@
 """Tiny composite configs: a decoder, a small image encoder, and what the decoder's config does not say."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,3 +106,13 @@ def random_composite(name: str, **changes: Any) -> Any:
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
+
+
+def save_with_own_head(folder: Path) -> Any:
+    """Save a composite whose files hold a head, while its config leaves tying to a default that says tied."""
+    whole = random_composite("mistral3", tie_word_embeddings=False)  # as Mistral Small 3.1
+    whole.save_pretrained(folder)
+    stored = json.loads((folder / "config.json").read_text())
+    del stored["tie_word_embeddings"]
+    (folder / "config.json").write_text(json.dumps(stored))
+    return whole

@@ -7,6 +7,8 @@ from lrc.clone.sites import Variant
 from lrc.method_config import DenseForm
 from lrc.models.dense import Dense
 from lrc.models.step_weights import step_weights_for
+from lrc.models.tiny import random_model
+from tests.models.family_configs import FAMILY_CONFIGS
 from tests.models.test_pair import VARIANTS, batch, fill_random, gradients, make_pair
 from tests.models.tiny_configs import FAMILIES
 from tests.tiny import tiny_teacher
@@ -16,9 +18,10 @@ WITH_BIAS = ("phi",)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=["all", "io", "tied-projection"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *WITH_BIAS])
 def test_both_ways_give_the_same_gradients(family: str, variant: Variant) -> None:
-    pair = make_pair(tiny_teacher(family).double(), 16, variant, lm_weight=0.3, clone_weight=0.0)
+    teacher = random_model(FAMILY_CONFIGS[family]()) if family in WITH_BIAS else tiny_teacher(family)
+    pair = make_pair(teacher.double(), 16, variant, lm_weight=0.3, clone_weight=0.0)
     fill_random(pair)
     inputs = batch(rows=1, length=8)
     assert pair.head.is_cheaper_straight(8) is (family not in WITH_BIAS)

@@ -17,6 +17,7 @@ from lrc.models.student import student_config
 from lrc.models.teacher import load_config, load_model
 from lrc.verbs.convert import convert
 from lrc.verbs.train import train
+from tests.models.composite_configs import COMPOSITES, random_composite
 from tests.tiny import tiny_recipe
 
 BLOCK = 4
@@ -71,6 +72,31 @@ def test_other_quantised_teachers_are_refused_before_anything_is_loaded(tmp_path
     with pytest.raises(ConfigError, match=r"plain weights, or fp8 or mxfp4, .* quantised by gptq"):
         train(recipe, dry_run=True)
     check_plain_or_restored(LlamaConfig(), "a plain one")
+
+
+def test_a_composite_s_tower_is_quantised_as_the_whole_is(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, teacher=str(tmp_path / "composite"))
+    config = COMPOSITES["llava"][0]()
+    config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    config.save_pretrained(recipe.teacher)  # no weights: they would be missed later
+    tower = load_config(recipe.teacher)
+    assert quantised_by(tower) == "gptq"
+    assert quantised_by(student_config(tower, 16, tied=False)) is None
+    with pytest.raises(ConfigError, match=r"plain weights, or fp8 or mxfp4, .* quantised by gptq"):
+        check_plain_or_restored(tower, recipe.teacher)
+    with pytest.raises(ConfigError, match=r"plain weights, or fp8 or mxfp4, .* quantised by gptq"):
+        train(recipe, dry_run=True)
+
+
+def test_an_fp8_composite_s_tower_is_plain_once_it_is_loaded(tmp_path: Path) -> None:
+    random_composite("llava").save_pretrained(tmp_path)
+    meant = quantise(tmp_path)
+    assert quantised_by(load_config(str(tmp_path))) == "fp8"
+    tower = load_model(str(tmp_path), dtype=torch.float32, device=CPU)
+    assert quantised_by(tower.config) is None
+    name = "layers.1.mlp.down_proj.weight"
+    stored = next(key for key in meant if key.endswith(name))
+    torch.testing.assert_close(tower.get_parameter(f"model.{name}"), meant[stored], rtol=1e-6, atol=1e-7)
 
 
 def test_a_students_config_says_nothing_of_the_teachers_format() -> None:

@@ -8,8 +8,10 @@ import pytest
 from lrc.cli import main
 from lrc.errors import NumericsError
 from lrc.models import oracles
+from lrc.models.teacher import load_config
 from lrc.verbs import check as module
 from lrc.verbs.check import check
+from tests.models.composite_configs import save_with_own_head
 from tests.models.family_configs import FAMILY_CONFIGS
 from tests.tiny import teacher_folder
 
@@ -33,6 +35,22 @@ def test_real_weights_pass_every_oracle(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_tiny_check_needs_the_config_alone(tmp_path: Path) -> None:
     FAMILY_CONFIGS["granite"]().save_pretrained(tmp_path)
     assert main(["check", str(tmp_path), "--tiny"]) == 0
+
+
+def test_a_hub_id_is_fetched_for_the_head_in_its_files_unless_the_check_is_tiny(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    checked: list[Any] = []
+    save_with_own_head(tmp_path)
+    monkeypatch.setattr(module, "load_config", lambda source, **options: load_config(str(tmp_path)))
+    monkeypatch.setattr(module, "resolve_folder", lambda source: fetched.append(source) or tmp_path)
+    monkeypatch.setattr(module, "run_oracles", lambda model, **options: checked.append(model) or [])
+    check("owner/name")
+    assert checked[0].config.tie_word_embeddings is False
+    assert fetched == ["owner/name"]
+    check("owner/name", tiny=True)
+    assert fetched == ["owner/name"]
 
 
 @pytest.mark.parametrize(

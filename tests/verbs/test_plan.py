@@ -8,7 +8,7 @@ from transformers import BloomConfig, GPT2Config, MambaConfig
 from lrc.cli import main
 from lrc.errors import ConfigError
 from lrc.verbs.plan import plan
-from tests.models.composite_configs import COMPOSITES
+from tests.models.composite_configs import COMPOSITES, save_with_own_head
 from tests.models.family_configs import FAMILY_CONFIGS
 
 
@@ -102,3 +102,20 @@ def test_of_a_composite_the_text_tower_is_planned(tmp_path: Path, name: str, tow
     assert lines[0].endswith(f": {tower}, hidden size 32, 2 layers, untied head")
     assert f"odd        the text tower of a {name}; the student is what the teacher is on text alone" in lines
     assert lines[-1].startswith("supported")
+
+
+TYING = "odd        the head is tied, as the config says; a head in the weights, unseen here, would untie it"
+
+
+def test_of_a_composite_whose_weights_are_not_there_it_is_said_who_says_that_the_head_is_tied(tmp_path: Path) -> None:
+    COMPOSITES["mistral3"][0]().save_pretrained(tmp_path)
+    lines = plan(str(tmp_path), hidden_size=16)
+    assert lines[0].endswith(", tied head")
+    assert TYING in lines
+
+
+def test_a_composite_s_head_is_looked_for_in_its_files(tmp_path: Path) -> None:
+    save_with_own_head(tmp_path)
+    lines = plan(str(tmp_path), hidden_size=16)
+    assert lines[0].endswith(", untied head")
+    assert TYING not in lines
