@@ -1,6 +1,7 @@
 """The calibrated start's fit of one layer: readers, then the writer, stage by stage (docs/method.md section 8).
 
-Readers: `P = argmin E|n_T - P n_S|^2`, the teacher's normed input from the student's (independent of the weight).
+Readers: `P = argmin E|n_T - P n_S|^2`, the teacher's normed input from the student's (independent of the weight); where
+no norm makes it, weighed by `w` as below.
 Writers: `P = argmin E w |P.T o - (Q.T x_T(after) - x_S(before))|^2`, where `o` is the teacher's writer on the student's
 activations and `w` the inverse mean square of the teacher's stream, so each stage also corrects what came before.
 Corrections, of a student that has them: `C = argmin E w |C a - (what P.T o leaves over)|^2`, where `a` are the
@@ -23,6 +24,8 @@ from lrc.clone.sites import Stage, corrected_weights, parent_of, projection_of
 from lrc.errors import NumericsError
 from lrc.models.pair import PairLayer
 from lrc.models.stage_call import Reached, StageCall, call_module, stop_here, watch_call, writer_input
+from lrc.models.stage_tensors import tensors_below
+from lrc.models.stream import inverse_size
 from lrc.models.trace import first_tensor
 from lrc.models.tune import tuned
 
@@ -134,20 +137,22 @@ class LayerFit:
         assert after is not None
         return [*points, after]
 
-    def _student_normed(self, stage: Stage, tensors: Mapping[str, Tensor], stream: Tensor) -> Tensor:
-        if stage.norm is None:
-            return stream
-        normed: Tensor = call_module(self.layer.twin, stage.norm, tensors, stream)
+    def _normed(self, norm: str | None, rows: Tensor) -> Tensor:
+        """What a norm of the student makes, with its gain as it stands; without one the rows as they are."""
+        if norm is None:
+            return rows
+        normed: Tensor = call_module(self.layer.twin, norm, tensors_below(self.layer, norm), rows)
         return normed
 
     def _fit_readers(self, stage: Stage, teacher: list[Tensor], student: list[Tensor]) -> None:
         d_student, d_teacher = self.basis.shape[1], self.basis.shape[0]
         moments = Moments(d_student, d_teacher, self.basis.device)
-        tensors = self.layer.student_tensors()
         norm = self.layer.teacher.get_submodule(stage.norm) if stage.norm else nn.Identity()
         for teacher_stream, student_stream in zip(teacher, student, strict=True):
-            student_normed = self._student_normed(stage, tensors, student_stream)
-            moments.add(student_normed, norm(teacher_stream), importance(student_stream))
+            weights = importance(student_stream)
+            if stage.norm is None:
+                weights = weights * inverse_size(teacher_stream)
+            moments.add(self._normed(stage.norm, student_stream), norm(teacher_stream), weights)
         names = dict.fromkeys(projection_of(reader, stage, self.layer.cloning.variant) for reader in stage.readers)
         projections = [self.layer.parameter(name) for name in names]
         fitted = ridge_regression(moments, projections[0].T).T
@@ -163,8 +168,7 @@ class LayerFit:
         added = self._solve_writer(position, stage, teacher_after, student, is_corrected=bool(corrected))
         if stage.post_norm is not None:
             self._fit_post_gain(stage.post_norm, added, teacher_after, student)
-            tensors, dtype = self.layer.student_tensors(), student[0].dtype
-            added = [call_module(self.layer.twin, stage.post_norm, tensors, piece.to(dtype)) for piece in added]
+            added = [self._normed(stage.post_norm, piece.to(student[0].dtype)) for piece in added]
         if self.passes and len(corrected) > 1:
             added = self._tune(position, stage, corrected, (teacher_after, student, added))
         return [(before + piece).to(before.dtype) for before, piece in zip(student, added, strict=True)]
@@ -178,7 +182,7 @@ class LayerFit:
         (writer,) = stage.writers
         d_teacher, d_student = self.basis.shape
         moments = Moments(d_teacher, d_student, self.basis.device)
-        tensors = self.layer.student_tensors()
+        tensors = tensors_below(self.layer, parent_of(stage), without=writer)
         module = self.layer.teacher.get_submodule(writer)
         writes, inners = [], []
         for after, before in zip(teacher_after, student, strict=True):
@@ -221,7 +225,7 @@ class LayerFit:
         begun = {name: self.layer.correction(name).clone() for name in corrected}
         for name in corrected:
             self.layer.correction(name).zero_()
-        merged = {name: value.detach() for name, value in self.layer.student_tensors().items()}
+        merged = {name: value.detach() for name, value in tensors_below(self.layer, parent_of(stage)).items()}
 
         def error(place: int, piece: Tensor) -> Tensor:
             missing, scale = self._missing(teacher_after[place], student[place])
@@ -258,14 +262,11 @@ class LayerFit:
         assert stage.residual is not None
         inner = self._writer_input(position, stage, tensors, stream)
         made: Tensor = call_module(self.layer.twin, stage.writers[0], tensors, inner)
-        if stage.post_norm is not None:
-            made = call_module(self.layer.twin, stage.post_norm, tensors, made)
-        return made * stage.residual
+        return self._normed(stage.post_norm, made) * stage.residual
 
     def _writer_input(self, position: int, stage: Stage, tensors: Mapping[str, Tensor], stream: Tensor) -> Tensor:
         """Run the student's stage from its stream up to the writer; return the writer's input."""
-        normed = self._student_normed(stage, tensors, stream)
-        return writer_input(self.layer.twin, stage, self.calls[position], tensors, normed)
+        return writer_input(self.layer.twin, stage, self.calls[position], tensors, self._normed(stage.norm, stream))
 
     def _target(self, stage: Stage, written: Tensor, after: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """What a stage's writer has to make, `[batch, seq, d_S]`, and each token's weight."""
@@ -298,8 +299,7 @@ class LayerFit:
 
     def _missing(self, after: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """What the stage has to add to the student's stream, `[batch, seq, d_S]`, and each token's weight."""
-        after = after.float()
-        return after @ self.basis - before.float(), 1 / after.square().mean(-1).clamp_min(1e-12)
+        return after.float() @ self.basis - before.float(), inverse_size(after)
 
     def _fit_post_gain(
         self, post_norm: str, added: list[Tensor], teacher_after: list[Tensor], student: list[Tensor]
@@ -313,7 +313,8 @@ class LayerFit:
         below = torch.zeros_like(above)
         for piece, after, before in zip(added, teacher_after, student, strict=True):
             normed = call_module(self.layer.twin, post_norm, {name: unit.to(dtype)}, piece.to(dtype)).float()
-            missing, weight = self._missing(after, before)
-            above += (normed * missing * weight[..., None]).sum((0, 1))
-            below += (normed.square() * weight[..., None]).sum((0, 1))
+            missing, scale = self._missing(after, before)
+            weight = (scale * importance(before))[..., None]
+            above += (normed * missing * weight).sum((0, 1))
+            below += (normed.square() * weight).sum((0, 1))
         gain.copy_(above / below.clamp_min(1e-30) - 1.0 + self.unit_gain)

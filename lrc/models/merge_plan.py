@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from lrc.clone.merge import merge
-from lrc.clone.sites import Variant
+from lrc.clone.sites import Variant, corrected_weights
 from lrc.errors import CheckpointError, ConfigError
 from lrc.models.dense import Dense
 from lrc.models.discovery import Architecture
@@ -78,15 +78,24 @@ def merge_plan(architecture: Architecture, variant: Variant, dense: Dense | None
 
 
 def check_corrected(architecture: Architecture, variant: Variant) -> None:
-    """Check that a student that is to have corrections has a place for one.
+    """Check that a student that is to have corrections has a place for one that a start can fit.
 
     Raises:
         ConfigError: It has none.
     """
-    if variant.correction != "none" and not merge_plan(architecture, variant).corrections:
+    if variant.correction == "none":
+        return
+    if not merge_plan(architecture, variant).corrections:
         raise ConfigError(
             f"student.correction = {variant.correction} needs MLPs that are modules with one output weight each, and "
             f"{architecture.model_type} has none. Leave it at none."
+        )
+    corrected = [stage for stages in architecture.stages for stage in stages if corrected_weights(stage, variant)]
+    if not any(stage.residual == 1 or (stage.residual is not None and stage.post_norm is None) for stage in corrected):
+        raise ConfigError(
+            f"student.correction = {variant.correction} could do nothing for {architecture.model_type}, whose MLPs run "
+            "beside another stage or whose outputs are not simply added, so that no start can tell what they have to "
+            "make. Set student.correction=none."
         )
 
 

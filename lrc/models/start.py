@@ -8,11 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lrc.clone.initialise import centred_basis, channel_selection, principal_basis, random_projection
+from lrc.clone.sites import Variant
+from lrc.config import ObjectiveConfig
 from lrc.errors import ConfigError, NumericsError
 from lrc.models.calibrate import calibrate, layer_keywords
 from lrc.models.pair_model import PairModel
@@ -20,6 +23,7 @@ from lrc.models.part import is_bias
 from lrc.models.rotate import rotate_student
 from lrc.models.sensitivity import stream_sensitivity
 from lrc.models.stream import norm_magnitudes, stream_moments, subtracts_mean
+from lrc.models.tiny import narrow_size, random_model, tiny_config
 from lrc.start_config import StartConfig
 
 CHANNEL_SAMPLES = 15  # RED's calibration samples
@@ -48,6 +52,27 @@ class StartReport:
 
 
 @torch.no_grad()
+def check_start(config: Any, settings: StartConfig, *, method: str) -> None:
+    """Check on a tiny random model that a start can do with a family what it is to.
+
+    Args:
+        config: The teacher's transformers config.
+        settings: The recipe's section.
+        method: The recipe's.
+
+    Raises:
+        ConfigError: A calibrated start can't follow the layers, or the basis can't keep single channels.
+    """
+    if method != "clone" or settings.method not in ("pca", "calibrated"):
+        return
+    teacher = random_model(tiny_config(config))
+    pair = PairModel(teacher, hidden_size=narrow_size(teacher.config), variant=Variant(), objective=ObjectiveConfig())
+    if settings.method == "calibrated":
+        layer_keywords(pair, teacher, torch.zeros(1, 2, dtype=torch.long))
+    _needs_centred(pair, teacher, settings)
+
+
+@torch.no_grad()
 def fill_start(
     pair: PairModel,
     teacher: nn.Module,
@@ -68,7 +93,7 @@ def fill_start(
         progress: Called with (stage, done, total) as work goes on.
 
     Raises:
-        ConfigError: A calibrated start can't follow this teacher, or its gradients don't fit the device.
+        ConfigError: As `check_start`, or the start doesn't fit the device.
         NumericsError: The teacher's states or gradients are not finite.
     """
     began = time.monotonic()
@@ -146,7 +171,7 @@ def _choose_basis(
 ) -> Tensor:
     """Choose `Q`, `[d_T, d_S]`; with the walk of a calibrated start it takes 1.5 teacher forwards over many batches."""
     size, outliers = pair.student_config.hidden_size, settings.outlier_channels
-    is_centred = outliers == 0 and subtracts_mean(pair, teacher)  # a channel that is kept is none of the mean
+    is_centred = _needs_centred(pair, teacher, settings)
     sensitivity = None
     if settings.method == "calibrated" and settings.basis == "sensitive":
         moment, sensitivity = _weighed_moments(pair, teacher, batches, progress, is_centred=is_centred, seed=seed)
@@ -156,6 +181,21 @@ def _choose_basis(
     if is_centred:
         return centred_basis(moment, size, sensitivity=sensitivity)
     return principal_basis(moment, size, outliers, sensitivity=sensitivity)
+
+
+def _needs_centred(pair: PairModel, teacher: nn.Module, settings: StartConfig) -> bool:
+    """Say whether the basis must keep the mean over the channels, since the norms subtract it.
+
+    Raises:
+        ConfigError: It is to keep single channels too, which are none of that basis.
+    """
+    is_centred = subtracts_mean(pair, teacher)
+    if is_centred and settings.outlier_channels:
+        raise ConfigError(
+            f"start.outlier_channels must be 0 for {pair.architecture.model_type}, found {settings.outlier_channels}: "
+            "its norms subtract the mean over the channels, and a basis that keeps the mean can't keep single channels."
+        )
+    return is_centred
 
 
 def _weighed_moments(
@@ -240,6 +280,7 @@ def _fill_basis(pair: PairModel, teacher: nn.Module, basis: Tensor) -> None:
             norm = name.removeprefix("gains.").removesuffix(".bias")
             parameter.copy_(torch.linalg.lstsq(reader(norm), tensors[f"{norm}.bias"].double()[:, None]).solution[:, 0])
     _fill_post_norms(pair, tensors, basis)
+    _fill_other_vectors(pair, tensors, basis)
 
 
 def _fill_post_norms(pair: PairModel, tensors: Mapping[str, Tensor], basis: Tensor) -> None:
@@ -263,3 +304,17 @@ def _fill_post_norms(pair: PairModel, tensors: Mapping[str, Tensor], basis: Tens
                 trained[f"projections.{prefix}.{writer}"].copy_(gain[:, None] * basis)
             size = float(gain.square().mean().sqrt())
             trained[f"gains.{prefix}.{stage.post_norm}.weight"].fill_(growth * size - offset)
+
+
+def _fill_other_vectors(pair: PairModel, tensors: Mapping[str, Tensor], basis: Tensor) -> None:
+    """Vectors `g_T` of no stage's norm (Doge's, which multiply the stream) become the diagonal of `Q.T diag(g_T) Q`.
+
+    Of all vectors it is nearest to what `g_T` does to the stream. With a gain stored as `1 + g` it is the same.
+    """
+    found, trained = pair.architecture, pair.trained()
+    known = {found.norm}
+    for index, stages in enumerate(found.stages):
+        known |= {f"{found.layers}.{index}.{norm}" for stage in stages for norm in (stage.norm, stage.post_norm)}
+    for name in found.gains:
+        if name.rpartition(".")[0] not in known and not is_bias(name):
+            trained[f"gains.{name}"].copy_((tensors[name].double()[:, None] * basis.square()).sum(0))

@@ -105,6 +105,7 @@ def run_base(
                 "weights, or set train.compute_dtype=float32."
             )
         use(states)
+        del states  # hooks in its graph hold the streams, which would outlive the next forward
         progress(stage, done + 1, len(batches))
 
 
@@ -176,6 +177,11 @@ def normalised_stream(stream: Tensor, *, is_centred: bool) -> tuple[Tensor, Tens
         flat = flat - flat.mean(-1, keepdim=True)
     size = flat.square().mean(-1, keepdim=True).clamp_min(1e-12).sqrt()
     return flat / size, size
+
+
+def inverse_size(stream: Tensor) -> Tensor:
+    """Return one over the mean square of each state of a stream `[..., d]`, float32."""
+    return 1 / stream.float().square().mean(-1).clamp_min(1e-12)
 
 
 def stream_moments(

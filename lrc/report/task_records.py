@@ -51,7 +51,7 @@ class TaskResults:
     command: str
     """lm-evaluation-harness's own command for the student's scores."""
     truncated: dict[str, int]
-    """Requests that lost their beginning, by `student` and `teacher`; empty in results from before they were counted."""
+    """Requests that lost their beginning, by `student` and `teacher`; empty in results from before that was counted."""
 
 
 def read_task_results(values: Fields) -> TaskResults:

@@ -27,7 +27,7 @@ from lrc.models.merge_plan import check_corrected
 from lrc.models.oracles import require_family
 from lrc.models.pair_model import PairModel
 from lrc.models.scratch import check_scratch
-from lrc.models.start import StartReport
+from lrc.models.start import StartReport, check_start
 from lrc.models.stock import check_plain_or_restored
 from lrc.models.student import student_config
 from lrc.models.teacher import load_config, load_tokenizer
@@ -269,7 +269,8 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
     takes_liger(
         recipe.train.head_kernel, method_objective(recipe.method, recipe.objective), logit_softcap(config), device
     )
-    tokenizer, length, words = load_tokenizer(without_weights), recipe.data.sequence_length, config.vocab_size
+    tokenizer = load_tokenizer(without_weights, trust_remote_code=recipe.trust_remote_code)
+    length, words = recipe.data.sequence_length, config.vocab_size
     blocks = open_text(recipe.data.train, tokenizer, sequence_length=length, vocab_size=words)
     held_out = held_out_windows(recipe.data, tokenizer, vocab_size=words)
     teacher_folder = resolve_folder(teacher)  # now that all else is right: weights from the hub may take hours
@@ -310,6 +311,7 @@ def _check_method(recipe: Recipe, config: Any, architecture: Architecture) -> No
     measured_terms(architecture, variant, objective, recipe.method)
     check_rates(recipe, architecture)
     check_corrected(architecture, variant)
+    check_start(config, recipe.start, method=recipe.method)
     if recipe.method != "clone":
         tied = architecture.is_student_tied(variant)
         check_scratch(config, architecture, recipe.student.hidden_size, tied=tied)

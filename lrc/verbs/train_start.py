@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lrc.config import Recipe
-from lrc.data.blocks import Blocks, ordered_batches
+from lrc.data.block import Block
+from lrc.data.blocks import Blocks, collate
 from lrc.errors import CheckpointError, DataError
 from lrc.evaluation.held_out import HeldOutText
 from lrc.models.checkpoint import versions
@@ -21,11 +22,13 @@ from lrc.models.scratch import fill_scratch
 from lrc.models.start import StartReport, fill_start
 from lrc.training.beside import write_beside
 from lrc.training.checkpoint import write_failure
-from lrc.training.launch_environment import num_launched
+from lrc.training.launch_environment import launched_rank, num_launched
 from lrc.training.metrics import MetricsLog
 from lrc.verbs.progress import progress_lines, say
 
 CALIBRATION_BATCH = 2
+SEARCHED = 8
+"""Times `start.tokens`: tokens at the front of the data that are searched for full rows, at most."""
 FEW_TOKENS = 10
 """Calibration tokens an input of a correction, below which a start says that they are few: of eleven it was better for
 corrections, fewer were not measured (docs/quality.md)."""
@@ -141,17 +144,40 @@ def calibration_batches(recipe: Recipe, blocks: Blocks) -> list[Tensor]:
     """
     if recipe.start.method == "random" or recipe.method != "clone":
         return []
-    length = recipe.data.sequence_length
-    if recipe.start.tokens < CALIBRATION_BATCH * length:
+    length, asked = recipe.data.sequence_length, recipe.start.tokens
+    if asked < CALIBRATION_BATCH * length:
         raise DataError(
             f"start.tokens must be at least {CALIBRATION_BATCH} rows of data.sequence_length = {length}, found "
-            f"{recipe.start.tokens}. Raise it or lower data.sequence_length."
+            f"{asked}. Raise it or lower data.sequence_length."
         )
-    batches = ordered_batches(blocks, tokens=recipe.start.tokens, batch_size=CALIBRATION_BATCH)
-    full = [batch.input_ids for batch in batches if batch.num_positions == CALIBRATION_BATCH * length]
-    if not full:
+    rows, searched = _full_rows(blocks, tokens=asked, length=length)
+    used = len(rows) - len(rows) % CALIBRATION_BATCH
+    if used == 0:
         raise DataError(
-            f"The {recipe.start.method} start needs {CALIBRATION_BATCH} rows of data.sequence_length = {length} tokens "
-            f"side by side, but {recipe.data.train} has none. Pack the data or lower data.sequence_length."
+            f"The {recipe.start.method} start needs {CALIBRATION_BATCH} rows of data.sequence_length = {length} "
+            f"tokens, but the first {searched:,} tokens of {recipe.data.train} have {len(rows)}. Pack the data, or "
+            "lower data.sequence_length."
         )
-    return full
+    if len(rows) * length < asked and launched_rank(os.environ) == 0:
+        say(
+            f"start: {used * length:,} calibration tokens, fewer than start.tokens = {asked:,}: the first "
+            f"{searched:,} tokens of {recipe.data.train} have no more rows of data.sequence_length = {length}"
+        )
+    return [collate(rows[first : first + CALIBRATION_BATCH]).input_ids for first in range(0, used, CALIBRATION_BATCH)]
+
+
+def _full_rows(blocks: Blocks, *, tokens: int, length: int) -> tuple[list[Block], int]:
+    """Collect rows of `length` ids from the front until they hold `tokens`; also returns how many tokens were read.
+
+    The search ends with the data, or after `SEARCHED` times as many tokens.
+    """
+    rows: list[Block] = []
+    searched = 0
+    for index in range(len(blocks)):
+        if len(rows) * length >= tokens or searched >= SEARCHED * tokens:
+            break
+        block = blocks.read(index)
+        searched += len(block.ids)
+        if len(block.ids) == length:
+            rows.append(block)
+    return rows, searched

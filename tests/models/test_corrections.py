@@ -314,6 +314,13 @@ def test_what_can_t_have_corrections_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"needs MLPs that are modules .* mixtral has none"):
         check_corrected(mixtral, CORRECTED)
     check_corrected(mixtral, Variant())
+    for family in ("phi", "cohere", "cohere2"):  # MLPs beside the attention, which no start can fit
+        beside = make_pair(random_model(FAMILY_CONFIGS[family]()), 16).architecture
+        with pytest.raises(ConfigError, match=rf"nothing for {family}, .* Set student\.correction=none"):
+            check_corrected(beside, CORRECTED)
+        check_corrected(beside, Variant())
+    for family in ("granite", "gemma2", "deepseek_v3"):  # of the last, the first layer has one MLP alone
+        check_corrected(make_pair(random_model(FAMILY_CONFIGS[family]()), 16).architecture, TUNED)
     with pytest.raises(ConfigError, match=r"DeepSpeed does not hand out"):
         check_strategy(tiny_recipe(tmp_path, student__correction="mlp"), "zero2")
     check_strategy(tiny_recipe(tmp_path, student__correction="mlp"), "fsdp2")

@@ -7,15 +7,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Olmo2Config, Olmo2ForCausalLM
 
-from lrc.clone.sites import Stage, Variant, projection_of
+from lrc.clone.sites import Stage, Variant, parent_of, projection_of
+from lrc.models import part
 from lrc.models.layer_fit import LayerFit, importance
 from lrc.models.pair_model import PairModel
+from lrc.models.stage_tensors import tensors_below
+from lrc.models.tiny import random_model
 from tests.clone.test_initialise import ridge_on_rows
+from tests.models.family_configs import FAMILY_CONFIGS
 from tests.models.stock_student import Calls, num_hooks, recorded, stock_student
 from tests.models.test_pair import fill_random, make_pair
-from tests.models.tiny_configs import FAMILIES, SIZES
+from tests.models.tiny_configs import FAMILIES
 from tests.tiny import tiny_teacher
 
 WINDOW = 16
@@ -125,6 +128,27 @@ def test_readers_regress_the_teacher_s_normed_inputs_on_the_student_s(family: st
                 torch.testing.assert_close(found.fitted[trained], expected, rtol=0, atol=1e-3, msg=trained)
 
 
+def olmo2() -> Any:
+    """A teacher with norms behind its writers only."""
+    return random_model(FAMILY_CONFIGS["olmo2"]())
+
+
+def test_readers_of_the_bare_stream_weigh_each_token_by_its_size() -> None:
+    """Streams of a few massive tokens would have the fit to themselves; a norm would have made all alike."""
+    found = walk(olmo2(), Variant(), 6)
+    for layer, stages in enumerate(found.pair.architecture.stages):
+        for stage in stages:
+            assert stage.norm is None
+            name = f"model.layers.{layer}.{stage.readers[0]}"
+            inputs, targets = found.inputs(found.student_calls, name), found.inputs(found.teacher_calls, name)
+            counts = first_tokens_ten_times(inputs)
+            weights = [count / rows.square().mean(1) for count, rows in zip(counts, targets, strict=True)]
+            expected = explicit_fit(inputs, targets, found.prior[f"projections.{name}"].T, weights).T
+            for reader in stage.readers:
+                fitted = found.fitted[f"projections.model.layers.{layer}.{reader}"]
+                torch.testing.assert_close(fitted, expected, rtol=0, atol=1e-3, msg=reader)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_writers_regress_what_the_student_s_stream_lacks_with_the_teacher_s_size_as_weight(family: str) -> None:
     found = walk(tiny_teacher(family), Variant(), 6)
@@ -182,7 +206,8 @@ def test_the_gain_behind_a_writer_is_a_weighted_least_squares_a_channel() -> Non
             written = torch.cat(found.inputs(found.student_calls, name))
             normed = written / (written.square().mean(1, keepdim=True) + eps).sqrt()
             missing, weights = (torch.cat(batches) for batches in found.missing(layer, position))
-            root = weights.sqrt()[:, None]
+            counts = first_tokens_ten_times(found.inputs(found.student_calls, name))  # as in all fits
+            root = (weights * torch.cat(counts)).sqrt()[:, None]
             gains = [
                 torch.linalg.lstsq(root * normed[:, [channel]], root * missing[:, [channel]]).solution.item()
                 for channel in range(16)
@@ -250,12 +275,64 @@ def test_the_streams_after_a_fit_are_those_of_the_stock_merged_layer(family: str
 
 
 def test_readers_of_the_bare_stream_are_fitted_too() -> None:
-    """OLMo 2 has norms behind its writers only."""
-    torch.manual_seed(0)
-    teacher = Olmo2ForCausalLM(Olmo2Config(**SIZES)).eval().requires_grad_(False)
-    found = walk(teacher, Variant(), 3)
+    found = walk(olmo2(), Variant(), 3)
     assert all(stage.norm is None and stage.post_norm for stage in found.pair.architecture.stages[0])
     check_streams(found)
+
+
+ATTENTION = ["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"]
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("llama", [*ATTENTION, "mlp.gate_proj.weight", "mlp.up_proj.weight"]),
+        (
+            "mixtral",  # behind experts, whose writer is not fitted, the layer runs whole
+            [*ATTENTION, *ATTENTION, "self_attn.o_proj.weight", "mlp.gate.weight", *EXPERTS],
+        ),
+    ],
+    ids=["llama", "mixtral"],
+)
+def test_a_fit_merges_the_readers_of_a_stage_once_and_nothing_that_it_does_not_run(
+    family: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = random_model(FAMILY_CONFIGS[family]())
+    pair, (ids,) = make_pair(teacher, 16), id_batches(1)
+    fill_random(pair)
+    merged: list[str] = []
+    plainly = part.merge
+
+    def watched(weight: Tensor, projection: Tensor, axis: int) -> Tensor:
+        tensors = pair.layers[0].teacher.named_parameters()
+        merged.append(next(name for name, value in tensors if value is weight))
+        return plainly(weight, projection, axis)
+
+    monkeypatch.setattr(part, "merge", watched)
+    with torch.no_grad():
+        fit = layer_fits(pair, teacher, random_basis(), ids)[0]
+        fit.run([torch.randn(2, WINDOW, 32)], [torch.randn(2, WINDOW, 16)])
+    assert sorted(merged) == sorted(expected)
+
+
+@pytest.mark.parametrize("family", ["starcoder2", "gemma3_text", "deepseek_v3"])
+def test_the_tensors_below_a_module_are_those_of_the_whole_layer(family: str) -> None:
+    pair = make_pair(random_model(FAMILY_CONFIGS[family]()), 16, Variant(correction="outputs"))
+    fill_random(pair)
+    for layer in pair.layers:
+        plan, whole = layer.plan, layer.student_tensors()
+        modules = [name for name, _ in layer.twin.named_modules() if name]
+        for module in modules:
+            found = tensors_below(layer, module)
+            made = {name for name, _ in layer.twin.named_buffers()} - layer.teacher.state_dict().keys()
+            assert found.keys() == {name for name in whole if name.startswith(f"{module}.")} - made
+            assert all(torch.equal(value, whole[name]) for name, value in found.items())
+        assert layer.plan is plan
+        stage = layer.cloning.stages[0]
+        without = tensors_below(layer, parent_of(stage), without=stage.writers[0])
+        left_out = tensors_below(layer, parent_of(stage)).keys() - without.keys()
+        assert left_out == {name for name in plan.merges if name.startswith(f"{stage.writers[0]}.")} != set()
 
 
 def test_a_window_s_first_token_counts_ten_times() -> None:

@@ -1,11 +1,13 @@
 """Start values: what each method fills in, and that the calibrated one tracks the teacher."""
 
 import math
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import DogeConfig
 
 from lrc.clone.sites import Correction, Variant
 from lrc.config import ObjectiveConfig
@@ -13,11 +15,12 @@ from lrc.errors import ConfigError, NumericsError
 from lrc.evaluation.agreement import measure_pair
 from lrc.models import start
 from lrc.models.pair_model import PairModel
-from lrc.models.start import fill_start
-from lrc.models.stream import norm_magnitudes, stream_moments
+from lrc.models.start import check_start, fill_start
+from lrc.models.stream import norm_magnitudes, run_base, stream_moments
 from lrc.models.tiny import random_model
 from lrc.start_config import StartConfig
-from tests.models.family_configs import FAMILY_CONFIGS
+from tests.models.composite_configs import COMPOSITES
+from tests.models.family_configs import BASE, FAMILY_CONFIGS
 from tests.models.stock_student import stock_student
 from tests.models.test_pair import VARIANTS, make_pair
 from tests.models.tiny_configs import FAMILIES
@@ -169,6 +172,67 @@ def test_outlier_channels_become_identity_columns() -> None:
     assert torch.equal(writer[:, :3].abs().sum(0), torch.ones(3))
     assert int((writer[:, :3] != 0).sum()) == 3
     torch.testing.assert_close(writer.T @ writer, torch.eye(16), atol=1e-5, rtol=0)
+
+
+def test_vectors_of_no_norm_act_on_the_projected_stream_as_they_do_on_the_teacher_s() -> None:
+    """Doge multiplies the stream by a trained vector before each block's output joins it."""
+    teacher: Any = random_model(DogeConfig(**BASE))
+    generator = torch.Generator().manual_seed(0)
+    names = [f"model.layers.{index}.{name}_residual" for index in range(3) for name in ("input", "post_attention")]
+    with torch.no_grad():
+        for name in names:
+            teacher.get_parameter(name).copy_(2 * torch.rand(32, generator=generator))
+    pair = make_pair(teacher, 16)
+    fill_start(pair, teacher, StartConfig(method="pca"), calibration(), seed=0)
+    trained = {name: value.detach().double() for name, value in pair.trained().items()}
+    basis = trained["projections.model.layers.0.self_attn.o_proj"]
+    for name in names:
+        expected = (basis.T @ teacher.get_parameter(name).double().diag() @ basis).diagonal()
+        torch.testing.assert_close(trained[f"gains.{name}"], expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(trained["gains.model.layers.0.input_layernorm.weight"], torch.ones(16, dtype=torch.float64))
+
+
+def test_a_start_that_can_t_do_what_it_is_to_is_refused_from_the_config() -> None:
+    gemma4 = COMPOSITES["gemma4"][0]().text_config
+    with pytest.raises(ConfigError, match=r"layers called by position\. Use start\.method=pca"):
+        check_start(gemma4, StartConfig(), method="clone")
+    check_start(gemma4, StartConfig(method="pca"), method="clone")
+    check_start(gemma4, StartConfig(), method="only_kd")
+    outliers = {method: StartConfig(method=method, outlier_channels=2) for method in ("channel", "pca", "calibrated")}  # type: ignore[arg-type]
+    for method in ("pca", "calibrated"):
+        with pytest.raises(ConfigError, match=r"start\.outlier_channels must be 0 for starcoder2, found 2"):
+            check_start(FAMILY_CONFIGS["starcoder2"](), outliers[method], method="clone")
+        check_start(FAMILY_CONFIGS["llama"](), outliers[method], method="clone")
+    check_start(FAMILY_CONFIGS["starcoder2"](), outliers["channel"], method="clone")
+    check_start(FAMILY_CONFIGS["starcoder2"](), StartConfig(), method="clone")
+
+
+def test_outlier_channels_are_not_dropped_for_a_basis_that_keeps_the_mean() -> None:
+    teacher = random_model(FAMILY_CONFIGS["starcoder2"]())
+    with pytest.raises(ConfigError, match=r"start\.outlier_channels must be 0"):
+        fill_start(
+            make_pair(teacher, 16), teacher, StartConfig(method="pca", outlier_channels=2), calibration(), seed=0
+        )
+
+
+def test_the_graph_of_a_batch_is_freed_before_the_next_one_runs() -> None:
+    """The gradient hooks of a batch hold its streams as long as the last states live."""
+    teacher = tiny_teacher("llama")
+    last: list[weakref.ref[Tensor]] = []
+    alive: list[bool] = []
+    handle = teacher.get_submodule("model.layers.0").register_forward_pre_hook(
+        lambda *_: alive.extend(states() is not None for states in last)
+    )
+    run_base(
+        make_pair(teacher, 16),
+        teacher,
+        calibration(3),
+        "basis",
+        lambda *_: None,
+        use=lambda states: last.append(weakref.ref(states)),
+    )
+    handle.remove()
+    assert alive == [False] * 3  # one before the second batch, two before the third
 
 
 @pytest.mark.parametrize(("row", "tokens", "count"), [(2048, 0, 2), (2048, 64, 2), (8, 64, 4), (8, 9999, 10)])

@@ -47,8 +47,8 @@ def files_below(root: Path) -> dict[str, bytes]:
 
 
 def use_short_rows(root: Path) -> None:
-    """Leave no two full rows side by side."""
-    write_rows(root / "train.jsonl", ragged=True)
+    """Leave one full row."""
+    write_rows(root / "train.jsonl", rows=5, ragged=True)
 
 
 @pytest.fixture(scope="module")
@@ -215,8 +215,36 @@ def test_calibration_takes_full_rows_from_the_front_only(tmp_path: Path) -> None
     short = json.dumps({"input_ids": json.loads(lines[3])["input_ids"][:9]})
     (tmp_path / "train.jsonl").write_text("\n".join([*lines[:3], short, *lines[4:]]) + "\n")
     train(recipe)
-    # 16 + 16 + 16 + 9 + 16 + 16 + 16 tokens reach 100; the pair with the short row and the odd one at the end drop out
-    assert read_start(tmp_path / "run")["calibration_tokens"] == 64
+    # seven full rows reach 100; the short one is passed over, the odd one at the end drops out
+    assert read_start(tmp_path / "run")["calibration_tokens"] == 96
+
+
+def layers_by_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Llama hand its layers more than the stream by position, as Gemma 4 does."""
+    called = LlamaDecoderLayer.__call__
+
+    def by_position(self: nn.Module, stream: Tensor, attention_mask: Any = None, **keywords: Any) -> Any:
+        return called(self, stream, attention_mask, **keywords)
+
+    monkeypatch.setattr(LlamaDecoderLayer, "__call__", by_position)
+
+
+def test_a_dry_run_refuses_a_teacher_that_the_start_can_t_follow_before_its_weights_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers_by_position(monkeypatch)
+    asked_for_weights: list[bool] = []
+
+    def resolve(source: str, *, weights: bool = True) -> Path:
+        asked_for_weights.append(weights)
+        return resolve_folder(source, weights=weights)
+
+    monkeypatch.setattr("lrc.verbs.train.resolve_folder", resolve)
+    with pytest.raises(ConfigError, match=r"by position\. Use start\.method=pca"):
+        train(tiny_recipe(tmp_path), dry_run=True)
+    assert asked_for_weights == [False]
+    for changes in ({"start__method": "pca"}, {"method": "only_kd"}):
+        train(tiny_recipe(tmp_path, **changes), dry_run=True)
 
 
 @pytest.mark.parametrize(
@@ -269,12 +297,8 @@ def test_a_start_that_can_t_follow_the_teacher_leaves_the_earlier_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(tiny_recipe(tmp_path, start__method="random", train__max_steps=2))
-    called = LlamaDecoderLayer.__call__
-
-    def by_position(self: nn.Module, stream: Tensor, attention_mask: Any = None, **keywords: Any) -> Any:
-        return called(self, stream, attention_mask, **keywords)
-
-    monkeypatch.setattr(LlamaDecoderLayer, "__call__", by_position)
+    layers_by_position(monkeypatch)
+    monkeypatch.setattr("lrc.verbs.train.check_start", lambda *_, **__: None)  # the walk itself refuses too
     monkeypatch.setattr("lrc.models.start.stream_sensitivity", lambda *_, **__: pytest.fail("the long part ran"))
     refuses_without_a_change(tmp_path, ConfigError, "layers called by position")
 
