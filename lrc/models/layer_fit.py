@@ -7,7 +7,7 @@ activations and `w` the inverse mean square of the teacher's stream, so each sta
 Corrections, of a student that has them: `C = argmin E w |C a - (what P.T o leaves over)|^2`, where `a` are the
 student's activations before the writer: more numbers than `o` has, so `C` reaches what no projection does.
 Where all weights of an MLP have corrections, passes of gradient steps then lower the same error (`models/tune.py`).
-In all a window's first token counts more than one row.
+In all a window's first token counts more than one row, but not for a gain behind a writer, one number a channel.
 """
 
 import math
@@ -313,8 +313,7 @@ class LayerFit:
         below = torch.zeros_like(above)
         for piece, after, before in zip(added, teacher_after, student, strict=True):
             normed = call_module(self.layer.twin, post_norm, {name: unit.to(dtype)}, piece.to(dtype)).float()
-            missing, scale = self._missing(after, before)
-            weight = (scale * importance(before))[..., None]
-            above += (normed * missing * weight).sum((0, 1))
-            below += (normed.square() * weight).sum((0, 1))
+            missing, weight = self._missing(after, before)
+            above += (normed * missing * weight[..., None]).sum((0, 1))
+            below += (normed.square() * weight[..., None]).sum((0, 1))
         gain.copy_(above / below.clamp_min(1e-30) - 1.0 + self.unit_gain)

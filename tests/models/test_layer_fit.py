@@ -206,8 +206,7 @@ def test_the_gain_behind_a_writer_is_a_weighted_least_squares_a_channel() -> Non
             written = torch.cat(found.inputs(found.student_calls, name))
             normed = written / (written.square().mean(1, keepdim=True) + eps).sqrt()
             missing, weights = (torch.cat(batches) for batches in found.missing(layer, position))
-            counts = first_tokens_ten_times(found.inputs(found.student_calls, name))  # as in all fits
-            root = (weights * torch.cat(counts)).sqrt()[:, None]
+            root = weights.sqrt()[:, None]
             gains = [
                 torch.linalg.lstsq(root * normed[:, [channel]], root * missing[:, [channel]]).solution.item()
                 for channel in range(16)
