@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from lrc.data.file_hash import file_sha256
@@ -104,7 +104,7 @@ def fetched_archive(archive: Wheel | Sdist, folder: Path, *, report: Report) -> 
 
 def _download(archive: Wheel | Sdist, scratch: Path, report: Report) -> Path:
     what = f"{archive.package} {archive.version}"
-    if find_spec("pip") is None:
+    if not _has_pip():
         raise LrcError(
             f"{what} is fetched with pip, which this environment lacks. Put it there: python -m ensurepip, or uv pip "
             f"install pip. {_by_hand(archive)}"
@@ -134,6 +134,10 @@ def _download(archive: Wheel | Sdist, scratch: Path, report: Report) -> Path:
     if process.returncode != 0 or not path.is_file():
         raise LrcError(f"pip could not fetch {what}: {_reason(log)} {_by_hand(archive)}")
     return path
+
+
+def _has_pip() -> bool:
+    return PathFinder.find_spec("pip") is not None  # past setuptools' finder, which warns when it is asked for pip
 
 
 def _pip_command(archive: Wheel | Sdist, folder: Path) -> list[str]:

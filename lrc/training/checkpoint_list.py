@@ -12,6 +12,8 @@ from lrc.models.set_aside import REPLACED, find_set_aside
 from lrc.training.checkpoint import STATE, read_state, remove_checkpoint
 from lrc.training.together import by_first, together
 
+BEGUN = "start.safetensors"
+"""The start's values, in the run's folder until the first checkpoint has them."""
 _NAME = re.compile(r"checkpoint-(\d+)$")
 _REPLACED_NAME = re.compile(rf"\.checkpoint-(\d+)\{REPLACED}$")
 
@@ -126,7 +128,8 @@ def _held_out_kl(path: Path) -> float | None:
 
 
 def rotate(folder: Path, keep: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one."""
+    """Delete all but the newest `keep` checkpoints and the best one, and the start that they now hold."""
+    (folder / BEGUN).unlink(missing_ok=True)
     if keep is not None:
         best = best_checkpoint(folder)
         for path in checkpoints(folder)[:-keep]:

@@ -79,9 +79,8 @@ def _sft(
     dtype = _dtype(recipe.sft.compute_dtype, inputs.stored, device)
     counts = ChatCounts()
     if state.is_main_process:
-        hold()
         launch = {"begun": begun, "processes": state.num_processes, "dtype": dtype_name(dtype)}
-        counts = _prepare_work(recipe, inputs, launch | {"overwrite": inputs.overwrite})
+        counts = _prepare_work(recipe, inputs, launch | {"overwrite": inputs.overwrite}, hold)
         _say_counts(counts, held_out_counts)
     state.wait_for_everyone()
     student, teacher = _load(recipe, inputs, device, dtype)
@@ -188,7 +187,7 @@ def _dtype(wanted: str, stored: dict[str, Any], device: torch.device) -> torch.d
     return choose_dtype(stored.get("dtype", wanted) if wanted == "auto" else wanted, device)
 
 
-def _prepare_work(recipe: Recipe, inputs: SftInputs, launch: dict[str, Any]) -> ChatCounts:
+def _prepare_work(recipe: Recipe, inputs: SftInputs, launch: dict[str, Any], hold: Callable[[], None]) -> ChatCounts:
     """Tokenise the chats, then make the work folder; of a resumed run, check that they and the settings are the same.
 
     Until all of that is well nothing but a temporary folder is written.
@@ -198,6 +197,7 @@ def _prepare_work(recipe: Recipe, inputs: SftInputs, launch: dict[str, Any]) -> 
         inputs: Checked.
         launch: What the next sitting takes over as it is: when the run began, processes, compute dtype, what it may
             replace.
+        hold: Keeps other runs out from then on.
     """
     stands = next(parent for parent in inputs.work.absolute().parents if parent.is_dir())
     with _named_disk_errors(inputs.work), tempfile.TemporaryDirectory(dir=stands, prefix=".sft-chats-") as scratch:
@@ -211,7 +211,8 @@ def _prepare_work(recipe: Recipe, inputs: SftInputs, launch: dict[str, Any]) -> 
         }
         if inputs.resume:
             _check_resume(inputs, facts)
-        else:
+        hold()
+        if not inputs.resume:
             shutil.rmtree(inputs.work, ignore_errors=True)
         inputs.work.mkdir(parents=True, exist_ok=True)
         write_beside(inputs.work / RUN_FACTS, json.dumps(facts | launch, indent=2) + "\n")

@@ -53,7 +53,7 @@ from lrc.training.run_folder import check_run_folder, only_run, prepare_folder
 from lrc.training.run_state import RunState
 from lrc.training.strategy import choose_strategy
 from lrc.training.together import by_first
-from lrc.verbs.kept_start import kept_or_new
+from lrc.verbs.kept_start import KeptStart
 from lrc.verbs.progress import bar_on_terminal, say
 from lrc.verbs.sources import locate_teacher
 from lrc.verbs.teacher_weights import check_teacher_weights, load_teacher
@@ -198,17 +198,19 @@ def _begin(
     overwrite: bool,
 ) -> StartReport | None:
     """On the first process: do what may refuse, then empty the run's folder, write to it, and return the start."""
-    (teacher, pair), folder = models, inputs.folder
-    goes_on = place.resume is not None
+    (teacher, pair), folder, goes_on = models, inputs.folder, place.resume is not None
     check_space(folder, pair, recipe.train, dense=plan_phases(recipe).dense, goes_on=goes_on)
     starts_later = trackers_need_folder(recipe.train)
     if not starts_later:
         start_trackers(accelerator, recipe.train)
     start = None
     if not goes_on:
-        start = kept_or_new(inputs.keep_start, pair, lambda: fill(pair, teacher, recipe, place.calibration))
+        kept = KeptStart(inputs.keep_start, folder, recipe, inputs.teacher_hash, place.calibration)
+        start = kept.fill(pair, lambda: fill(pair, teacher, recipe, place.calibration), reads=not overwrite)
     inputs.hold()
     prepare_folder(folder, recipe, goes_on=goes_on, overwrite=overwrite)
+    if start is not None:
+        kept.keep(pair, start)
     if starts_later:
         start_trackers(accelerator, recipe.train)
     return start
@@ -269,9 +271,8 @@ def _check(recipe: Recipe, *, resume: str | None, overwrite: bool) -> _Inputs:
     takes_liger(
         recipe.train.head_kernel, method_objective(recipe.method, recipe.objective), logit_softcap(config), device
     )
-    tokenizer = load_tokenizer(without_weights, trust_remote_code=recipe.trust_remote_code)
-    length, words = recipe.data.sequence_length, config.vocab_size
-    blocks = open_text(recipe.data.train, tokenizer, sequence_length=length, vocab_size=words)
+    tokenizer, words = load_tokenizer(without_weights, trust_remote_code=recipe.trust_remote_code), config.vocab_size
+    blocks = open_text(recipe.data.train, tokenizer, sequence_length=recipe.data.sequence_length, vocab_size=words)
     held_out = held_out_windows(recipe.data, tokenizer, vocab_size=words)
     teacher_folder = resolve_folder(teacher)  # now that all else is right: weights from the hub may take hours
     return _Inputs(

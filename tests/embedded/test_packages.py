@@ -123,6 +123,6 @@ def test_an_environment_without_pip_is_told_how_to_get_it(
     index: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wheel = make_wheel(index, {"carrier/data.bin": CONTENT})
-    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "_has_pip", lambda: False)
     with pytest.raises(LrcError, match=r"which this environment lacks.*uv pip install pip"):
         take_member(wheel, member_of(CONTENT), folder, report=print)

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 
 import lrc.verbs.kept_start as kept_module
 import lrc.verbs.train as module
+from lrc.config import Recipe
 from lrc.errors import CheckpointError
+from lrc.training.checkpoint_list import BEGUN
 from lrc.verbs.train import train
 from tests.tiny import tiny_recipe
 
@@ -61,6 +63,63 @@ def test_nothing_is_kept_unless_asked_for(tmp_path: Path, kept: Path) -> None:
     train(recipe)
     assert lines_of(tmp_path / "plain") == lines_of(tmp_path / "fresh")
     assert [path.name for path in tmp_path.rglob("*.safetensors") if "start" in path.name] == [kept.name]
+
+
+def cut_short(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> None:
+    """Kill a run between its start and its first step."""
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "run_loop", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe)
+
+
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_a_run_that_was_cut_short_before_its_first_checkpoint_keeps_its_start(
+    resume: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = train(tiny_recipe(tmp_path, run=str(tmp_path / "whole"), train__max_steps=2))
+    recipe = tiny_recipe(tmp_path, train__max_steps=2)
+    cut_short(monkeypatch, recipe)
+    assert (tmp_path / "run" / "train" / BEGUN).is_file()
+    monkeypatch.setattr(module, "fill", lambda *_: pytest.fail("the start was computed again"))
+    again = train(recipe, resume=resume)
+    assert "start: calibrated, as it was computed before this run was cut short" in capsys.readouterr().err
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (again, last))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours.keys() | theirs.keys())
+    assert lines_of(tmp_path / "run") == lines_of(tmp_path / "whole")
+    assert not (tmp_path / "run" / "train" / BEGUN).exists()
+
+
+@pytest.mark.parametrize("changes", [{"train__seed": 7}, {"start": {"tokens": 128}}, {"overwrite": True}, {}])
+def test_a_start_of_another_run_does_not_count(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_short(monkeypatch, tiny_recipe(tmp_path, train__max_steps=2))
+    if not changes:
+        (tmp_path / "run" / "train" / BEGUN).write_bytes(b"damaged")
+    overwrite = bool(changes.pop("overwrite", False))
+    filled: list[bool] = []
+    fill = module.fill
+
+    def noting(*arguments: Any) -> Any:
+        filled.append(True)
+        return fill(*arguments)
+
+    monkeypatch.setattr(module, "fill", noting)
+    train(tiny_recipe(tmp_path, train__max_steps=2, **changes), overwrite=overwrite)
+    assert filled == [True]
+
+
+def test_a_start_that_can_t_be_kept_is_said_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    recipe = tiny_recipe(tmp_path, train__max_steps=2)
+    monkeypatch.setattr(kept_module, "save_file", full)
+    train(recipe)
+    assert "note: the start is not kept" in capsys.readouterr().err
 
 
 def other_names(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
