@@ -174,7 +174,7 @@ def cell_recipe(cell: Cell, *, run: Path, teacher: str, texts: Mapping[str, Path
         f"train.save_steps={max(1, min(25, steps // 8))}",
         "train.save_total_limit=1",
         "train.log_steps=1",
-        "train.compile=true",
+        f"train.compile={str(entry.is_compiled).lower()}",
         f"train.seed={cell.seed}",
     )
     method = find_method(cell.method)

@@ -34,6 +34,8 @@ class TeacherEntry:
     """Token budget of the main table."""
     short: str = "60k"
     """Token budget of sweeps and of picking a learning rate."""
+    is_compiled: bool = True
+    """Whether layers run through torch.compile."""
 
     @property
     def measured_windows(self) -> int:
@@ -56,6 +58,7 @@ def teachers() -> dict[str, TeacherEntry]:
             measured_tokens=512,
             headline="16k",
             short="8k",
+            is_compiled=False,  # twenty seconds, to train for one
         ),
     }
 

@@ -202,6 +202,10 @@ def test_other_batches_take_as_many_windows_in_more_or_fewer_steps() -> None:
     assert (published.train.optimizer, published.train.batch_size) == ("adamw", 2)
 
 
+def test_layers_are_compiled_where_that_takes_less_than_it_saves() -> None:
+    assert [recipe_of(f"{name}/half/default/60k/seed0").train.compile for name in ("smollm2", "tiny")] == [True, False]
+
+
 def test_the_schedule_is_as_long_as_the_run() -> None:
     settings: TrainConfig = recipe_of("smollm2/half/default/250k/seed0").train
     assert settings.max_steps == 8 * settings.evaluate_steps  # type: ignore[operator]

@@ -21,7 +21,7 @@ from tests.tiny import teacher_folder, tiny_recipe, write_rows
 
 pytestmark = pytest.mark.slow
 
-STEPS, HALF = 20, 10
+STEPS, HALF = 12, 6
 ZERO = ("zero1", "zero2", "zero3") if importlib.util.find_spec("deepspeed") else ()
 STRATEGIES = ("ddp", "fsdp2", *ZERO)
 SHARDED = ("fsdp2", *ZERO[2:])
