@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import lrc
-from lrc.config import Recipe, recipe_to_dict
+from lrc.config import Recipe
 from lrc.models.checkpoint import versions
 from lrc.models.compute import choose_device, choose_dtype, dtype_name
 from lrc.models.folder import weights_hash
+from lrc.verbs.kept_start import start_settings
 
 SOURCES = ("clone", "data", "models", "verbs/train_start.py")
 """Folders and files of the package that a start's numbers follow from."""
@@ -31,14 +32,12 @@ def start_file(folder: Path, recipe: Recipe, *, teacher: Path, train_sha256: str
     """
     if recipe.start.method == "random" or recipe.method != "clone":
         return None
-    values = recipe_to_dict(recipe)
     device = choose_device(recipe.train.device)
     facts = {
-        **{key: values[key] for key in ("method", "student", "start", "teacher_weights")},
+        **start_settings(recipe),
         "teacher": weights_hash(teacher),
         "text": train_sha256,
         "sequence_length": recipe.data.sequence_length,
-        "seed": recipe.train.seed,
         "device": device.type,
         "compute_dtype": dtype_name(choose_dtype(recipe.train.compute_dtype, device)),
         "versions": versions(),

@@ -22,6 +22,7 @@ from lrc.models.compute import choose_device, choose_dtype
 from lrc.models.folder import resolve_folder
 from lrc.models.teacher import load_config, load_model, load_tokenizer
 from lrc.verbs.chat_columns import STREAMED, side_by_side
+from lrc.verbs.exit_code import INTERRUPTED
 from lrc.verbs.progress import say
 from lrc.verbs.sources import locate_teacher
 
@@ -92,7 +93,7 @@ def chat(
             _converse(states)
     except KeyboardInterrupt:
         print(flush=True)
-        return 0 if prompt is None else 130
+        return 0 if prompt is None else INTERRUPTED
     return 0
 
 

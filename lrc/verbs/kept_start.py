@@ -83,12 +83,11 @@ class KeptStart:
 
     def facts(self) -> dict[str, Any]:
         """Return what the start follows from: teacher, student, settings, seed, the very ids, and versions."""
-        values, ids = recipe_to_dict(self.recipe), hashlib.sha256()
+        ids = hashlib.sha256()
         for batch in self.calibration:
             ids.update(str(list(batch.shape)).encode() + batch.numpy().tobytes())
-        settings = {key: values[key] for key in ("method", "student", "start", "teacher_weights")}
-        own = {"teacher": self.teacher_hash, "ids": ids.hexdigest(), "seed": self.recipe.train.seed}
-        found: dict[str, Any] = json.loads(json.dumps(settings | own | {"versions": versions()}))
+        own = {"teacher": self.teacher_hash, "ids": ids.hexdigest(), "versions": versions()}
+        found: dict[str, Any] = json.loads(json.dumps(start_settings(self.recipe) | own))
         return found
 
     def _left(self, pair: PairModel) -> StartReport | None:
@@ -103,6 +102,13 @@ class KeptStart:
         if report is not None:
             say(f"start: {report.method}, as it was computed before this run was cut short")
         return report
+
+
+def start_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return what of a recipe its start follows from, beside the teacher and the text."""
+    values = recipe_to_dict(recipe)
+    settings = {key: values[key] for key in ("method", "student", "start", "teacher_weights")}
+    return {**settings, "seed": recipe.train.seed}
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from lrc.models.teacher import load_config, load_model
 from lrc.verbs.convert import convert
 from lrc.verbs.train import train
 from tests.models.composite_configs import COMPOSITES, random_composite
+from tests.models.own_code import OWN_CONFIG, OWN_MODEL
 from tests.tiny import tiny_recipe
 
 BLOCK = 4
@@ -103,21 +104,6 @@ def test_a_students_config_says_nothing_of_the_teachers_format() -> None:
     config = LlamaConfig(hidden_size=32, num_attention_heads=4, quantization_config=FP8)
     assert getattr(student_config(config, 16, tied=False), "quantization_config", None) is None
     assert config.quantization_config
-
-
-OWN_CONFIG = """
-from transformers import LlamaConfig
-
-class OwnConfig(LlamaConfig):
-    model_type = "own_of_the_test"
-"""
-OWN_MODEL = """
-from transformers import LlamaForCausalLM
-from .configuration_own import OwnConfig
-
-class OwnForCausalLM(LlamaForCausalLM):
-    config_class = OwnConfig
-"""
 
 
 def test_a_teachers_own_code_is_used_where_it_was_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,20 +14,8 @@ from lrc.verbs import train as train_module
 from lrc.verbs.prepare import prepare
 from lrc.verbs.train import train
 from tests.data.raw_sources import prepare_recipe, write_source
+from tests.models.own_code import OWN_CONFIG, OWN_MODEL
 
-OWN_CONFIG = """
-from transformers import LlamaConfig
-
-class OwnConfig(LlamaConfig):
-    model_type = "own_tokenizer_of_the_test"
-"""
-OWN_MODEL = """
-from transformers import LlamaForCausalLM
-from .configuration_own import OwnConfig
-
-class OwnForCausalLM(LlamaForCausalLM):
-    config_class = OwnConfig
-"""
 OWN_TOKENIZER = """
 from transformers import PreTrainedTokenizerFast
 
@@ -51,7 +39,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     (teacher / "modeling_own.py").write_text(OWN_MODEL)
     (teacher / "tokenization_own.py").write_text(OWN_TOKENIZER)
     auto_map = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
-    change(teacher / "config.json", model_type="own_tokenizer_of_the_test", auto_map=auto_map)
+    change(teacher / "config.json", model_type="own_of_the_test", auto_map=auto_map)
     own_class = {"AutoTokenizer": [None, "tokenization_own.OwnTokenizer"]}
     change(teacher / "tokenizer_config.json", tokenizer_class="OwnTokenizer", auto_map=own_class)
     return replace(recipe, trust_remote_code=True)
